@@ -1,0 +1,4 @@
+//! An ordinary Linux program that says hello.
+#![forbid(unsafe_code)]
+
+fn main() {}

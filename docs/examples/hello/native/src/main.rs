@@ -1,0 +1,4 @@
+//! A native partition's program that says hello.
+#![forbid(unsafe_code)]
+
+fn main() {}

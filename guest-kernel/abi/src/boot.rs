@@ -1,0 +1,270 @@
+//! `BootInfo`: what the VMM tells a Bulkhead kernel. Written by the VMM before the first
+//! instruction, read by the kernel, shown read-only to the initial program.
+//!
+//! The blob is [`BootInfo`] followed by its tables; each table is named by a byte offset from the
+//! start of the blob and a count. A reader checks every offset against [`BootInfo::size`] before
+//! it follows one: see [`BootInfoView`].
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First eight bytes of the blob: `BULKHEAD` in ASCII.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
+/// Version of this layout. A kernel refuses a version it does not know.
+pub const VERSION: u32 = 1;
+/// Upper bound of the whole blob, in bytes.
+pub const MAX_SIZE: u32 = 64 * 1024;
+
+/// The partition was granted `console`; [`BootInfo::console_mailbox`] is valid.
+pub const FLAG_CONSOLE: u64 = 1 << 0;
+/// The console is a terminal on the other side.
+pub const FLAG_CONSOLE_TTY: u64 = 1 << 1;
+/// The partition was granted `time`; [`BootInfo::wall_clock_ns`] is valid.
+pub const FLAG_TIME: u64 = 1 << 2;
+/// The partition was granted `entropy`; [`BootInfo::entropy_seed`] is valid.
+pub const FLAG_ENTROPY: u64 = 1 << 3;
+/// The personality is asked to name every unknown system call on the console's error stream.
+pub const FLAG_TRACE_SYSCALLS: u64 = 1 << 4;
+
+/// A range of guest-physical addresses, in bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PhysRange {
+    /// First guest-physical address.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Where a table of the blob lies.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Table {
+    /// Offset of the first entry from the start of the blob, in bytes.
+    pub offset: u32,
+    /// Number of entries; bytes for the string tables.
+    pub count: u32,
+}
+
+/// The head of the blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BootInfo {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// Bytes of the whole blob, tables included; at most [`MAX_SIZE`].
+    pub size: u32,
+    /// `FLAG_*` bits; unknown bits are zero.
+    pub flags: u64,
+    /// Frequency of the time stamp counter, in kHz; never zero.
+    pub tsc_khz: u64,
+    /// Wall-clock time when the VMM wrote the blob, in nanoseconds since 1970 UTC.
+    pub wall_clock_ns: u64,
+    /// Time stamp counter at the same moment.
+    pub wall_clock_tsc: u64,
+    /// Seed from the host's random source, fresh at every start.
+    pub entropy_seed: [u8; 32],
+    /// The blob itself, in whole 4 KiB pages.
+    pub boot_info: PhysRange,
+    /// The kernel image as loaded, its zero-initialised part included.
+    pub kernel: PhysRange,
+    /// The page tables that are active at entry.
+    pub page_tables: PhysRange,
+    /// The stack that is active at entry.
+    pub boot_stack: PhysRange,
+    /// Guest-physical address of the console mailbox page, see [`crate::machine::ConsoleMailbox`].
+    pub console_mailbox: u64,
+    /// Table of [`MemoryRegion`], ascending, without overlap.
+    pub regions: Table,
+    /// Table of [`Module`].
+    pub modules: Table,
+    /// Table of [`Device`].
+    pub devices: Table,
+    /// Arguments of the initial program: NUL-terminated strings, `count` in bytes.
+    pub args: Table,
+    /// Environment of the initial program: NUL-terminated `NAME=value`, `count` in bytes.
+    pub env: Table,
+}
+
+/// Memory the kernel may hand out: already zero.
+pub const REGION_UNTYPED: u32 = 1;
+/// Device memory that a [`Device`] of the blob uses.
+pub const REGION_DEVICE: u32 = 2;
+
+/// One entry of [`BootInfo::regions`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct MemoryRegion {
+    /// Where it lies; both ends on 4 KiB.
+    pub range: PhysRange,
+    /// `REGION_*`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// ELF image of the initial program: a native program or the Linux personality.
+pub const MODULE_PROGRAM: u32 = 1;
+/// Root filesystem of a Linux-ABI partition: a cpio archive in `newc` format.
+pub const MODULE_INITRAMFS: u32 = 2;
+
+/// One entry of [`BootInfo::modules`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Module {
+    /// The bytes, starting on 2 MiB; the rest of the last page is zero. No other range of the blob
+    /// shares a 2 MiB page with a module.
+    pub range: PhysRange,
+    /// `MODULE_*`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Device kind: virtio over MMIO, version 2 of the transport.
+pub const DEVICE_VIRTIO_MMIO: u32 = 1;
+
+/// One granted device.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Device {
+    /// Its register window.
+    pub registers: PhysRange,
+    /// `DEVICE_*`.
+    pub kind: u32,
+    /// Device type number of the virtio specification (2 block, 3 console, 4 entropy).
+    pub virtio_id: u32,
+    /// Interrupt vector at which the VMM delivers its interrupts.
+    pub vector: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Name from the manifest, NUL-padded UTF-8.
+    pub name: [u8; 32],
+}
+
+/// Why a blob was refused. The VMM is at fault in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootInfoError {
+    /// Shorter than its head, or `size` is outside its bounds.
+    Size,
+    /// The first bytes are not [`MAGIC`].
+    Magic,
+    /// Another version than [`VERSION`].
+    Version,
+    /// A table leaves the blob or is misaligned.
+    Table,
+    /// A range wraps round, or `tsc_khz` is zero.
+    Range,
+}
+
+/// A checked blob: every accessor is in bounds by construction.
+#[derive(Clone, Copy, Debug)]
+pub struct BootInfoView<'a> {
+    head: &'a BootInfo,
+    regions: &'a [MemoryRegion],
+    modules: &'a [Module],
+    devices: &'a [Device],
+    args: &'a [u8],
+    env: &'a [u8],
+}
+
+impl<'a> BootInfoView<'a> {
+    /// Checks `blob`, which may be longer than the `size` it names.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn parse(blob: &'a [u8]) -> Result<Self, BootInfoError> {
+        let (head, _) = BootInfo::ref_from_prefix(blob).map_err(|_| BootInfoError::Size)?;
+        if head.magic != MAGIC {
+            return Err(BootInfoError::Magic);
+        }
+        if head.version != VERSION {
+            return Err(BootInfoError::Version);
+        }
+        if head.size > MAX_SIZE || (head.size as usize) < size_of::<BootInfo>() {
+            return Err(BootInfoError::Size);
+        }
+        let blob = blob.get(..head.size as usize).ok_or(BootInfoError::Size)?;
+        let ranges = [
+            head.boot_info,
+            head.kernel,
+            head.page_tables,
+            head.boot_stack,
+        ];
+        if head.tsc_khz == 0 || ranges.iter().any(|r| r.start.checked_add(r.len).is_none()) {
+            return Err(BootInfoError::Range);
+        }
+        let view = Self {
+            head,
+            regions: table(blob, head.regions)?,
+            modules: table(blob, head.modules)?,
+            devices: table(blob, head.devices)?,
+            args: table(blob, head.args)?,
+            env: table(blob, head.env)?,
+        };
+        let mut ranges = (view.regions.iter().map(|r| r.range))
+            .chain(view.modules.iter().map(|m| m.range))
+            .chain(view.devices.iter().map(|d| d.registers));
+        if ranges.any(|r| r.start.checked_add(r.len).is_none()) {
+            return Err(BootInfoError::Range);
+        }
+        Ok(view)
+    }
+
+    /// The head of the blob.
+    pub fn head(&self) -> &'a BootInfo {
+        self.head
+    }
+    /// Memory, see [`MemoryRegion`].
+    pub fn regions(&self) -> &'a [MemoryRegion] {
+        self.regions
+    }
+    /// Modules, see [`Module`].
+    pub fn modules(&self) -> &'a [Module] {
+        self.modules
+    }
+    /// Granted devices, see [`Device`].
+    pub fn devices(&self) -> &'a [Device] {
+        self.devices
+    }
+    /// Arguments of the initial program, without their NULs.
+    pub fn args(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        strings(self.args)
+    }
+    /// Environment of the initial program, without the NULs.
+    pub fn env(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        strings(self.env)
+    }
+    /// True when all bits of `flag` are set.
+    pub fn has(&self, flag: u64) -> bool {
+        self.head.flags & flag == flag
+    }
+}
+
+fn table<T: FromBytes + Immutable + KnownLayout>(
+    blob: &[u8],
+    at: Table,
+) -> Result<&[T], BootInfoError> {
+    let tail = blob.get(at.offset as usize..).ok_or(BootInfoError::Table)?;
+    let (entries, _) = <[T]>::ref_from_prefix_with_elems(tail, at.count as usize)
+        .map_err(|_| BootInfoError::Table)?;
+    Ok(entries)
+}
+
+/// Splits a table of NUL-terminated strings.
+fn strings(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split_inclusive(|b| *b == 0)
+        .map(|s| s.strip_suffix(&[0]).unwrap_or(s))
+}

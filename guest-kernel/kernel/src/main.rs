@@ -1,0 +1,4 @@
+//! The capability microkernel.
+#![forbid(unsafe_code)]
+
+fn main() {}

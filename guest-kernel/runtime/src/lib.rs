@@ -1,0 +1,2 @@
+//! The user library of native programs.
+#![forbid(unsafe_code)]

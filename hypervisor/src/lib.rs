@@ -1,0 +1,2 @@
+//! The VMM: one process, one partition.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The VMM binary.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! What a person writes: system.toml and its checked form.
+#![forbid(unsafe_code)]

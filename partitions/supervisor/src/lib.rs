@@ -1,0 +1,2 @@
+//! Starts, watches and stops partitions.
+#![forbid(unsafe_code)]

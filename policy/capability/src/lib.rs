@@ -1,0 +1,2 @@
+//! The one model of a grant.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! End-to-end suites through the front door.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! Benchmarks, each beside a peer or the raw floor.
+#![forbid(unsafe_code)]
+
+fn main() {}

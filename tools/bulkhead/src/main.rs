@@ -1,0 +1,4 @@
+//! The command line of Bulkhead.
+#![forbid(unsafe_code)]
+
+fn main() {}
