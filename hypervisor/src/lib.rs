@@ -1,2 +1,3 @@
 //! The VMM: one process, one partition.
-#![forbid(unsafe_code)]
+
+pub mod devices;

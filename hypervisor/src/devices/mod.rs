@@ -1,0 +1,3 @@
+//! The devices of a partition.
+
+pub mod virtio;

@@ -1,0 +1,303 @@
+//! A split virtqueue (virtio 1.2, section 2.7) as devices use it: chains come out whole and
+//! checked, or not at all. Ring handling itself is rust-vmm's `virtio-queue`.
+//!
+//! Everything in a ring, a descriptor or an indirect table is the guest's allegation. A chain that
+//! breaks the format is an error rather than something to skip: the driver is broken or hostile,
+//! and its device stops until it is reset.
+
+use std::io;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+/// How a driver broke the queue format.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// A ring is out of order; for example its index jumps by more than the queue size.
+    #[error("the virtqueue is out of order: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// An available entry that cannot be read.
+    #[error("an available ring entry is unreadable")]
+    Unreadable,
+    /// The chain has no end: a loop, a next index out of range, an unreadable or nested table.
+    #[error("the descriptor chain at {head} does not end")]
+    Endless {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// More descriptors than the device's queue size.
+    #[error("the descriptor chain at {head} is longer than the queue")]
+    TooLong {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A buffer without a byte.
+    #[error("the descriptor chain at {head} holds an empty buffer")]
+    EmptyBuffer {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A readable buffer after a writable one (section 2.7.4.2).
+    #[error("the descriptor chain at {head} mixes readable and writable buffers")]
+    Order {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A buffer that is not guest memory.
+    #[error(
+        "the descriptor chain at {head} holds a buffer outside memory: {len} bytes at {address:#x}"
+    )]
+    OutsideMemory {
+        /// Index of its first descriptor.
+        head: u16,
+        /// Guest-physical address of the buffer.
+        address: u64,
+        /// Its length in bytes.
+        len: u32,
+    },
+}
+
+/// One virtqueue.
+#[derive(Debug)]
+pub struct Virtqueue {
+    queue: Queue,
+    /// Chains were returned since the last [`Self::take_notification`].
+    returned: bool,
+}
+
+impl Virtqueue {
+    /// A queue of at most `max_size` entries.
+    ///
+    /// # Errors
+    /// `max_size` is not a power of two up to 32,768.
+    pub fn new(max_size: u16) -> Result<Self, QueueError> {
+        Ok(Self {
+            queue: Queue::new(max_size)?,
+            returned: false,
+        })
+    }
+
+    /// The rings' addresses, size and positions; for the transport.
+    pub fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// As [`Self::ring`], to change them.
+    pub fn ring_mut(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    /// Back to what [`Self::new`] made.
+    pub fn reset(&mut self) {
+        self.queue.reset();
+        self.returned = false;
+    }
+
+    /// Takes the next available chain, checked in full. When there is none, the driver is asked to
+    /// notify the device of the next.
+    ///
+    /// # Errors
+    /// The driver broke the format.
+    pub fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Chain>, QueueError> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        let max_size = self.queue.max_size();
+        // Twice, because a chain may become available just before notifications are enabled.
+        for _ in 0..2 {
+            if let Some(chain) = self.queue.iter(memory)?.next() {
+                return Chain::collect(chain, max_size).map(Some);
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(None);
+            }
+        }
+        Err(QueueError::Unreadable)
+    }
+
+    /// Returns a chain into which `written` bytes were written.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn push(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chain: &Chain,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        self.queue.add_used(memory, chain.head, written)?;
+        self.returned = true;
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for the chains returned since the last call.
+    ///
+    /// # Errors
+    /// The available ring cannot be read.
+    pub fn take_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
+        if !std::mem::take(&mut self.returned) {
+            return Ok(false);
+        }
+        Ok(self.queue.needs_notification(memory)?)
+    }
+}
+
+/// A run of guest-physical memory, not empty, inside one or several regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    address: GuestAddress,
+    len: u32,
+}
+
+/// A descriptor chain: buffers the device reads, then buffers it writes, all of them in memory.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Buffers,
+    /// What the device may write.
+    pub writable: Buffers,
+}
+
+impl Chain {
+    fn collect(
+        mut descriptors: DescriptorChain<&GuestMemoryMmap>,
+        max_len: u16,
+    ) -> Result<Self, QueueError> {
+        let head = descriptors.head_index();
+        let mut chain = Self {
+            head,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+        };
+        let mut complete = false;
+        let mut count: u16 = 0;
+        while let Some(descriptor) = descriptors.next() {
+            if count == max_len {
+                return Err(QueueError::TooLong { head });
+            }
+            count += 1;
+            let span = Span {
+                address: descriptor.addr(),
+                len: descriptor.len(),
+            };
+            if span.len == 0 {
+                return Err(QueueError::EmptyBuffer { head });
+            }
+            let (buffers, access) = if descriptor.is_write_only() {
+                (&mut chain.writable, Permissions::Write)
+            } else if chain.writable.spans.is_empty() {
+                (&mut chain.readable, Permissions::Read)
+            } else {
+                return Err(QueueError::Order { head });
+            };
+            let memory = descriptors.memory();
+            if !memory.check_range(span.address, span.len as usize, access) {
+                return Err(QueueError::OutsideMemory {
+                    head,
+                    address: span.address.raw_value(),
+                    len: span.len,
+                });
+            }
+            buffers.spans.push(span);
+            complete = !descriptor.has_next();
+        }
+        // The iterator ends alike at the last descriptor and at one it cannot follow.
+        if complete {
+            Ok(chain)
+        } else {
+            Err(QueueError::Endless { head })
+        }
+    }
+}
+
+/// A sequence of buffers, addressed as if they were one.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers {
+    spans: Vec<Span>,
+}
+
+impl Buffers {
+    /// Bytes in all; a chain is shorter than 4 GiB (section 2.7.5.2).
+    pub fn len(&self) -> u64 {
+        self.spans.iter().map(|span| u64::from(span.len)).sum()
+    }
+
+    /// No buffers.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Copies bytes out, from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the buffers end before `data` is full.
+    pub fn read_at(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u64,
+        data: &mut [u8],
+    ) -> io::Result<()> {
+        let mut rest = data;
+        for slice in self.slices(memory, offset, rest.len() as u64)? {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(slice.len());
+            slice.copy_to(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in, from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the buffers end before `data` does.
+    pub fn write_at(&self, memory: &GuestMemoryMmap, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut rest = data;
+        for slice in self.slices(memory, offset, rest.len() as u64)? {
+            let (now, later) = rest.split_at(slice.len());
+            slice.copy_from(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The `len` bytes from `offset` on, as host memory.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the buffers end before that.
+    pub fn slices<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<Vec<VolatileSlice<'m>>> {
+        let mut slices = Vec::with_capacity(self.spans.len());
+        let mut skip = offset;
+        let mut rest = len;
+        for span in &self.spans {
+            if rest == 0 {
+                break;
+            }
+            let span_len = u64::from(span.len);
+            if skip >= span_len {
+                skip -= span_len;
+                continue;
+            }
+            let take = rest.min(span_len - skip);
+            let address = span.address.unchecked_add(skip);
+            let run = memory
+                .get_slices(address, take as usize, Permissions::ReadWrite)
+                .map_err(io::Error::other)?;
+            for slice in run {
+                slices.push(slice.map_err(io::Error::other)?);
+            }
+            rest -= take;
+            skip = 0;
+        }
+        if rest == 0 {
+            Ok(slices)
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+}
