@@ -1,0 +1,197 @@
+//! What is wrong with a manifest, where, and what to do about it.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Stable name of a kind of refusal. Scripts may match on it; it never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Code {
+    /// The text is not TOML.
+    Syntax,
+    /// The file is longer than [`crate::MAX_BYTES`] or is not UTF-8.
+    File,
+    /// A key that no table of this kind has.
+    UnknownKey,
+    /// A key that this kind of kernel does not have.
+    KeyNotForKernel,
+    /// A mandatory key is absent.
+    MissingKey,
+    /// A value of the wrong TOML type.
+    WrongType,
+    /// A name of a system or partition breaks the rules of names.
+    Name,
+    /// Two partitions of one name.
+    DuplicateName,
+    /// No partition at all.
+    NoPartition,
+    /// A kernel that does not exist.
+    Kernel,
+    /// Memory is no size, or out of bounds.
+    Memory,
+    /// The number of vCPUs is out of bounds.
+    Vcpus,
+    /// A capability that does not exist or is incomplete.
+    Grant,
+    /// One disk is granted twice.
+    DuplicateGrant,
+    /// A path on the host or in the library is malformed.
+    Path,
+    /// The target of a mount is not an absolute, plain path, or is reserved.
+    MountTarget,
+    /// Two mounts share a target, or one lies inside the other.
+    OverlappingMount,
+    /// The command, an argument or the environment is empty, malformed or too long.
+    Command,
+    /// `command` and `initrd` exclude each other.
+    Boot,
+}
+
+impl Code {
+    /// Every code, in the order of the documentation.
+    pub const ALL: [Self; 19] = [
+        Self::Syntax,
+        Self::File,
+        Self::UnknownKey,
+        Self::KeyNotForKernel,
+        Self::MissingKey,
+        Self::WrongType,
+        Self::Name,
+        Self::DuplicateName,
+        Self::NoPartition,
+        Self::Kernel,
+        Self::Memory,
+        Self::Vcpus,
+        Self::Grant,
+        Self::DuplicateGrant,
+        Self::Path,
+        Self::MountTarget,
+        Self::OverlappingMount,
+        Self::Command,
+        Self::Boot,
+    ];
+
+    /// The code as it is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Syntax => "manifest-syntax",
+            Self::File => "manifest-file",
+            Self::UnknownKey => "manifest-unknown-key",
+            Self::KeyNotForKernel => "manifest-key-not-for-kernel",
+            Self::MissingKey => "manifest-missing-key",
+            Self::WrongType => "manifest-wrong-type",
+            Self::Name => "manifest-name",
+            Self::DuplicateName => "manifest-duplicate-name",
+            Self::NoPartition => "manifest-no-partition",
+            Self::Kernel => "manifest-kernel",
+            Self::Memory => "manifest-memory",
+            Self::Vcpus => "manifest-vcpus",
+            Self::Grant => "manifest-grant",
+            Self::DuplicateGrant => "manifest-duplicate-grant",
+            Self::Path => "manifest-path",
+            Self::MountTarget => "manifest-mount-target",
+            Self::OverlappingMount => "manifest-overlapping-mount",
+            Self::Command => "manifest-command",
+            Self::Boot => "manifest-boot",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A place in the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes of the text.
+    pub span: Range<usize>,
+    /// Line of the first byte, from 1.
+    pub line: usize,
+    /// Character in that line, from 1.
+    pub column: usize,
+}
+
+impl Place {
+    /// Finds `span` in `text`; a span beyond the end means the end.
+    pub(crate) fn of(text: &str, span: Range<usize>) -> Self {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.matches('\n').count() + 1;
+        let column = before
+            .get(line_start..)
+            .map_or(0, |line| line.chars().count())
+            + 1;
+        Self { span, line, column }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// Its kind.
+    pub code: Code,
+    /// What is wrong, on what; lower case, no full stop, one line.
+    pub message: String,
+    /// What to do.
+    pub help: String,
+    /// Where, when it came from a file.
+    pub place: Option<Place>,
+}
+
+/// A manifest that was refused: at least one diagnostic, in the order of the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.summary())]
+pub struct Rejected {
+    /// Name of the file, where there is one.
+    pub file: Option<String>,
+    /// What is wrong with it.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Rejected {
+    /// `file:line:column: message` of one diagnostic.
+    pub fn locate(&self, diagnostic: &Diagnostic) -> String {
+        match (&self.file, &diagnostic.place) {
+            (Some(file), Some(place)) => {
+                format!(
+                    "{file}:{}:{}: {}",
+                    place.line, place.column, diagnostic.message
+                )
+            }
+            (Some(file), None) => format!("{file}: {}", diagnostic.message),
+            (None, _) => diagnostic.message.clone(),
+        }
+    }
+
+    fn summary(&self) -> String {
+        let lines: Vec<String> = self.diagnostics.iter().map(|d| self.locate(d)).collect();
+        lines.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_lines_and_characters_from_one() {
+        let text = "a = 1\nä = \"é\" # x\n\nb";
+        for (start, line, column) in [(0, 1, 1), (4, 1, 5), (6, 2, 1), (8, 2, 2), (20, 3, 1)] {
+            let place = Place::of(text, start..start);
+            assert_eq!((place.line, place.column), (line, column), "byte {start}");
+        }
+        // Inside a character, or beyond the end: no panic, the end of the text.
+        Place::of(text, 7..7);
+        assert_eq!(Place::of(text, 900..901).line, 4);
+    }
+
+    #[test]
+    fn codes_are_distinct() {
+        let mut codes = Code::ALL.map(Code::as_str).to_vec();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Code::ALL.len());
+    }
+}
