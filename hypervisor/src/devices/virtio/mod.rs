@@ -5,6 +5,8 @@
 //! MMIO bus and a [`subscriber::VirtioSubscriber`] into the event loop; it never calls a device.
 //! Devices know nothing of transports, interrupts' delivery or the event loop.
 
+pub mod blk;
+pub mod console;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
