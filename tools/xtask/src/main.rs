@@ -2,11 +2,14 @@
 //! chore is a room of its own.
 #![deny(unsafe_code)]
 
+mod build;
 mod failure;
 mod lab;
 mod process;
 mod repo;
 mod say;
+mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Install what the other chores need: Debian packages, Rust targets, the stock kernel
+    Setup,
+    /// Build everything that ships into target/bulkhead
+    Build,
+    /// Run every check: format, lints, licences, docs, tests of all tiers, fuzzing
+    Test {
+        #[command(flatten)]
+        options: test::Options,
+    },
+    /// Build, then run `bulkhead` with these arguments
+    Run {
+        /// What `bulkhead` gets
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENT"
+        )]
+        arguments: Vec<String>,
+    },
     /// Run a command in an emulated host that has real KVM
     Lab {
         #[command(flatten)]
@@ -49,6 +71,29 @@ fn main() -> ExitCode {
 
 fn run(chore: Chore, repo: &Repo) -> Result<i32> {
     match chore {
-        Chore::Lab { options, command } => lab::run_here(repo, &options, &command),
+        Chore::Setup => setup::run_all(repo).map(|()| 0),
+        Chore::Build => build::run_all(repo).map(|()| 0),
+        Chore::Test { options } => test::run_all(repo, &options),
+        Chore::Run { arguments } => {
+            build::run_all(repo)?;
+            bulkhead(repo, &arguments)
+        }
+        Chore::Lab { options, command } => {
+            if !options.no_build {
+                build::run_all(repo)?;
+            }
+            lab::run_here(repo, &options, &command)
+        }
     }
+}
+
+/// Becomes the built command: its streams, its signals and its status are ours.
+fn bulkhead(repo: &Repo, arguments: &[String]) -> Result<i32> {
+    use std::os::unix::process::CommandExt;
+    let program = repo.dist().join("bin/bulkhead");
+    let error = std::process::Command::new(&program).args(arguments).exec();
+    Err(failure::Failure::new(format!(
+        "cannot start {}: {error}",
+        program.display()
+    )))
 }

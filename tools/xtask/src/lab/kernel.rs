@@ -88,7 +88,8 @@ fn download(lab: &Path, cache: &Path) -> Result<()> {
     let done = (|| {
         let package = real_package()?;
         run(Command::new(require("apt-get", "apt")?)
-            .args(["-q", "-q", "download", &package])
+            .args(["-q", "-q", "-o", "APT::Sandbox::User=root", "download"])
+            .arg(&package)
             .current_dir(&fetch))?;
         let deb = fs::read_dir(&fetch)
             .at("list", &fetch)?

@@ -1,0 +1,136 @@
+//! `build`: everything that ships, laid out in `target/bulkhead/` as docs/process-model.md says.
+
+use std::fs;
+use std::path::Path;
+
+use crate::failure::{At, Result};
+use crate::lab::kernel::Kernel;
+use crate::process::{cargo, run, which};
+use crate::repo::{BARE, MUSL, Repo, in_ci};
+use crate::say::Say;
+use crate::setup;
+
+/// A program: its package, its binary, and its place in the tree.
+struct Program {
+    package: &'static str,
+    binary: &'static str,
+    place: &'static str,
+}
+
+const fn program(package: &'static str, binary: &'static str, place: &'static str) -> Program {
+    Program {
+        package,
+        binary,
+        place,
+    }
+}
+
+/// What runs on the host, or on a Linux kernel, or on the Linux personality.
+const HOSTED: [Program; 5] = [
+    program("bulkhead", "bulkhead", "bin/bulkhead"),
+    program(
+        "bulkhead-hypervisor",
+        "bulkhead-vmm",
+        "lib/bulkhead/bulkhead-vmm",
+    ),
+    program(
+        "bulkhead-guest-agent",
+        "guest-agent",
+        "lib/bulkhead/guest-agent",
+    ),
+    program(
+        "hello-linux-abi",
+        "hello-linux-abi",
+        "lib/bulkhead/examples/hello/linux-abi",
+    ),
+    program("bulkhead-bench", "bench", "bin/bulkhead-bench"),
+];
+
+/// What runs without an operating system below it.
+const BARE_METAL: [Program; 4] = [
+    program("bulkhead-kernel", "kernel", "lib/bulkhead/kernel"),
+    program(
+        "bulkhead-linux",
+        "linux-personality",
+        "lib/bulkhead/linux-personality",
+    ),
+    program("bulkhead-probe", "probe", "lib/bulkhead/probe"),
+    program(
+        "hello-native",
+        "hello-native",
+        "lib/bulkhead/examples/hello/native",
+    ),
+];
+
+/// Drivers that a Linux partition may need; which ones a kernel has built in is its business.
+const GUEST_MODULES: [&str; 5] = [
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_rng",
+];
+
+/// Builds and lays out.
+pub(crate) fn run_all(repo: &Repo) -> Result<()> {
+    let say = Say::new("build");
+    setup::compiler()?;
+    setup::targets(repo, &say)?;
+    for (target, programs) in [(MUSL, &HOSTED[..]), (BARE, &BARE_METAL[..])] {
+        say.step(&format!("programs for {target}"));
+        say.clear();
+        let mut command = cargo(repo.root());
+        command.args(["build", "--quiet", "--release", "--target", target]);
+        for program in programs {
+            command.args(["--package", program.package]);
+            command.args(["--bin", program.binary]);
+        }
+        run(&mut command)?;
+        for program in programs {
+            let built = repo.target().join(target).join("release");
+            place(
+                &built.join(program.binary),
+                &repo.dist().join(program.place),
+            )?;
+        }
+    }
+    linux(repo, &say)
+}
+
+/// The stock kernel and its modules, where Debian's packages can be had.
+fn linux(repo: &Repo, say: &Say) -> Result<()> {
+    if which("apt-get").is_none() && !in_ci() {
+        say.line("no apt-get: linux partitions and the lab have no kernel, see docs/lab.md");
+        return Ok(());
+    }
+    let kernel = Kernel::get(repo, say)?;
+    let dir = repo.dist().join("lib/bulkhead/linux");
+    place(&kernel.image, &dir.join("vmlinuz"))?;
+    let mut order = String::new();
+    for module in kernel.modules(&GUEST_MODULES)? {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        place(&module, &dir.join("modules").join(name.as_ref()))?;
+        order.push_str(&name);
+        order.push('\n');
+    }
+    let file = dir.join("modules/load-order");
+    if fs::read_to_string(&file).ok().as_ref() != Some(&order) {
+        fs::write(&file, order).at("write", &file)?;
+    }
+    Ok(())
+}
+
+/// Copies where the content differs: an unchanged file keeps its time, so the lab keeps its image.
+/// The copy replaces the name, never the bytes: the old file may be running.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).at("read", from)?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).at("create", dir)?;
+    }
+    let part = to.with_extension(format!("part.{}", std::process::id()));
+    fs::copy(from, &part).at("copy", from)?;
+    fs::rename(&part, to).at("create", to)
+}

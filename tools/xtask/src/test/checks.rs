@@ -1,0 +1,210 @@
+//! The checks that need no guest: format, lints, licences, documentation, tests of the host tier,
+//! Miri, fuzzing.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::libtest::Reader;
+use super::summary::Counts;
+use super::watch;
+use crate::failure::Result;
+use crate::process::{cargo, output, which};
+use crate::repo::{BARE, Repo, in_ci};
+use crate::say::Say;
+
+/// Bound on one check.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Bound on one fuzz target, its build included.
+const FUZZ_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// How long one fuzz target runs, in seconds.
+const FUZZ_SECONDS: u32 = 30;
+/// Packages without `unsafe` of their own making that Miri can run in reasonable time.
+const MIRI_PACKAGES: [&str; 2] = ["bulkhead-abi", "bulkhead-kernel-core"];
+/// Packages that build for [`BARE`] only.
+pub(crate) const BARE_PACKAGES: [&str; 5] = [
+    "bulkhead-kernel",
+    "bulkhead-runtime",
+    "bulkhead-linux",
+    "bulkhead-probe",
+    "hello-native",
+];
+
+/// One command, one check.
+fn check(command: &mut Command) -> Result<Counts> {
+    Ok(match watch::run(command, LIMIT, |_| ())? {
+        Some(status) if status.success() => Counts::passed(),
+        Some(status) => Counts::failed(status.to_string()),
+        None => Counts::failed(format!("took more than {} s", LIMIT.as_secs())),
+    })
+}
+
+/// One command that runs tests.
+pub(crate) fn tests(command: &mut Command, limit: Duration) -> Result<Counts> {
+    let mut reader = Reader::default();
+    let status = watch::run(command, limit, |line| reader.line(line))?;
+    let mut counts = reader.finish(status.is_some_and(|status| status.success()));
+    if status.is_none() {
+        let note = format!("took more than {} s", limit.as_secs());
+        counts.notes.push(note);
+    }
+    Ok(counts)
+}
+
+/// rustfmt.
+pub(crate) fn format(repo: &Repo) -> Result<Counts> {
+    check(cargo(repo.root()).args(["fmt", "--all", "--check"]))
+}
+
+/// clippy, for the host and for the guest, warnings denied.
+pub(crate) fn lints(repo: &Repo) -> Result<Counts> {
+    let deny = ["--", "-D", "warnings"];
+    let mut counts = check(
+        cargo(repo.root())
+            .args(["clippy", "--quiet", "--all-targets"])
+            .args(deny),
+    )?;
+    let mut guest = cargo(repo.root());
+    guest.args(["clippy", "--quiet", "--release", "--target", BARE]);
+    for package in BARE_PACKAGES {
+        guest.args(["--package", package]);
+    }
+    counts.add(check(guest.args(deny))?);
+    Ok(counts)
+}
+
+/// rustdoc, warnings denied.
+pub(crate) fn docs(repo: &Repo) -> Result<Counts> {
+    check(
+        cargo(repo.root())
+            .args(["doc", "--quiet", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-Dwarnings"),
+    )
+}
+
+/// Licences, bans and sources; advisories where their database can be fetched.
+pub(crate) fn dependencies(repo: &Repo, say: &Say) -> Result<Counts> {
+    if which("cargo-deny").is_none() && !cargo_has(repo, "deny") {
+        if !in_ci() {
+            return Ok(Counts::skipped(
+                "no cargo-deny: cargo install --locked cargo-deny",
+            ));
+        }
+        say.line("installing cargo-deny");
+        let mut install = cargo(repo.root());
+        let counts = check(install.args(["install", "--quiet", "--locked", "cargo-deny"]))?;
+        if counts.failed > 0 {
+            return Ok(Counts::skipped("cargo-deny cannot be installed here"));
+        }
+    }
+    let deny = |what: &[&str]| {
+        let mut command = cargo(repo.root());
+        command.args(["deny", "--log-level", "error"]).args(what);
+        command
+    };
+    let mut counts = check(&mut deny(&["check", "licenses", "bans", "sources"]))?;
+    counts.add(match output(&mut deny(&["fetch", "db"])) {
+        Ok(_) => check(&mut deny(&["check", "--disable-fetch", "advisories"]))?,
+        Err(_) => Counts::skipped("advisories: their database cannot be reached from here"),
+    });
+    Ok(counts)
+}
+
+fn cargo_has(repo: &Repo, subcommand: &str) -> bool {
+    output(cargo(repo.root()).args([subcommand, "--version"])).is_ok()
+}
+
+/// Unit and documentation tests that need no KVM, and benchmarks, which have to build.
+pub(crate) fn host(repo: &Repo, filter: Option<&str>) -> Result<Counts> {
+    let mut command = cargo(repo.root());
+    command.args([
+        "test",
+        "--quiet",
+        "--no-fail-fast",
+        "--lib",
+        "--bins",
+        "--tests",
+    ]);
+    command.args(filter).args(["--", "--show-output"]);
+    command.args(["--skip", "kvm::", "--skip", "lab::"]);
+    let mut counts = tests(&mut command, LIMIT)?;
+    let mut command = cargo(repo.root());
+    command.args(["test", "--no-fail-fast", "--doc"]);
+    counts.add(tests(command.args(filter), LIMIT)?);
+    if filter.is_none() {
+        counts.add(check(cargo(repo.root()).args([
+            "build",
+            "--quiet",
+            "--benches",
+        ]))?);
+    }
+    Ok(counts)
+}
+
+/// `rustup run nightly cargo`, free of what the outer cargo set for its own toolchain.
+fn nightly(repo: &Repo) -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "cargo"]);
+    command.current_dir(repo.root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let keep = ["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&text.as_ref());
+        if (text.starts_with("CARGO") || text.starts_with("RUST")) && !keep {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The kernel's logic under Miri.
+pub(crate) fn miri(repo: &Repo) -> Result<Counts> {
+    if output(nightly(repo).args(["miri", "--version"])).is_err() {
+        return Ok(Counts::skipped(
+            "no Miri: rustup toolchain install nightly --component miri,rust-src",
+        ));
+    }
+    let mut command = nightly(repo);
+    command.args(["miri", "test", "--no-fail-fast"]);
+    command.arg("--target-dir").arg(repo.target().join("miri"));
+    // Property tests shrink their case numbers: Miri is a hundred times slower.
+    command.env("PROPTEST_CASES", "8");
+    command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    for package in MIRI_PACKAGES {
+        command.args(["--package", package]);
+    }
+    tests(command.args(["--lib"]), LIMIT)
+}
+
+/// Every fuzz target for [`FUZZ_SECONDS`].
+pub(crate) fn fuzz(repo: &Repo, say: &Say) -> Result<Counts> {
+    if output(nightly(repo).arg("--version")).is_err() {
+        return Ok(Counts::skipped(
+            "no nightly compiler: rustup toolchain install nightly",
+        ));
+    }
+    if output(nightly(repo).args(["fuzz", "--version"])).is_err() {
+        if !in_ci() {
+            return Ok(Counts::skipped(
+                "no cargo-fuzz: cargo install --locked cargo-fuzz",
+            ));
+        }
+        say.line("installing cargo-fuzz");
+        let mut install = cargo(repo.root());
+        check(install.args(["install", "--quiet", "--locked", "cargo-fuzz"]))?;
+    }
+    let list = output(nightly(repo).args(["fuzz", "list", "--fuzz-dir", "tests/fuzz"]))?;
+    let mut counts = Counts::default();
+    for target in list.lines() {
+        say.line(&format!("fuzzing {target} for {FUZZ_SECONDS} s"));
+        let mut command = nightly(repo);
+        command.args(["fuzz", "run", "--fuzz-dir", "tests/fuzz"]);
+        command.arg("--target-dir").arg(repo.target().join("fuzz"));
+        command.args([target, "--", "-print_final_stats=1"]);
+        command.arg(format!("-max_total_time={FUZZ_SECONDS}"));
+        counts.add(match watch::run(&mut command, FUZZ_LIMIT, |_| ())? {
+            Some(status) if status.success() => Counts::passed(),
+            Some(status) => Counts::failed(format!("{target}: {status}")),
+            None => Counts::failed(format!("{target}: did not end")),
+        });
+    }
+    Ok(counts)
+}
