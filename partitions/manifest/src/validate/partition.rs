@@ -169,11 +169,17 @@ fn check_grants(draft: &PartitionDraft, base: &Path, refuse: &mut Sink<'_>) -> O
 /// Refuses keys that the partition's kernel does not take: they would do nothing.
 fn check_keys(draft: &PartitionDraft, kind: KernelKind, refuse: &mut Sink<'_>) {
     use KernelKind::{Linux, LinuxAbi, Native};
+    /// A key, where it was written if it was, and the kernels that take it.
+    type Key = (
+        &'static str,
+        Option<Option<Range<usize>>>,
+        &'static [KernelKind],
+    );
     fn span<T>(key: &Option<At<T>>) -> Option<Option<Range<usize>>> {
         key.as_ref().map(|at| at.span.clone())
     }
     let mounts = draft.mounts.first().map(|mount| mount.span.clone());
-    let keys: [(&str, Option<Option<Range<usize>>>, &[KernelKind]); 10] = [
+    let keys: [Key; 10] = [
         ("program", span(&draft.program), &[Native]),
         ("args", span(&draft.args), &[Native]),
         ("command", span(&draft.command), &[LinuxAbi, Linux]),
