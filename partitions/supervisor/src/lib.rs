@@ -1,2 +1,4 @@
 //! Starts, watches and stops partitions.
 #![forbid(unsafe_code)]
+
+pub mod host;
