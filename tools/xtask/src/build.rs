@@ -41,7 +41,7 @@ const HOSTED: [Program; 5] = [
     program(
         "hello-linux-abi",
         "hello-linux-abi",
-        "lib/bulkhead/examples/hello/linux-abi",
+        "lib/bulkhead/examples/hello-linux-abi",
     ),
     program("bulkhead-bench", "bench", "bin/bulkhead-bench"),
 ];
@@ -58,7 +58,7 @@ const BARE_METAL: [Program; 4] = [
     program(
         "hello-native",
         "hello-native",
-        "lib/bulkhead/examples/hello/native",
+        "lib/bulkhead/examples/hello-native",
     ),
 ];
 

@@ -10,7 +10,9 @@ mod repo;
 mod say;
 mod setup;
 mod test;
+mod up;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -47,6 +49,12 @@ enum Chore {
         )]
         arguments: Vec<String>,
     },
+    /// Build, then boot a system; partitions that this host's KVM cannot run go through the lab
+    Up {
+        /// The system
+        #[arg(default_value = up::HELLO)]
+        file: PathBuf,
+    },
     /// Run a command in an emulated host that has real KVM
     Lab {
         #[command(flatten)]
@@ -78,6 +86,7 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
             build::run_all(repo)?;
             bulkhead(repo, &arguments)
         }
+        Chore::Up { file } => up::run(repo, &file),
         Chore::Lab { options, command } => {
             if !options.no_build {
                 build::run_all(repo)?;

@@ -64,6 +64,16 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     )))
 }
 
+/// Runs it and returns its stdout, whatever its status.
+pub(crate) fn output_of_any_status(command: &mut Command) -> Result<String> {
+    command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .map_err(|error| Failure::new(format!("cannot start {}: {error}", shown(command))))
+}
+
 /// `cargo`, the one that runs us, at the repository's root.
 pub(crate) fn cargo(root: &Path) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
