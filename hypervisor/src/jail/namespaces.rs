@@ -1,0 +1,61 @@
+//! Namespaces and the empty root. Used by the jail alone.
+
+use std::fs;
+use std::io;
+
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
+use rustix::process::{chdir, getgid, getuid, pivot_root};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Directories one of which every Linux system has; an empty filesystem is mounted there, in a
+/// namespace nobody else sees, to become the root.
+const MOUNT_POINTS: [&str; 3] = ["/tmp", "/proc", "/dev"];
+
+/// Enters new mount, network, IPC and host-name namespaces; inside a new user namespace where the
+/// process is not privileged to create them.
+pub(super) fn enter() -> io::Result<()> {
+    let flags =
+        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if unshare(flags).is_ok() {
+        return Ok(());
+    }
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    unshare(flags | UnshareFlags::NEWUSER)?;
+    // The kernel lets an unprivileged process map its own ids, once it forgoes `setgroups`.
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: the flags name namespaces only: neither the descriptor table nor the address space
+    // stops being shared, which is what this call could do to code that relies on either.
+    Ok(unsafe { unshare_unsafe(flags) }?)
+}
+
+/// Makes an empty read-only filesystem the root, and lets go of the host's.
+pub(super) fn empty_root() -> io::Result<()> {
+    // Nothing that is mounted from here on reaches the host.
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = c"size=4k,nr_inodes=1,mode=0555";
+    let mut mounted = Err(rustix::io::Errno::NOENT);
+    for point in MOUNT_POINTS {
+        mounted = mount("bulkhead", point, "tmpfs", flags, options).and_then(|()| chdir(point));
+        if mounted.is_ok() {
+            break;
+        }
+    }
+    mounted?;
+    // With both names the same, the old root lies on top of the new one, and is unmounted from it
+    // (pivot_root(2), section Notes).
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    chdir("/")?;
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Users, capabilities and privileges. Used by the jail alone.
+
+use std::io;
+
+use rustix::process::{geteuid, getpid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+/// First of the user ids given to VMMs that start as root. The range up to the largest process id
+/// above it is assigned to nobody (systemd's "Users, Groups, UIDs and GIDs" calls it unused), so
+/// that each VMM has a user of its own as long as it lives.
+const FIRST_UID: u32 = 1_879_048_192;
+/// The overflow user, where the range is not mapped (in a container).
+const NOBODY: u32 = 65_534;
+
+/// No `execve` gives privileges from here on.
+pub(super) fn no_new_privileges() -> io::Result<()> {
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Changes from root to a user that owns nothing; nothing to do for others.
+pub(super) fn leave_root() -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let own = FIRST_UID.saturating_add(getpid().as_raw_nonzero().get().unsigned_abs());
+    become_user(own).or_else(|_| become_user(NOBODY))
+}
+
+fn become_user(id: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+/// Empties the bounding set, while that is still allowed: before [`leave_root`].
+pub(super) fn drop_bounding_set() {
+    for capability in CapabilitySet::all().iter() {
+        // Refused without CAP_SETPCAP, which a process that was never privileged does not have,
+        // and for capabilities this kernel does not know. With no new privileges, no `execve`
+        // could draw on the bounding set anyway.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+}
+
+/// Empties all other capability sets.
+pub(super) fn drop_capabilities() -> io::Result<()> {
+    clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?;
+    Ok(())
+}

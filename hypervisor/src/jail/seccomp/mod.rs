@@ -1,0 +1,66 @@
+//! The seccomp filters: for each kind of thread an allow-list of system calls; anything else kills
+//! the process (the supervisor sees `SIGSYS`). The lists, with the reason of every entry, are in
+//! [`rules`].
+
+pub mod rules;
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter,
+};
+
+use super::JailError;
+use rules::{Argument, RULES, Rule};
+
+/// Kinds of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// The main thread: devices' backends, the control socket.
+    EventLoop,
+    /// A vCPU: `KVM_RUN` and what its exits need.
+    Vcpu,
+}
+
+/// Locks the calling thread in; the threads it starts later as well.
+///
+/// # Errors
+/// The host has no seccomp.
+pub fn install(thread: Thread) -> Result<(), JailError> {
+    Ok(apply_filter(&compile(thread)?)?)
+}
+
+/// The filter of a kind of thread.
+///
+/// # Errors
+/// [`rules::RULES`] contradicts itself; tests keep that from happening.
+pub fn compile(thread: Thread) -> Result<BpfProgram, JailError> {
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for rule in RULES.iter().filter(|rule| rule.threads.contains(&thread)) {
+        let conditions = conditions(rule)?;
+        let entry = allowed.entry(rule.number).or_default();
+        for condition in conditions {
+            entry.push(SeccompRule::new(vec![condition])?);
+        }
+    }
+    let filter = SeccompFilter::new(
+        allowed,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    Ok(BpfProgram::try_from(filter)?)
+}
+
+fn conditions(rule: &Rule) -> Result<Vec<SeccompCondition>, BackendError> {
+    let Argument::OneOf { index, values } = rule.argument else {
+        return Ok(Vec::new());
+    };
+    values
+        .iter()
+        .map(|(_, value)| {
+            SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)
+        })
+        .collect()
+}
