@@ -1,2 +1,23 @@
-//! End-to-end suites through the front door.
+//! End-to-end suites through the front door: what every suite in `tests/tests/` shares.
+//!
+//! A suite is one promise. Its tests live in modules that say where they can run: `kvm` on any
+//! usable `/dev/kvm` (this host's, and the lab's), `lab` only where KVM runs guest kernel mode
+//! natively, which the lab always does. `cargo xtask test` selects by these names.
 #![forbid(unsafe_code)]
+// A suite that cannot go on says so by panicking: that is the report.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+pub mod bulkhead;
+pub mod guest;
+pub mod leftovers;
+pub mod scratch;
+
+/// Marks the test as skipped, with the reason that ends up in the summary. The caller returns.
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+}
+
+/// True inside `cargo xtask lab`.
+pub fn in_lab() -> bool {
+    std::env::var_os("LAB").is_some()
+}

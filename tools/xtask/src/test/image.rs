@@ -9,7 +9,7 @@ use crate::process::{output, require};
 use crate::repo::Repo;
 
 /// Mnemonics (objdump's, AT&T suffixes cut) that fail or silently do something else when KVM
-/// interprets them; a trailing `*` stands for any ending. Measured, see docs/hosts.md.
+/// interprets them; a trailing `*` stands for any ending. Measured on such a host.
 const FORBIDDEN: [&str; 36] = [
     "adcx",
     "adox",

@@ -1,0 +1,124 @@
+//! Counts what a command may leave behind: processes, sockets, temporary files, cgroups. Compare
+//! two censuses, one before and one after.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a killed process may take to disappear.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// One count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    things: BTreeSet<String>,
+}
+
+impl Census {
+    /// Counts now: processes by the program's name, and files and sockets with `bulkhead` in their
+    /// names in the places where programs leave them.
+    pub fn take() -> Self {
+        let mut things = BTreeSet::new();
+        processes(&mut things);
+        sockets(&mut things);
+        for dir in ["/tmp", "/var/tmp", "/run", "/dev/shm"] {
+            files(Path::new(dir), 3, &mut things);
+        }
+        for name in ["XDG_RUNTIME_DIR", "TMPDIR"] {
+            if let Some(dir) = std::env::var_os(name) {
+                files(Path::new(&dir), 3, &mut things);
+            }
+        }
+        files(Path::new("/sys/fs/cgroup"), 4, &mut things);
+        Self { things }
+    }
+
+    /// Demands that nothing is there that was not there at `self`'s time.
+    #[track_caller]
+    pub fn expect_nothing_new(&self) {
+        let end = Instant::now() + GRACE;
+        let mut new = self.new_things();
+        while !new.is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            new = self.new_things();
+        }
+        assert!(new.is_empty(), "left behind: {new:#?}");
+    }
+
+    fn new_things(&self) -> Vec<String> {
+        Self::take()
+            .things
+            .difference(&self.things)
+            .cloned()
+            .collect()
+    }
+}
+
+/// True for names that a test of ours made for itself.
+fn of_a_test(name: &str) -> bool {
+    name.contains("bulkhead-test-")
+}
+
+fn processes(things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        // A zombie has no `exe`: its parent is the one to blame, and still here.
+        if let Ok(exe) = fs::read_link(entry.path().join("exe")) {
+            let name = exe.file_name().unwrap_or_default().to_string_lossy();
+            let name = name.trim_end_matches(" (deleted)").to_owned();
+            if ["bulkhead", "bulkhead-vmm"].contains(&name.as_str()) {
+                let id = entry.file_name().to_string_lossy().into_owned();
+                things.insert(format!("process {id} {name}"));
+            }
+        }
+    }
+}
+
+fn sockets(things: &mut BTreeSet<String>) {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for path in table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7))
+    {
+        if path.contains("bulkhead") && !of_a_test(path) {
+            things.insert(format!("socket {path}"));
+        }
+    }
+}
+
+/// Everything named after us, at most `depth` directories down; what is in it comes with it.
+fn files(dir: &Path, depth: u32, things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry.path();
+        if name.contains("bulkhead") && !of_a_test(&name) {
+            things.insert(format!("file {}", path.display()));
+        }
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if depth > 0 && is_dir && !of_a_test(&name) {
+            files(&path, depth - 1, things);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_is_noticed() {
+        let before = Census::take();
+        before.expect_nothing_new();
+        let path = std::env::temp_dir().join(format!("bulkhead-census-{}", std::process::id()));
+        fs::write(&path, "").unwrap();
+        let new = before.new_things();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(new, [format!("file {}", path.display())]);
+    }
+}
