@@ -47,7 +47,7 @@ const HOSTED: [Program; 5] = [
 ];
 
 /// What runs without an operating system below it.
-const BARE_METAL: [Program; 4] = [
+const BARE_METAL: [Program; 5] = [
     program("bulkhead-kernel", "kernel", "lib/bulkhead/kernel"),
     program(
         "bulkhead-linux",
@@ -59,6 +59,11 @@ const BARE_METAL: [Program; 4] = [
         "hello-native",
         "hello-native",
         "lib/bulkhead/examples/hello-native",
+    ),
+    program(
+        "bulkhead-conformance",
+        "conformance",
+        "lib/bulkhead/tests/conformance",
     ),
 ];
 

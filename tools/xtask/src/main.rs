@@ -79,14 +79,24 @@ fn main() -> ExitCode {
 
 fn run(chore: Chore, repo: &Repo) -> Result<i32> {
     match chore {
-        Chore::Setup => setup::run_all(repo).map(|()| 0),
+        Chore::Setup => {
+            setup::run_all(repo)?;
+            eprintln!("setup: everything is there");
+            Ok(0)
+        }
         Chore::Build => build::run_all(repo).map(|()| 0),
-        Chore::Test { options } => test::run_all(repo, &options),
+        Chore::Test { options } => {
+            setup::try_all(repo);
+            test::run_all(repo, &options)
+        }
         Chore::Run { arguments } => {
             build::run_all(repo)?;
             bulkhead(repo, &arguments)
         }
-        Chore::Up { file } => up::run(repo, &file),
+        Chore::Up { file } => {
+            setup::try_all(repo);
+            up::run(repo, &file)
+        }
         Chore::Lab { options, command } => {
             if !options.no_build {
                 build::run_all(repo)?;

@@ -28,8 +28,15 @@ pub(crate) fn run_all(repo: &Repo) -> Result<()> {
     if which("apt-get").is_some() {
         Kernel::get(repo, &say)?;
     }
-    say.line("everything is there");
+    say.clear();
     Ok(())
+}
+
+/// [`run_all`] for chores that may do without: what is missing is said, and stops what needs it.
+pub(crate) fn try_all(repo: &Repo) {
+    if let Err(failure) = run_all(repo) {
+        Say::new("setup").line(&format!("NOT COMPLETE: {failure}"));
+    }
 }
 
 /// The Rust targets of rust-toolchain.toml: rustup adds them by itself unless it was told not to.
@@ -72,10 +79,16 @@ fn packages(say: &Say) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let install = installer(&missing);
-    let by_hand =
-        || Failure::new(format!("missing packages: {}", missing.join(" "))).remedy(shown(&install));
     let root = rustix::process::geteuid().is_root();
+    let install = installer(&missing);
+    let by_hand = || {
+        let command = shown(&install).replace(" -n ", " ");
+        let failure = Failure::new(format!("missing packages: {}", missing.join(" ")));
+        failure.remedy(match which("sudo") {
+            None if !root => format!("as root: {}", command.trim_start_matches("sudo ")),
+            _ => command,
+        })
+    };
     if !root && which("sudo").is_none() {
         return Err(by_hand());
     }

@@ -21,11 +21,12 @@ const FUZZ_SECONDS: u32 = 30;
 /// Packages without `unsafe` of their own making that Miri can run in reasonable time.
 const MIRI_PACKAGES: [&str; 2] = ["bulkhead-abi", "bulkhead-kernel-core"];
 /// Packages that build for [`BARE`] only.
-pub(crate) const BARE_PACKAGES: [&str; 5] = [
+pub(crate) const BARE_PACKAGES: [&str; 6] = [
     "bulkhead-kernel",
     "bulkhead-runtime",
     "bulkhead-linux",
     "bulkhead-probe",
+    "bulkhead-conformance",
     "hello-native",
 ];
 
