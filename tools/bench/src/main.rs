@@ -1,4 +1,88 @@
-//! Benchmarks, each beside a peer or the raw floor.
-#![forbid(unsafe_code)]
+//! Benchmarks, each beside a peer or the raw floor, measured in the same run.
+//!
+//! They print and never judge: no benchmark fails because of a time. docs/benchmarks.md says how to
+//! read them.
 
-fn main() {}
+mod boot;
+mod clock;
+mod report;
+mod stats;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Benchmarks of Bulkhead, each beside a peer or the raw floor.
+#[derive(Parser)]
+#[command(name = "bulkhead-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// From exec of the VMM to the first byte of the smallest guest, and of a native partition.
+    Boot {
+        /// The installed library directory; by default that of BULKHEAD_LIB or of this build.
+        #[arg(long)]
+        lib: Option<PathBuf>,
+        /// How often each subject is measured.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// How to print the result.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Format {
+    /// Tables for people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let Benchmark::Boot { lib, runs, format } = Arguments::parse().benchmark;
+    let library = lib.unwrap_or_else(default_library);
+    let report = match boot::run(&library, runs) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("bulkhead-bench: {error}");
+            return ExitCode::from(125);
+        }
+    };
+    let text = match format {
+        Format::Table => report.text(),
+        Format::Json => match serde_json::to_string_pretty(&report) {
+            Ok(json) => json + "\n",
+            Err(error) => {
+                eprintln!("bulkhead-bench: cannot print the result: {error}");
+                return ExitCode::from(125);
+            }
+        },
+    };
+    // A reader that went away has what it wanted.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// `BULKHEAD_LIB`, or `../lib/bulkhead` from this program when it is installed, else the tree's own.
+fn default_library() -> PathBuf {
+    if let Some(named) = std::env::var_os("BULKHEAD_LIB") {
+        return named.into();
+    }
+    let installed = std::env::current_exe()
+        .ok()
+        .and_then(|program| Some(program.parent()?.parent()?.join("lib/bulkhead")))
+        .filter(|library| library.is_dir());
+    installed.unwrap_or_else(|| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bulkhead/lib/bulkhead")
+    })
+}

@@ -1,0 +1,224 @@
+//! `boot`: how long from `exec` of the VMM to a guest that does something.
+//!
+//! Subjects are measured in turn, one of each a round, so that a busy moment of the machine hits all
+//! of them alike. The parent does as little as a supervisor can do: everything the VMM needs is open
+//! before the clock starts, and the clock starts right before the process is created.
+
+mod floor;
+mod launch;
+mod qemu;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bulkhead_machine::trace;
+use bulkhead_supervisor::host::{self, Installation};
+
+use crate::report::{Load, Phase, Report, Subject};
+use crate::stats::Stats;
+
+/// Rounds before the first that counts: they fill the page cache.
+const WARM_UP: u32 = 3;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The host refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the host answered.
+        source: std::io::Error,
+    },
+    /// KVM refused something.
+    #[error("kvm refused {call}: {source}")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// What KVM answered.
+        source: kvm_ioctls::Error,
+    },
+    /// A subject ended, or was ended, before its first byte.
+    #[error("{0} ended without a byte from its guest")]
+    Silent(String),
+    /// The VMM's trace cannot be understood.
+    #[error("the VMM wrote no usable trace; is it of this build? {0}")]
+    Trace(String),
+}
+
+impl Error {
+    fn io<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |source| Self::Io {
+            what,
+            source: source.into(),
+        }
+    }
+}
+
+/// The phases of a VMM's life in their order: the mark that ends each, and what it is to a reader.
+const PHASES: [(&str, &str); 10] = [
+    (trace::START, "process: exec to main"),
+    (trace::DESCRIPTION, "description: read, parse, check"),
+    (trace::VM, "VM: open and create"),
+    (trace::MEMORY, "memory: memfd and slots"),
+    (trace::LOAD, "load: kernel, modules, tables"),
+    (trace::DEVICES, "devices and interrupt routing"),
+    (trace::VCPU, "vCPU: create, CPUID, registers"),
+    (trace::JAIL, "jail: namespaces, Landlock, seccomp"),
+    (trace::RUN, "run: threads, message"),
+    (trace::FIRST_CONSOLE_BYTE, "guest: to its first byte"),
+];
+
+/// One boot under our VMM.
+struct TracedBoot {
+    /// Spawn to first byte as the parent saw it.
+    total_ns: u64,
+    /// When the clock started.
+    spawned_ns: u64,
+    /// The VMM's marks.
+    marks: BTreeMap<String, u64>,
+}
+
+/// A guest that our VMM boots.
+struct Bulkhead<'a> {
+    guest: launch::Guest,
+    library: &'a Path,
+    boots: Vec<TracedBoot>,
+}
+
+impl<'a> Bulkhead<'a> {
+    fn new(library: &'a Path, guest: launch::Guest) -> Self {
+        Self {
+            guest,
+            library,
+            boots: vec![],
+        }
+    }
+
+    fn measure(&mut self, counts: bool) -> Result<(), Error> {
+        let boot = launch::boot(self.library, self.guest)?;
+        if counts {
+            self.boots.push(boot);
+        }
+        Ok(())
+    }
+
+    fn totals(&self) -> Vec<u64> {
+        self.boots.iter().map(|boot| boot.total_ns).collect()
+    }
+
+    /// How long each phase took. Marks are taken in the order of time, whatever order the VMM works in.
+    fn phases(&self) -> Vec<Phase> {
+        let mut samples: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        let mut order: Vec<(u64, &str)> = vec![];
+        for boot in &self.boots {
+            let mut marks: Vec<_> = (boot.marks.iter())
+                .map(|(name, ns)| (*ns, name.as_str()))
+                .filter(|(_, name)| PHASES.iter().any(|(phase, _)| phase == name))
+                .collect();
+            marks.sort_unstable();
+            let mut before = boot.spawned_ns;
+            for (ns, name) in &marks {
+                samples
+                    .entry(name)
+                    .or_default()
+                    .push(ns.saturating_sub(before));
+                before = *ns;
+            }
+            let seen = (boot.spawned_ns + boot.total_ns).saturating_sub(before);
+            samples.entry("seen").or_default().push(seen);
+            order = marks;
+        }
+        let described = order
+            .iter()
+            .filter_map(|(_, name)| PHASES.iter().find(|(phase, _)| phase == name).copied());
+        described
+            .chain([("seen", "pipe: to the parent")])
+            .filter_map(|(id, what)| {
+                Some(Phase {
+                    id: id.to_owned(),
+                    what,
+                    stats: Stats::of(samples.get(id)?)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Measures everything `runs` times.
+pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
+    let load_before = Load::now();
+    let kvm = host::kvm_kind(&Installation::new(library));
+    let empty_process = floor::EmptyProcess::new()?;
+    let empty_vm = floor::EmptyVm::new()?;
+    let mut probe = Bulkhead::new(library, launch::Guest::Probe);
+    let mut native = Bulkhead::new(library, launch::Guest::Native);
+    let qemu = qemu::Qemu::find(library);
+    let (mut processes, mut vms, mut peers) = (vec![], vec![], vec![]);
+    for round in 0..WARM_UP + runs {
+        let counts = round >= WARM_UP;
+        let process = empty_process.measure()?;
+        let vm = empty_vm.measure()?;
+        probe.measure(counts)?;
+        native.measure(counts)?;
+        let peer = qemu.as_ref().map(qemu::Qemu::measure).transpose()?;
+        if counts {
+            processes.push(process);
+            vms.push(vm);
+            peers.extend(peer);
+        }
+    }
+    let subject = |id, what, samples: &[u64], phases| {
+        Stats::of(samples).map(|stats| Subject {
+            id,
+            what,
+            stats,
+            phases,
+        })
+    };
+    let subjects = [
+        subject(
+            "empty-process",
+            "exec and exit of an empty static process",
+            &processes,
+            vec![],
+        ),
+        subject(
+            "empty-vm",
+            "KVM VM in process: create, one exit, destroy",
+            &vms,
+            vec![],
+        ),
+        subject(
+            "probe",
+            "bulkhead-vmm, probe: exec to first byte",
+            &probe.totals(),
+            probe.phases(),
+        ),
+        subject(
+            "native",
+            "bulkhead-vmm, native partition: exec to first byte",
+            &native.totals(),
+            native.phases(),
+        ),
+        subject(
+            "qemu-microvm",
+            "QEMU microvm, the same probe: exec to first byte",
+            &peers,
+            vec![],
+        ),
+    ];
+    let mut warnings = Load::warnings(&load_before, &Load::now());
+    if qemu.is_none() {
+        warnings.push("no qemu-system-x86_64 in PATH: no peer beside us".into());
+    }
+    Ok(Report {
+        benchmark: "boot",
+        kvm,
+        runs,
+        subjects: subjects.into_iter().flatten().collect(),
+        warnings,
+    })
+}

@@ -1,0 +1,214 @@
+//! How a result looks: a table for people, the same as JSON for machines.
+
+use std::fmt::Write as _;
+
+use bulkhead_supervisor::host::KvmKind;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::stats::Stats;
+
+/// The subject every other is compared with.
+const BASE: &str = "probe";
+
+/// The result of one benchmark.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Its name.
+    pub(crate) benchmark: &'static str,
+    /// What kind of KVM it ran on: figures of different kinds cannot be compared.
+    pub(crate) kvm: KvmKind,
+    /// How often each subject was measured.
+    pub(crate) runs: u32,
+    /// What was measured.
+    pub(crate) subjects: Vec<Subject>,
+    /// Why the figures may mislead.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// One thing that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Subject {
+    /// Stable name.
+    pub(crate) id: &'static str,
+    /// What it is.
+    pub(crate) what: &'static str,
+    /// How long it took.
+    #[serde(flatten)]
+    pub(crate) stats: Stats,
+    /// Where that time went, where it is known.
+    pub(crate) phases: Vec<Phase>,
+}
+
+/// A part of a subject's time. Medians of parts do not add up to the median of the whole.
+#[derive(Debug, Serialize)]
+pub(crate) struct Phase {
+    /// Stable name: the mark of the VMM's trace that ends it.
+    pub(crate) id: String,
+    /// What it is.
+    #[serde(skip)]
+    pub(crate) what: &'static str,
+    /// How long it took.
+    #[serde(flatten)]
+    pub(crate) stats: Stats,
+}
+
+impl Report {
+    /// The tables.
+    pub(crate) fn text(&self) -> String {
+        let base = (self.subjects.iter())
+            .find(|subject| subject.id == BASE)
+            .map(|subject| subject.stats.median_us);
+        let rows = self.subjects.iter().map(|subject| {
+            let ratio = base.map_or(String::new(), |base| {
+                format!("{:.2}", subject.stats.median_us / base)
+            });
+            row(subject.what, &subject.stats, ratio)
+        });
+        let kind = match self.kvm {
+            KvmKind::Native => "native",
+            KvmKind::Interpreted => "interpreted by KVM",
+            KvmKind::Absent => "absent",
+            KvmKind::Unknown => "not measured",
+        };
+        let mut out = format!(
+            "{}: medians of {} rounds; guest kernel mode: {kind}\n\n{}\n",
+            self.benchmark,
+            self.runs,
+            table("subject", "to probe", rows)
+        );
+        for subject in self.subjects.iter().filter(|it| !it.phases.is_empty()) {
+            let whole = subject.stats.median_us;
+            let rows = subject.phases.iter().map(|phase| {
+                let share = format!("{:.0} %", 100.0 * phase.stats.median_us / whole);
+                row(phase.what, &phase.stats, share)
+            });
+            // Writing to a string cannot fail.
+            let _ = write!(
+                out,
+                "\n{}\n{}\n",
+                subject.what,
+                table("phase", "share", rows)
+            );
+        }
+        for warning in &self.warnings {
+            let _ = write!(out, "\nwarning: {warning}");
+        }
+        if !self.warnings.is_empty() {
+            out.push('\n');
+        }
+        out
+    }
+}
+
+fn row(what: &str, stats: &Stats, last: String) -> [String; 6] {
+    let us = |value: f64| format!("{value:.0}");
+    [
+        what.to_owned(),
+        us(stats.median_us),
+        us(stats.min_us),
+        us(stats.max_us),
+        us(stats.spread_us),
+        last,
+    ]
+}
+
+fn table(first: &str, last: &str, rows: impl Iterator<Item = [String; 6]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([first, "median us", "min", "max", "spread", last]);
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// How busy the machine is.
+pub(crate) struct Load {
+    /// Runnable tasks, averaged over a minute.
+    average: Option<f64>,
+}
+
+impl Load {
+    /// Reads it.
+    pub(crate) fn now() -> Self {
+        let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        Self {
+            average: text.split(' ').next().and_then(|first| first.parse().ok()),
+        }
+    }
+
+    /// What a reader has to know about the load before and after. The benchmark itself keeps about
+    /// one CPU busy.
+    pub(crate) fn warnings(before: &Self, after: &Self) -> Vec<String> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let busy = |when: &str, load: &Self, limit: f64| {
+            let average = load.average.filter(|average| *average > limit)?;
+            Some(format!(
+                "the machine was busy {when} the run: load {average:.2} on {cpus} CPUs; trust \
+                 ratios and minima"
+            ))
+        };
+        let warnings = [
+            busy("before", before, cpus * 0.25),
+            busy("after", after, cpus * 0.25 + 1.0),
+        ];
+        warnings.into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(median_us: f64) -> Stats {
+        Stats {
+            runs: 3,
+            median_us,
+            min_us: 1.0,
+            max_us: 2_000.0,
+            spread_us: 4.0,
+        }
+    }
+
+    #[test]
+    fn ratios_are_to_the_probe_and_shares_to_the_whole() {
+        let phase = Phase {
+            id: "vm".into(),
+            what: "VM",
+            stats: stats(500.0),
+        };
+        let subject = |id, median_us, phases| Subject {
+            id,
+            what: id,
+            stats: stats(median_us),
+            phases,
+        };
+        let report = Report {
+            benchmark: "boot",
+            kvm: KvmKind::Native,
+            runs: 3,
+            subjects: vec![
+                subject("probe", 2_000.0, vec![phase]),
+                subject("qemu-microvm", 21_000.0, vec![]),
+            ],
+            warnings: vec!["busy".into()],
+        };
+        let text = report.text();
+        for part in ["1.00", "10.50", "25 %", "native", "warning: busy\n"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_busy_machine_is_told() {
+        let load = |average| Load { average };
+        assert!(Load::warnings(&load(Some(0.0)), &load(Some(1.0))).is_empty());
+        assert!(Load::warnings(&load(None), &load(None)).is_empty());
+        assert_eq!(
+            Load::warnings(&load(Some(900.0)), &load(Some(900.0))).len(),
+            2
+        );
+    }
+}
