@@ -1,0 +1,41 @@
+//! Promise: a native partition boots Bulkhead's microkernel, the same image on every KVM, and runs
+//! its program.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+mod kvm {
+    use std::process::Command;
+
+    use bulkhead_tests::bulkhead::Bulkhead;
+    use bulkhead_tests::in_lab;
+    use bulkhead_tests::leftovers::Census;
+
+    fn sha256(path: &std::path::Path) -> String {
+        let output = Command::new("sha256sum").arg(path).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_same_kernel_image_runs_here_and_in_the_lab() {
+        let bulkhead = Bulkhead::built();
+        let hash = sha256(&bulkhead.library("kernel"));
+        // The lab is told the hash of the image that this machine's own suites ran.
+        match std::env::var("BULKHEAD_KERNEL_SHA256") {
+            Ok(expected) => assert_eq!(hash, expected),
+            Err(_) => assert!(!in_lab(), "the lab was not told which image to expect"),
+        }
+        let before = Census::take();
+        let program = bulkhead.library("examples/hello-native");
+        bulkhead
+            .run([
+                "run".as_ref(),
+                "--kernel".as_ref(),
+                "native".as_ref(),
+                "--".as_ref(),
+                program.as_os_str(),
+            ])
+            .expect_status(0)
+            .expect_stdout("hello");
+        before.expect_nothing_new();
+    }
+}
