@@ -12,6 +12,8 @@ pub mod mmio;
 pub mod queue;
 pub mod rng;
 pub mod subscriber;
+#[cfg(test)]
+mod testing;
 
 use std::os::fd::RawFd;
 

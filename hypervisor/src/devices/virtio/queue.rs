@@ -301,3 +301,108 @@ impl Buffers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn pop(rig: &mut Rig) -> Result<Option<Chain>, QueueError> {
+        rig.queues[0].pop(rig.memory)
+    }
+
+    #[test]
+    fn whole_chains_come_out() {
+        let mut rig = Rig::new(1);
+        rig.describe(0, 2, &[(DATA, 4, NEXT, 5)]);
+        rig.describe(0, 5, &[(DATA + 8, 4, NEXT | WRITE, 9)]);
+        rig.describe(0, 9, &[(DATA + 16, 100, WRITE, 0)]);
+        rig.offer(0, 2);
+        let chain = pop(&mut rig).unwrap().unwrap();
+        assert_eq!((chain.readable.len(), chain.writable.len()), (4, 104));
+        assert!(pop(&mut rig).unwrap().is_none());
+        rig.queues[0].push(rig.memory, &chain, 7).unwrap();
+        assert_eq!(rig.used(0), [(2, 7)]);
+        assert!(rig.queues[0].take_notification(rig.memory).unwrap());
+        assert!(!rig.queues[0].take_notification(rig.memory).unwrap());
+    }
+
+    #[test]
+    fn indirect_chains_come_out() {
+        let mut rig = Rig::new(1);
+        rig.describe(0, 0, &[(DATA, 32, INDIRECT, 0)]);
+        rig.describe_at(DATA, &[(DATA + 64, 4, NEXT, 1), (DATA + 128, 6, WRITE, 0)]);
+        rig.offer(0, 0);
+        let chain = pop(&mut rig).unwrap().unwrap();
+        assert_eq!((chain.readable.len(), chain.writable.len()), (4, 6));
+    }
+
+    #[test]
+    fn malformed_chains_are_errors() {
+        for (what, descriptors, table) in malformed_chains() {
+            let mut rig = Rig::new(1);
+            rig.describe(0, 0, &descriptors);
+            rig.describe_at(DATA, &table);
+            rig.offer(0, 0);
+            assert!(pop(&mut rig).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_head_behind_the_table_is_an_error() {
+        for head in [SIZE, u16::MAX] {
+            let mut rig = Rig::new(1);
+            rig.offer(0, head);
+            assert!(matches!(pop(&mut rig), Err(QueueError::Endless { .. })));
+        }
+    }
+
+    #[test]
+    fn an_index_that_jumps_is_an_error() {
+        for (index, fine) in [
+            (0, true),
+            (1, true),
+            (SIZE, true),
+            (SIZE + 1, false),
+            (u16::MAX, false),
+        ] {
+            let mut rig = Rig::new(1);
+            rig.describe(0, 0, &[(DATA, 4, 0, 0)]);
+            rig.set_avail_idx(0, index);
+            assert_eq!(pop(&mut rig).is_ok(), fine, "index {index}");
+        }
+    }
+
+    #[test]
+    fn a_stopped_queue_yields_nothing() {
+        let mut rig = Rig::new(1);
+        rig.describe(0, 0, &[(DATA, 4, 0, 0)]);
+        rig.offer(0, 0);
+        rig.queues[0].ring_mut().set_ready(false);
+        assert!(pop(&mut rig).unwrap().is_none());
+    }
+
+    #[test]
+    fn buffers_are_one_sequence_across_regions() {
+        let mut rig = Rig::new(1);
+        // The second buffer lies in both regions of memory.
+        rig.describe(
+            0,
+            0,
+            &[(DATA, 3, WRITE | NEXT, 1), (0x3_0000 - 2, 5, WRITE, 0)],
+        );
+        rig.offer(0, 0);
+        let buffers = pop(&mut rig).unwrap().unwrap().writable;
+        buffers
+            .write_at(rig.memory, 1, &[1, 2, 3, 4, 5, 6])
+            .unwrap();
+        assert_eq!(rig.bytes(DATA, 3), [0, 1, 2]);
+        assert_eq!(rig.bytes(0x3_0000 - 2, 6), [3, 4, 5, 6, 0, 0]);
+        let mut back = [0; 5];
+        buffers.read_at(rig.memory, 2, &mut back).unwrap();
+        assert_eq!(back, [2, 3, 4, 5, 6]);
+        assert!(buffers.write_at(rig.memory, 3, &[0; 6]).is_err());
+        assert!(buffers.slices(rig.memory, 8, 1).is_err());
+        assert!(buffers.slices(rig.memory, 8, 0).unwrap().is_empty());
+    }
+}

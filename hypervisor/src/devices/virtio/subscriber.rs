@@ -117,3 +117,116 @@ impl MutEventSubscriber for VirtioSubscriber {
         self.update(ops);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write, pipe};
+
+    use event_manager::{EventManager, SubscriberOps};
+
+    use super::super::console::Console;
+    use super::super::mmio::testing::bring_up;
+    use super::super::testing::*;
+    use super::*;
+
+    const RECEIVE: usize = 0;
+    const TRANSMIT: usize = 1;
+
+    fn start(device: Console, rig: &Rig) -> (EventManager<VirtioSubscriber>, Arc<MmioTransport>) {
+        let transport = Arc::new(MmioTransport::new(Box::new(device), rig.memory.clone()).unwrap());
+        let mut manager = EventManager::new().unwrap();
+        manager.add_subscriber(VirtioSubscriber::new(transport.clone()));
+        bring_up(&transport, 2);
+        (manager, transport)
+    }
+
+    /// Lets the loop run until nothing happens; the number of events.
+    fn settle(manager: &mut EventManager<VirtioSubscriber>) -> usize {
+        let mut total = 0;
+        for _ in 0..1000 {
+            match manager.run_with_timeout(0).unwrap() {
+                0 => return total,
+                count => total += count,
+            }
+        }
+        panic!("the loop does not come to rest");
+    }
+
+    #[test]
+    fn a_console_lives_in_the_loop() {
+        let (input, mut typed) = pipe().unwrap();
+        let (mut seen, output) = pipe().unwrap();
+        let rig = Rig::new(2);
+        let console = Console::new(Some(input.into()), output.into(), false);
+        let (mut manager, transport) = start(console, &rig);
+        settle(&mut manager);
+
+        typed.write_all(b"in").unwrap();
+        assert_eq!(
+            settle(&mut manager),
+            0,
+            "no buffer, so the loop does not look"
+        );
+        rig.describe(RECEIVE, 0, &[(DATA, 5, WRITE, 0)]);
+        rig.offer(RECEIVE, 0);
+        transport.signal(RECEIVE);
+        settle(&mut manager);
+        assert_eq!(rig.used(RECEIVE), [(0, 2)]);
+
+        rig.fill(DATA + 0x1000, &[7; 0xf000]);
+        rig.describe(TRANSMIT, 0, &[(DATA + 0x1000, 0xf000, 0, 0)]);
+        for _ in 0..3 {
+            rig.offer(TRANSMIT, 0);
+        }
+        transport.signal(TRANSMIT);
+        settle(&mut manager);
+        assert_eq!(rig.used(TRANSMIT).len(), 1, "the pipe is full");
+        let mut got = 0;
+        while got < 3 * 0xf000 {
+            got += seen.read(&mut [0; 8192]).unwrap();
+            settle(&mut manager);
+        }
+        assert_eq!(rig.used(TRANSMIT).len(), 3);
+
+        drop(typed);
+        rig.offer(RECEIVE, 0);
+        transport.signal(RECEIVE);
+        settle(&mut manager);
+        assert_eq!(rig.used(RECEIVE).len(), 1, "the end of input is no input");
+    }
+
+    #[test]
+    fn a_reset_device_is_not_looked_at() {
+        let (input, mut typed) = pipe().unwrap();
+        let (_seen, output) = pipe().unwrap();
+        let rig = Rig::new(2);
+        let console = Console::new(Some(input.into()), output.into(), false);
+        let (mut manager, transport) = start(console, &rig);
+        rig.describe(RECEIVE, 0, &[(DATA, 5, WRITE, 0)]);
+        rig.offer(RECEIVE, 0);
+        settle(&mut manager);
+        assert_eq!(transport.interests().len(), 1);
+        transport.write(0x70, &0u32.to_le_bytes());
+        settle(&mut manager);
+        typed.write_all(b"in").unwrap();
+        assert_eq!(settle(&mut manager), 0);
+    }
+
+    #[test]
+    fn what_epoll_cannot_watch_is_always_ready() {
+        let mut input = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+        input.write_all(b"0123456789").unwrap();
+        std::io::Seek::rewind(&mut input).unwrap();
+        let output = File::options().write(true).open("/dev/null").unwrap();
+        let rig = Rig::new(2);
+        let console = Console::new(Some(input.into()), output.into(), false);
+        let (mut manager, _transport) = start(console, &rig);
+        rig.describe(RECEIVE, 0, &[(DATA, 4, WRITE, 0)]);
+        for _ in 0..4 {
+            rig.offer(RECEIVE, 0);
+        }
+        settle(&mut manager);
+        assert_eq!(rig.used(RECEIVE), [(0, 4), (0, 4), (0, 2)]);
+    }
+}

@@ -89,7 +89,7 @@ impl Disk {
         if bytes == 0 {
             return Err(DiskError::Empty { name: name.into() });
         }
-        if bytes % SECTOR_BYTES != 0 {
+        if !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(DiskError::Unaligned {
                 name: name.into(),
                 bytes,

@@ -86,7 +86,7 @@ pub(super) fn parse(
 }
 
 fn in_range(sector: u64, len: u64, limits: Limits) -> Result<(), u8> {
-    let fits = len % SECTOR_BYTES == 0
+    let fits = len.is_multiple_of(SECTOR_BYTES)
         && len <= MAX_REQUEST_BYTES
         && sector
             .checked_add(len / SECTOR_BYTES)
@@ -95,5 +95,44 @@ fn in_range(sector: u64, len: u64, limits: Limits) -> Result<(), u8> {
         Ok(())
     } else {
         Err(VIRTIO_BLK_S_IOERR as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_end_at_the_disk_and_at_the_cap() {
+        let small = Limits {
+            sectors: 4,
+            read_only: false,
+        };
+        let large = Limits {
+            sectors: 1 << 40,
+            read_only: false,
+        };
+        let cap = MAX_REQUEST_BYTES;
+        for (sector, len, limits, fits) in [
+            (0, 512, small, true),
+            (0, 2048, small, true),
+            (3, 512, small, true),
+            (0, 2560, small, false),
+            (4, 512, small, false),
+            (0, 0, small, false),
+            (0, 1, small, false),
+            (0, 511, small, false),
+            (u64::MAX, 512, small, false),
+            ((1 << 40) - 1, 512, large, true),
+            (1 << 40, 512, large, false),
+            (0, cap, large, true),
+            (0, cap + 512, large, false),
+        ] {
+            assert_eq!(
+                in_range(sector, len, limits).is_ok(),
+                fits,
+                "{len} bytes at {sector}"
+            );
+        }
     }
 }

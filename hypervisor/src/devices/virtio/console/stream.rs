@@ -82,7 +82,7 @@ impl Stream {
         ready: PollFlags,
         act: impl Fn(&OwnedFd, &mut VolatileSlice<'_>) -> Result<usize, VolatileMemoryError>,
     ) -> Moved {
-        let mut part = slice.clone();
+        let mut part = *slice;
         if !self.nonblocking {
             if !self.is_ready(ready) {
                 return Moved::WouldBlock;

@@ -76,3 +76,58 @@ impl VirtioDevice for Entropy {
 
     fn reset(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn buffers_are_filled_to_the_cap() {
+        let mut rig = Rig::new(1);
+        rig.describe(
+            0,
+            0,
+            &[(DATA, 64, WRITE, 0), (DATA + 0x1000, 0x8000, WRITE, 0)],
+        );
+        rig.offer(0, 0);
+        rig.offer(0, 1);
+        let mut device = Entropy::new();
+        assert_eq!(
+            device.process_queue(0, &mut rig.io()).unwrap(),
+            Progress::Idle
+        );
+        assert_eq!(rig.used(0), [(0, 64), (1, MAX_REQUEST_BYTES as u32)]);
+        assert!(rig.bytes(DATA, 64).iter().any(|byte| *byte != 0));
+        let cap = DATA + 0x1000 + MAX_REQUEST_BYTES;
+        assert!(rig.bytes(cap - 64, 64).iter().any(|byte| *byte != 0));
+        assert!(
+            rig.bytes(cap, 64).iter().all(|byte| *byte == 0),
+            "nothing behind the cap"
+        );
+    }
+
+    #[test]
+    fn a_request_without_room_is_an_error() {
+        let mut rig = Rig::new(1);
+        rig.describe(0, 0, &[(DATA, 64, 0, 0)]);
+        rig.offer(0, 0);
+        assert!(Entropy::new().process_queue(0, &mut rig.io()).is_err());
+        assert_eq!(rig.used(0), []);
+    }
+
+    #[test]
+    fn malformed_chains_stop_the_device() {
+        for (what, descriptors, table) in malformed_chains() {
+            let mut rig = Rig::new(1);
+            rig.describe(0, 0, &descriptors);
+            rig.describe_at(DATA, &table);
+            rig.offer(0, 0);
+            assert!(
+                Entropy::new().process_queue(0, &mut rig.io()).is_err(),
+                "{what}"
+            );
+            assert_eq!(rig.used(0), [], "{what}");
+        }
+    }
+}
