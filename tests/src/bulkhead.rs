@@ -32,8 +32,18 @@ impl Bulkhead {
             "{} has no bulkhead: run cargo xtask build",
             dist.display()
         );
-        let env = Vec::new();
+        Self::at(dist)
+    }
+
+    /// Another tree of the same shape.
+    pub fn at(dist: impl Into<PathBuf>) -> Self {
+        let (dist, env) = (dist.into(), Vec::new());
         Self { dist, env }
+    }
+
+    /// The command itself.
+    pub fn program(&self) -> PathBuf {
+        self.dist.join("bin/bulkhead")
     }
 
     /// With a variable in the environment of everything it runs.
@@ -50,7 +60,7 @@ impl Bulkhead {
 
     /// `bulkhead` with these arguments, not yet started.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(self.dist.join("bin/bulkhead"));
+        let mut command = Command::new(self.program());
         command.args(args).stdin(Stdio::null());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command

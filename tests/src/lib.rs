@@ -10,6 +10,7 @@
 pub mod bulkhead;
 pub mod guest;
 pub mod leftovers;
+pub mod library;
 pub mod scratch;
 
 /// Marks the test as skipped, with the reason that ends up in the summary. The caller returns.
