@@ -13,6 +13,11 @@ pub const RESTRICTED_END: u64 = 0x7000_0000_0000;
 pub const PROGRAM_BASE: u64 = 0x7000_0000_0000;
 /// Where the kernel maps the `BootInfo` blob, read-only, in the initial program.
 pub const PROGRAM_BOOT_INFO: u64 = 0x7f00_0000_0000;
+/// Top of the first thread's stack: the end of the 2 MiB that begin with the `BootInfo`. What lies
+/// between blob and stack is not mapped.
+pub const PROGRAM_STACK_TOP: u64 = PROGRAM_BOOT_INFO + LARGE_PAGE_SIZE;
+/// Bytes of that stack.
+pub const PROGRAM_STACK_BYTES: u64 = 128 * 1024;
 /// Where the kernel maps module n, read-only: `PROGRAM_MODULES + n * PROGRAM_MODULE_STRIDE`.
 pub const PROGRAM_MODULES: u64 = 0x7f10_0000_0000;
 /// Distance between two modules' mappings, in bytes.

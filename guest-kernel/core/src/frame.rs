@@ -1,0 +1,142 @@
+//! A thread's registers as the trap entry of `guest-kernel/kernel` stores them.
+//!
+//! The layout is known to its assembly (`arch/x86_64/entry.s`): the entry pushes into this struct
+//! from its end downwards, so the order of the fields is the reverse of the order of the pushes.
+
+/// Selector of 64-bit user code, with its requested privilege level 3.
+pub const USER_CODE: u64 = 0x23;
+/// Selector of user data and stack, with its requested privilege level 3.
+pub const USER_DATA: u64 = 0x1b;
+
+/// RFLAGS bits that a user program may choose: CF PF AF ZF SF TF DF OF AC ID.
+const USER_FLAGS: u64 = 0x24_0dd5;
+/// RFLAGS bits that are always set in user mode: bit 1, and IF.
+const FIXED_FLAGS: u64 = 0x202;
+
+/// Length of the `syscall` instruction in bytes.
+const SYSCALL_LEN: u64 = 2;
+
+/// RFLAGS for user mode made of what the user asked for and what it may not choose.
+#[must_use]
+pub const fn user_flags(wanted: u64) -> u64 {
+    wanted & USER_FLAGS | FIXED_FLAGS
+}
+
+/// Everything the CPU and the entry code save of an interrupted program.
+///
+/// Aligned to 16 because the CPU aligns the stack pointer so before it pushes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+#[allow(
+    missing_docs,
+    reason = "registers are named as the architecture names them"
+)]
+pub struct Frame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    /// Interrupt vector of the last entry, or [`Frame::SYSCALL`].
+    pub vector: u64,
+    /// Error code pushed by the CPU, zero where it pushes none.
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+impl Frame {
+    /// An empty frame, good for static tables.
+    pub const ZERO: Self = Self {
+        r15: 0,
+        r14: 0,
+        r13: 0,
+        r12: 0,
+        r11: 0,
+        r10: 0,
+        r9: 0,
+        r8: 0,
+        rbp: 0,
+        rdi: 0,
+        rsi: 0,
+        rdx: 0,
+        rcx: 0,
+        rbx: 0,
+        rax: 0,
+        vector: 0,
+        error_code: 0,
+        rip: 0,
+        cs: 0,
+        rflags: 0,
+        rsp: 0,
+        ss: 0,
+    };
+
+    /// [`Frame::vector`] of an entry through `syscall`, which has no interrupt vector.
+    pub const SYSCALL: u64 = 0x100;
+
+    /// The first registers of a thread: everything zero but these.
+    #[must_use]
+    pub const fn start(entry: u64, stack: u64, argument: u64) -> Self {
+        Self {
+            rip: entry,
+            rsp: stack,
+            rdi: argument,
+            cs: USER_CODE,
+            ss: USER_DATA,
+            rflags: user_flags(0),
+            ..Self::ZERO
+        }
+    }
+
+    /// Completes a `syscall` that arrived as a fault on its target (see `arch/x86_64/trap.rs`):
+    /// the instruction left the return address in `rcx` and the flags in `r11`.
+    pub fn finish_syscall(&mut self) {
+        self.rip = self.rcx;
+        self.rflags = user_flags(self.r11);
+    }
+
+    /// Steps back so that the thread executes its `syscall` again.
+    pub fn restart_syscall(&mut self) {
+        self.rip = self.rip.wrapping_sub(SYSCALL_LEN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_never_grant_privilege() {
+        for bit in 0..64 {
+            let flags = user_flags(1 << bit);
+            assert_eq!(flags & 0x202, 0x202, "IF and bit 1 stay set");
+            assert_eq!(flags & 0x3000, 0, "IOPL stays 0");
+            assert_eq!(flags & (1 << 14), 0, "NT stays clear");
+            assert_eq!(flags & (1 << 17), 0, "VM stays clear");
+        }
+        assert_eq!(user_flags(0x24_0dd5), 0x24_0fd7);
+    }
+
+    #[test]
+    fn the_layout_is_the_one_the_entry_code_pushes() {
+        assert_eq!(size_of::<Frame>(), 22 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, rax), 14 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, vector), 15 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, cs), 18 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, ss), 21 * 8);
+    }
+}

@@ -1,0 +1,39 @@
+//! The microkernel's logic, free of architecture and of `unsafe`.
+//!
+//! `guest-kernel/kernel` drives [`kernel::Kernel`]: it hands in each trap and gets back what runs
+//! next. Whatever touches the machine goes through [`hardware::Hardware`], so every rule in here
+//! runs on the host too, in unit tests, under Miri and in fuzz targets. There is no heap: all
+//! state is in fixed tables, all memory comes from the partition's untyped memory.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`boot`] | from `BootInfo` to a first thread that can run |
+//! | [`calls`] | the system calls |
+//! | [`capability`] | the root CNode |
+//! | [`elf`] | the checked reader of program images |
+//! | [`frame`] | a thread's registers |
+//! | [`hardware`] | what the logic asks of the machine |
+//! | [`kernel`] | the kernel's state and its trap dispatch |
+//! | [`paging`] | address spaces |
+//! | [`restricted`] | entering and leaving restricted mode |
+//! | [`thread`] | threads and who runs next |
+//! | [`untyped`] | free memory |
+//! | [`user`] | user addresses, an allegation until checked |
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod calls;
+pub mod capability;
+pub mod elf;
+pub mod frame;
+pub mod hardware;
+pub mod kernel;
+pub mod paging;
+pub mod restricted;
+pub mod thread;
+pub mod untyped;
+pub mod user;
+
+#[cfg(test)]
+mod fake;

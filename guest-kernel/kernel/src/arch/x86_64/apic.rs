@@ -1,0 +1,62 @@
+//! The local APIC in x2APIC mode (Intel SDM volume 3, section 12.12), and its timer.
+//!
+//! The timer runs in TSC-deadline mode: one register write arms it, absolutely and in the unit of
+//! every other time in the kernel; there is nothing to calibrate. It is armed only while somebody
+//! sleeps or threads share the CPU.
+
+use bulkhead_abi::machine::TIMER_VECTOR;
+
+use super::Exclusive;
+use super::cpu::{MSR_APIC_BASE, MSR_TSC_DEADLINE, read_msr, write_msr};
+
+const X2APIC_EOI: u32 = 0x80b;
+const X2APIC_SPURIOUS: u32 = 0x80f;
+const X2APIC_TIMER: u32 = 0x832;
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ENABLE: u64 = 1 << 11;
+const SPURIOUS_ENABLE: u64 = 1 << 8;
+const SPURIOUS_VECTOR: u64 = 0xff;
+const TIMER_TSC_DEADLINE: u64 = 2 << 17;
+
+/// The deadline the timer is armed for; zero when it is not.
+static ARMED: Exclusive<u64> = Exclusive::new(0);
+
+/// Enables the APIC.
+///
+/// # Safety
+/// Called once, at boot; the CPU has an x2APIC with TSC-deadline mode.
+pub(super) unsafe fn enable() {
+    // SAFETY: the registers exist by the caller's promise; interrupts lead to the kernel's stubs.
+    unsafe {
+        write_msr(
+            MSR_APIC_BASE,
+            read_msr(MSR_APIC_BASE) | BASE_ENABLE | BASE_X2APIC,
+        );
+        write_msr(X2APIC_SPURIOUS, SPURIOUS_ENABLE | SPURIOUS_VECTOR);
+        write_msr(X2APIC_TIMER, TIMER_TSC_DEADLINE | u64::from(TIMER_VECTOR));
+    }
+}
+
+/// Ends the interrupt being served.
+pub(super) fn end_of_interrupt() {
+    // SAFETY: the APIC is enabled before interrupts are.
+    unsafe { write_msr(X2APIC_EOI, 0) };
+}
+
+/// Notes that the timer has fired: it is not armed any more.
+pub(super) fn timer_fired() {
+    // SAFETY: one CPU, interrupts off.
+    unsafe { *ARMED.as_ptr() = 0 };
+}
+
+/// Arms the timer for `deadline`, or disarms it.
+pub(super) fn set_deadline(deadline: Option<u64>) {
+    let wanted = deadline.map_or(0, |d| d.max(1));
+    // SAFETY: one CPU, interrupts off.
+    let armed = unsafe { &mut *ARMED.as_ptr() };
+    if *armed != wanted {
+        *armed = wanted;
+        // SAFETY: the register exists; the timer's interrupt leads to the kernel.
+        unsafe { write_msr(MSR_TSC_DEADLINE, wanted) };
+    }
+}

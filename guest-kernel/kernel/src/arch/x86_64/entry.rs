@@ -1,0 +1,26 @@
+//! The assembly of entry and exit, and the constants it shares with Rust.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use bulkhead_kernel_core::frame::{Frame, USER_CODE, USER_DATA};
+
+use super::gdt::TaskState;
+
+/// Bytes of the kernel's stack. Its deepest use is formatting a report of a fault.
+const KERNEL_STACK_BYTES: usize = 16 * 1024;
+
+global_asm!(
+    include_str!("entry.s"),
+    frame_cs = const offset_of!(Frame, cs),
+    syscall = const Frame::SYSCALL,
+    user_code = const USER_CODE,
+    user_data = const USER_DATA,
+    task_rsp0 = const offset_of!(TaskState, rsp0),
+    stack_bytes = const KERNEL_STACK_BYTES,
+);
+
+unsafe extern "C" {
+    /// Target of `syscall`. Its address is all that Rust uses.
+    pub(super) fn syscall_entry();
+}
