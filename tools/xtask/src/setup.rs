@@ -25,9 +25,7 @@ pub(crate) fn run_all(repo: &Repo) -> Result<()> {
     let say = Say::new("setup");
     packages(&say)?;
     targets(repo, &say)?;
-    if which("apt-get").is_some() {
-        Kernel::get(repo, &say)?;
-    }
+    Kernel::get(repo, &say)?;
     say.clear();
     Ok(())
 }
