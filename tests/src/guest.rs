@@ -7,6 +7,8 @@ use bulkhead_abi::machine::{EXIT_PORT, VIRTIO_MMIO_BASE};
 
 /// Offset of the page tables in the image; the code lies before them.
 const TABLES: u64 = 0x1000;
+/// Offset of the code in the file.
+const HEADER: u64 = 0x1000;
 /// PML4, two PDPTs, two page directories.
 const TABLE_PAGES: u64 = 5;
 
@@ -138,32 +140,39 @@ fn back(from: usize, to: usize) -> u8 {
     distance.to_le_bytes()[0]
 }
 
-/// An ELF64 image that the Bulkhead boot protocol accepts: one segment with code and page tables.
+/// An ELF64 image that the Bulkhead boot protocol accepts: a segment with code, and one with page
+/// tables.
 fn image(code: &[u8]) -> Vec<u8> {
+    const READ_EXECUTE: u32 = 5;
+    const READ_WRITE: u32 = 6;
     assert!(code.len() as u64 <= TABLES);
-    let mut segment = code.to_vec();
-    segment.resize(TABLES as usize, 0);
-    segment.extend(tables(KERNEL_LOAD + TABLES));
-    let vaddr = KERNEL_BASE + KERNEL_LOAD;
+    let entry = KERNEL_BASE + KERNEL_LOAD;
     let mut elf = Vec::new();
     elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     elf.extend([2, 0, 62, 0]); // ET_EXEC, EM_X86_64
     elf.extend(1u32.to_le_bytes());
-    elf.extend(vaddr.to_le_bytes()); // entry
+    elf.extend(entry.to_le_bytes());
     elf.extend(64u64.to_le_bytes()); // program headers
     elf.extend(0u64.to_le_bytes()); // no sections
     elf.extend(0u32.to_le_bytes());
-    for half in [64u16, 56, 1, 0, 0, 0] {
+    for half in [64u16, 56, 2, 0, 0, 0] {
         elf.extend(half.to_le_bytes());
     }
-    elf.extend(1u32.to_le_bytes()); // PT_LOAD
-    elf.extend(7u32.to_le_bytes()); // read, write, execute
-    let length = segment.len() as u64;
-    for word in [0x1000, vaddr, KERNEL_LOAD, length, length, 0x1000] {
-        elf.extend(word.to_le_bytes());
+    for (flags, at, length) in [
+        (READ_EXECUTE, 0, TABLES),
+        (READ_WRITE, TABLES, TABLE_PAGES * 0x1000),
+    ] {
+        elf.extend(1u32.to_le_bytes()); // PT_LOAD
+        elf.extend(flags.to_le_bytes());
+        let (offset, vaddr, paddr) = (HEADER + at, entry + at, KERNEL_LOAD + at);
+        for word in [offset, vaddr, paddr, length, length, 0x1000] {
+            elf.extend(word.to_le_bytes());
+        }
     }
-    elf.resize(0x1000, 0);
-    elf.extend(segment);
+    elf.resize(HEADER as usize, 0);
+    elf.extend(code);
+    elf.resize((HEADER + TABLES) as usize, 0);
+    elf.extend(tables(KERNEL_LOAD + TABLES));
     elf
 }
 
