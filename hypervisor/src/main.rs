@@ -1,3 +1,30 @@
-//! The VMM binary.
+//! The VMM binary: `bulkhead-vmm --description-fd N`. Started by the supervisor, not by people.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use bulkhead_machine::Fd;
+
+const USAGE: &str = "usage: bulkhead-vmm --description-fd N\n\
+                     started by the supervisor; people use `bulkhead run`";
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let args: Vec<_> = args.iter().map(|a| a.to_str().unwrap_or_default()).collect();
+    match args.as_slice() {
+        ["--description-fd", number] => match number.parse() {
+            Ok(fd) => hypervisor::run(Fd(fd)),
+            Err(_) => usage(),
+        },
+        ["--version"] => {
+            println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(125)
+}

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod trace;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,9 @@ pub struct MachineDescription {
     pub blocks: Vec<Block>,
     /// How far the process locks itself in before guest code runs.
     pub jail: Jail,
+    /// Where the VMM writes its [`trace`] when the partition has ended; absent: nowhere.
+    #[serde(default)]
+    pub trace: Option<Fd>,
 }
 
 /// What the VMM loads, and by which protocol it enters it.
@@ -88,7 +92,22 @@ pub enum Boot {
         initrd: Option<Fd>,
         /// The command line.
         cmdline: String,
+        /// What stands around the CPU.
+        #[serde(default)]
+        platform: Platform,
     },
+}
+
+/// The machine around the CPU of a PVH guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Platform {
+    /// One CPU, RAM, COM1 without its interrupt, the exit port: no interrupt controller, no timer,
+    /// no ACPI, no virtio devices. The quickest machine there is to build.
+    #[default]
+    Bare,
+    /// What a Linux kernel expects: PIC, IOAPIC, LAPICs, PIT, ACPI, and the granted devices.
+    Pc,
 }
 
 /// A module of the Bulkhead boot protocol.

@@ -1,3 +1,10 @@
 //! The devices of a partition.
+//!
+//! Devices that a vCPU thread serves on its own exits live here, one file each; they implement
+//! [`BusDevice`](crate::machine::bus::BusDevice). Virtio devices, served by the event loop, live in
+//! [`virtio`].
 
+pub mod exit;
+pub mod mailbox;
+pub mod streams;
 pub mod virtio;

@@ -1,0 +1,245 @@
+//! Starts `bulkhead-vmm` by hand, playing the supervisor: for people who work on the VMM or a kernel.
+//! The real door is `bulkhead run`.
+//!
+//! ```text
+//! launch --kernel K [--protocol bulkhead|linux|pvh|pvh-pc] [--program P] [--initramfs C]
+//!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
+//!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
+//!        [--trace-syscalls] [--trace] [--stop-after MS]
+//! ```
+//!
+//! The guest's console is this terminal; events and the boot trace go to stderr; the exit status is
+//! the guest's, or 125. `bulkhead-vmm` is found beside this program's parent directory, or in
+//! `$BULKHEAD_VMM`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a developer's tool: a panic is its error message"
+)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use bulkhead_machine::control::{self, Ended, Event};
+use bulkhead_machine::{
+    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Platform, VERSION, trace,
+};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+/// Descriptors that the VMM inherits.
+#[derive(Default)]
+struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    fn pass(&mut self, fd: impl Into<OwnedFd>) -> Fd {
+        let fd = fd.into();
+        fcntl_setfd(&fd, FdFlags::empty()).unwrap();
+        let number = Fd(fd.as_raw_fd());
+        self.0.push(fd);
+        number
+    }
+
+    fn open(&mut self, path: &str) -> Fd {
+        self.pass(File::open(path).unwrap_or_else(|e| panic!("{path}: {e}")))
+    }
+}
+
+fn main() -> ExitCode {
+    let mut fds = Inherited::default();
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let mut trace_file = File::from(memfd_create("trace", MemfdFlags::CLOEXEC).unwrap());
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let mut description = MachineDescription {
+        version: VERSION,
+        name: "launch".into(),
+        kvm: fds.pass(kvm.expect("/dev/kvm")),
+        control: fds.pass(theirs),
+        vcpus: 1,
+        memory_mib: 64,
+        boot: Boot::Pvh {
+            kernel: Fd(-1),
+            initrd: None,
+            cmdline: String::new(),
+            platform: Platform::Bare,
+        },
+        console: Some(Console {
+            input: Some(fds.pass(std::io::stdin().as_fd_owned())),
+            output: fds.pass(std::io::stdout().as_fd_owned()),
+            error: Some(fds.pass(std::io::stderr().as_fd_owned())),
+            tty: rustix::termios::isatty(std::io::stdin()),
+        }),
+        time: false,
+        entropy: false,
+        blocks: Vec::new(),
+        jail: Jail::BestEffort,
+        trace: None,
+    };
+    let (mut kernel, mut protocol, mut cmdline) = (None, "bulkhead".to_owned(), String::new());
+    let (mut program, mut initramfs, mut args, mut env) = (None, None, Vec::new(), Vec::new());
+    let (mut trace_syscalls, mut stop_after) = (false, None);
+    let mut options = std::env::args().skip(1);
+    while let Some(option) = options.next() {
+        let mut value = || options.next().unwrap_or_else(|| panic!("{option} needs a value"));
+        match option.as_str() {
+            "--kernel" => kernel = Some(value()),
+            "--protocol" => protocol = value(),
+            "--program" => program = Some(value()),
+            "--initramfs" => initramfs = Some(value()),
+            "--arg" => args.push(value()),
+            "--env" => env.push(value()),
+            "--cmdline" => cmdline = value(),
+            "--memory" => description.memory_mib = value().parse().unwrap(),
+            "--vcpus" => description.vcpus = value().parse().unwrap(),
+            "--jail" => description.jail = serde_json::from_value(value().into()).unwrap(),
+            "--blk" => description.blocks.push(block(&mut fds, &value())),
+            "--time" => description.time = true,
+            "--entropy" => description.entropy = true,
+            "--no-console" => description.console = None,
+            "--trace-syscalls" => trace_syscalls = true,
+            "--trace" => {
+                description.trace = Some(fds.pass(trace_file.try_clone().unwrap()));
+            }
+            "--stop-after" => stop_after = Some(Duration::from_millis(value().parse().unwrap())),
+            other => panic!("unknown option {other}; see the head of hypervisor/examples/launch.rs"),
+        }
+    }
+    let kernel = fds.open(&kernel.expect("--kernel is needed"));
+    let initrd = initramfs.map(|path| fds.open(&path));
+    description.boot = match protocol.as_str() {
+        "bulkhead" => {
+            let program = program.map(|path| (ModuleKind::Program, fds.open(&path)));
+            let archive = initrd.map(|file| (ModuleKind::Initramfs, file));
+            let modules = [program, archive].into_iter().flatten();
+            Boot::Bulkhead {
+                kernel,
+                modules: modules.map(|(kind, file)| Module { kind, file }).collect(),
+                args,
+                env,
+                trace_syscalls,
+            }
+        }
+        "linux" => Boot::Linux {
+            kernel,
+            initrd,
+            cmdline,
+        },
+        "pvh" | "pvh-pc" => Boot::Pvh {
+            kernel,
+            initrd,
+            cmdline,
+            platform: match protocol.as_str() {
+                "pvh" => Platform::Bare,
+                _ => Platform::Pc,
+            },
+        },
+        other => panic!("unknown protocol {other}"),
+    };
+
+    let mut json = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
+    json.write_all(&serde_json::to_vec(&description).unwrap()).unwrap();
+    json.rewind().unwrap();
+    let number = fds.pass(json).0.to_string();
+    let started = hypervisor::trace::now_ns();
+    let mut child = Command::new(vmm())
+        .args(["--description-fd", &number])
+        .spawn()
+        .expect("bulkhead-vmm");
+    drop(fds);
+    let status = follow(&ours, stop_after);
+    let exit = child.wait().unwrap();
+    eprintln!("launch: bulkhead-vmm ended with {exit}");
+    print_trace(&mut trace_file, started);
+    ExitCode::from(status)
+}
+
+/// Prints events until the VMM hangs up; the guest's status, or 125.
+fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
+    let mut status = 125;
+    let mut buffer = vec![0; control::MAX_MESSAGE_BYTES];
+    if let Some(delay) = stop_after {
+        let control = control.try_clone().unwrap();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let stop = serde_json::to_vec(&control::Command::Stop).unwrap();
+            let asked = Instant::now();
+            let _ = send(&control, &stop, SendFlags::NOSIGNAL);
+            eprintln!("launch: stop sent at {asked:?}");
+        });
+    }
+    while let Ok((len @ 1.., _)) = recv(control, buffer.as_mut_slice(), RecvFlags::empty()) {
+        let event: Event = serde_json::from_slice(&buffer[..len]).unwrap();
+        eprintln!("launch: {event:?}");
+        match event {
+            Event::Ended {
+                how: Ended::Exit { status: s },
+            } => status = s,
+            Event::Ended {
+                how: Ended::PowerOff | Ended::Stopped,
+            } => status = 0,
+            _ => {}
+        }
+    }
+    status
+}
+
+fn block(fds: &mut Inherited, spec: &str) -> Block {
+    let (path, read_only) = match spec.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (spec, false),
+    };
+    let file = OpenOptions::new().read(true).write(!read_only).open(path);
+    Block {
+        name: format!("disk{}", fds.0.len()),
+        file: fds.pass(file.unwrap_or_else(|e| panic!("{path}: {e}"))),
+        read_only,
+    }
+}
+
+fn vmm() -> PathBuf {
+    std::env::var_os("BULKHEAD_VMM").map_or_else(
+        || {
+            let here = std::env::current_exe().unwrap();
+            here.parent().unwrap().parent().unwrap().join("bulkhead-vmm")
+        },
+        PathBuf::from,
+    )
+}
+
+fn print_trace(file: &mut File, started: u64) {
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    let mut before = started;
+    for line in text.lines() {
+        let (phase, ns) = line.split_once(' ').unwrap();
+        let ns: u64 = ns.parse().unwrap();
+        let since = ns.saturating_sub(before) / 1000;
+        eprintln!("launch: {phase:>20} +{since:>6} us  {:>6} us", (ns - started) / 1000);
+        before = ns;
+        if phase == trace::END {
+            break;
+        }
+    }
+}
+
+/// A second descriptor on a standard stream, for the VMM to own.
+trait Duplicate: std::os::fd::AsFd {
+    fn as_fd_owned(&self) -> OwnedFd {
+        self.as_fd().try_clone_to_owned().unwrap()
+    }
+}
+
+impl<T: std::os::fd::AsFd> Duplicate for T {}

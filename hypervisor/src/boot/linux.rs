@@ -1,0 +1,6 @@
+//! Linux.
+/// e
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {}
+impl LinuxError { /// c
+ pub fn code(&self) -> &'static str { match *self {} } }

@@ -1,0 +1,131 @@
+//! What can go wrong in the VMM, with the stable codes the supervisor sees.
+//!
+//! Every variant ends the process with status 125. What a *guest* does is never an error here: it
+//! is an [`Ended`](bulkhead_machine::control::Ended).
+
+use bulkhead_machine::Fd;
+
+use crate::boot::{elf::ElfError, linux::LinuxError};
+
+/// Why the VMM gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The description is not JSON of the expected shape, or breaks one of its rules.
+    #[error("the machine description is invalid: {0}")]
+    Description(String),
+    /// A descriptor the description names is not open.
+    #[error("descriptor {} for {what} is not open", .fd.0)]
+    Descriptor {
+        /// What the descriptor is for.
+        what: &'static str,
+        /// Its number.
+        fd: Fd,
+    },
+    /// A KVM call failed.
+    #[error("kvm refused {call}: {source}")]
+    Kvm {
+        /// The call, as the KVM documentation names it.
+        call: &'static str,
+        /// What KVM answered.
+        source: kvm_ioctls::Error,
+    },
+    /// The descriptor for `/dev/kvm` speaks another KVM API.
+    #[error("kvm api version {0} is not supported; version 12 is needed")]
+    KvmVersion(i32),
+    /// More memory than the host has.
+    #[error(
+        "{wanted_mib} MiB of memory is more than the {host_mib} MiB this host has; ask for less"
+    )]
+    MemoryTooLarge {
+        /// The description's figure.
+        wanted_mib: u64,
+        /// RAM and swap of the host.
+        host_mib: u64,
+    },
+    /// What has to be loaded does not fit.
+    #[error("{memory_mib} MiB of memory does not hold {what}; at least {needed_mib} MiB is needed")]
+    MemoryTooSmall {
+        /// What does not fit.
+        what: &'static str,
+        /// The description's figure.
+        memory_mib: u64,
+        /// A figure that would do for this part.
+        needed_mib: u64,
+    },
+    /// The host refused the memory.
+    #[error("cannot set up guest memory: {0}")]
+    Memory(String),
+    /// The kernel image is not one this boot protocol can load.
+    #[error("the kernel image {0}")]
+    Elf(#[from] ElfError),
+    /// The Linux kernel image, command line or initial RAM filesystem cannot be used.
+    #[error("{0}")]
+    Linux(#[from] LinuxError),
+    /// Reading a file or talking to the host failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// A list that a guest is told about is longer than its format holds.
+    #[error("too many {what}: {count}, at most {max}")]
+    TooMany {
+        /// Entries of what.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A virtio device cannot be built from what it was given.
+    #[error("device {name}: {reason}")]
+    Device {
+        /// Its name from the manifest.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The jail could not be entered.
+    #[error("cannot enter the jail: {0}")]
+    Jail(String),
+    /// The supervisor sent something that is no command.
+    #[error("the control socket brought a message that is no command: {0}")]
+    Control(String),
+}
+
+impl Error {
+    /// Stable code for the control socket.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Description(_) => "description-invalid",
+            Self::Descriptor { .. } => "descriptor-closed",
+            Self::Kvm { .. } => "kvm-refused",
+            Self::KvmVersion(_) => "kvm-version",
+            Self::MemoryTooLarge { .. } => "memory-too-large",
+            Self::MemoryTooSmall { .. } => "memory-too-small",
+            Self::Memory(_) => "memory-refused",
+            Self::Elf(e) => e.code(),
+            Self::Linux(e) => e.code(),
+            Self::Io { .. } => "io-failed",
+            Self::TooMany { .. } => "too-many",
+            Self::Device { .. } => "device-invalid",
+            Self::Jail(_) => "jail-failed",
+            Self::Control(_) => "control-invalid",
+        }
+    }
+
+    /// For `map_err` on a KVM call.
+    pub(crate) fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { call, source }
+    }
+
+    /// For `map_err` on a host call.
+    pub(crate) fn io<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io {
+            what,
+            source: source.into(),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The machine of native and Linux-ABI partitions: LAPICs, the paravirtual ports, granted devices.
+//!
+//! Interrupts are messages. GSI 0 is the console's, GSI 1 + n is that of device n.
+
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bulkhead_abi::boot as abi;
+use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_VECTOR, EXIT_PORT};
+use bulkhead_machine::{Fd, Module, trace as phase};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::{Parts, interrupts, registers, taken};
+use crate::boot::bulkhead::{Facts, MAILBOX, load};
+use crate::devices::exit::ExitPort;
+use crate::devices::mailbox;
+use crate::devices::streams::Output;
+use crate::error::Error;
+
+/// GSI of the console's vector.
+const CONSOLE_GSI: u32 = 0;
+/// The time stamp counter as an MSR (Intel SDM volume 4).
+const MSR_TSC: u32 = 0x10;
+
+/// The part of the description that is about this boot protocol.
+pub(super) struct Files<'a> {
+    pub(super) kernel: Fd,
+    pub(super) modules: &'a [Module],
+    pub(super) args: &'a [String],
+    pub(super) env: &'a [String],
+    pub(super) trace_syscalls: bool,
+}
+
+/// Builds everything but the buses' owner; the boot CPU is ready to run.
+pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<VcpuFd>, Error> {
+    for text in files.args.iter().chain(files.env) {
+        if text.contains('\0') {
+            return Err(Error::Description("an argument holds a NUL byte".into()));
+        }
+    }
+    interrupts::create_lapics(&parts.vm)?;
+    let (vcpus, features) = parts.create_vcpus(true)?;
+    let boot_cpu = vcpus.first().ok_or(Error::Description("no vcpu".into()))?;
+    parts.trace.mark(phase::VCPU);
+
+    let kernel = parts.descriptors.take("the kernel", files.kernel)?;
+    let mut modules = Vec::with_capacity(files.modules.len());
+    for module in files.modules {
+        modules.push((module.kind, parts.descriptors.take("a module", module.file)?));
+    }
+    let loaded = load(&parts.memory, &kernel, &modules)?;
+    parts.trace.mark(phase::LOAD);
+
+    interrupts::route_messages(&parts.vm, &[CONSOLE_VECTOR])?;
+    add_console(parts)?;
+    let exit = ExitPort::new(parts.ending.clone());
+    parts
+        .ports
+        .insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit)))
+        .map_err(taken)?;
+
+    let facts = facts(parts, files, boot_cpu)?;
+    let entry = loaded.describe(&parts.memory, &facts)?;
+    registers::set(boot_cpu, registers::Entry::Bulkhead(entry), features)?;
+    Ok(vcpus)
+}
+
+fn add_console(parts: &mut Parts<'_>) -> Result<(), Error> {
+    let Some(console) = &parts.description.console else {
+        return Ok(());
+    };
+    let output = parts.descriptors.take("console output", console.output)?;
+    let output = Output::new(output, parts.ending.clone(), parts.trace.clone());
+    let error = match console.error {
+        Some(fd) => output.beside(parts.descriptors.take("console errors", fd)?),
+        None => output.clone(),
+    };
+    let input = match console.input {
+        Some(fd) => {
+            let file = parts.descriptors.take("console input", fd)?;
+            Some((file, interrupts::line(&parts.vm, CONSOLE_GSI)?))
+        }
+        None => None,
+    };
+    let (port, watch) = mailbox::build(parts.memory.clone(), MAILBOX, output, error, input)?;
+    if let Some(watch) = watch {
+        parts.tasks.push(Box::new(watch));
+    }
+    parts
+        .ports
+        .insert(CONSOLE_PORT, 1, Arc::new(Mutex::new(port)))
+        .map_err(taken)
+}
+
+fn facts<'a>(
+    parts: &Parts<'_>,
+    files: &Files<'a>,
+    boot_cpu: &VcpuFd,
+) -> Result<Facts<'a>, Error> {
+    let description = parts.description;
+    let tsc_khz = boot_cpu
+        .get_tsc_khz()
+        .map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
+    let mut facts = Facts {
+        tsc_khz: u64::from(tsc_khz.max(1)),
+        args: files.args,
+        env: files.env,
+        ..Facts::default()
+    };
+    if let Some(console) = &description.console {
+        facts.flags |= abi::FLAG_CONSOLE;
+        if console.tty {
+            facts.flags |= abi::FLAG_CONSOLE_TTY;
+        }
+    }
+    if files.trace_syscalls {
+        facts.flags |= abi::FLAG_TRACE_SYSCALLS;
+    }
+    if description.time {
+        facts.flags |= abi::FLAG_TIME;
+        facts.wall_clock = (wall_clock_ns(), guest_tsc(boot_cpu)?);
+    }
+    if description.entropy {
+        facts.flags |= abi::FLAG_ENTROPY;
+        fill_random(&mut facts.entropy_seed)?;
+    }
+    Ok(facts)
+}
+
+fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A host clock before 1970 is told as 1970.
+    since.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// The guest's time stamp counter: KVM starts it at zero for each VM.
+fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, Error> {
+    let entry = kvm_msr_entry {
+        index: MSR_TSC,
+        ..kvm_msr_entry::default()
+    };
+    let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::TooMany {
+        what: "msrs",
+        count: 1,
+        max: 0,
+    })?;
+    vcpu.get_msrs(&mut msrs).map_err(Error::kvm("KVM_GET_MSRS"))?;
+    Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
+}
+
+fn fill_random(seed: &mut [u8]) -> Result<(), Error> {
+    let got = getrandom(&mut *seed, GetRandomFlags::empty())
+        .map_err(Error::io("the host's random source failed"))?;
+    if got != seed.len() {
+        return Err(Error::Io {
+            what: "the host's random source failed",
+            source: std::io::ErrorKind::UnexpectedEof.into(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! The machine: builds one partition from its description and runs it to its end.
+//!
+//! Called once, by [`crate::run`]. The order of KVM calls is the order of this file: memory slots
+//! come before interrupt controllers, controllers before vCPUs. After [`Machine::run`] starts, the
+//! main thread is the event loop and each vCPU has a thread; they share [`vcpu::Shared`] and nothing
+//! else.
+
+pub mod bus;
+mod bulkhead;
+pub mod cpuid;
+pub mod ending;
+pub mod interrupts;
+pub mod memory;
+pub mod registers;
+pub mod vcpu;
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::{Arc, Barrier};
+
+use bulkhead_machine::control::{Ended, Event};
+use bulkhead_machine::{Boot, Fd, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, VERSION, trace as phase};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::epoll::EventSet;
+
+use self::bus::{Bus, PortBus};
+use self::ending::Ending;
+use self::memory::GuestMemory;
+use self::vcpu::{Shared, VcpuThread};
+use crate::control::{Listener, tell};
+use crate::descriptors::Descriptors;
+use crate::error::Error;
+use crate::trace::Trace;
+
+/// The API version every KVM since Linux 2.6.22 speaks.
+const KVM_API_VERSION: i32 = 12;
+
+/// A task of the event loop.
+type Task = Box<dyn MutEventSubscriber>;
+
+/// What all kinds of machines are built from and into.
+struct Parts<'a> {
+    description: &'a MachineDescription,
+    descriptors: &'a mut Descriptors,
+    trace: &'a Trace,
+    kvm: Kvm,
+    vm: VmFd,
+    memory: GuestMemory,
+    ports: PortBus,
+    mmio: Bus,
+    ending: Ending,
+    tasks: Vec<Task>,
+}
+
+/// A machine whose guest is loaded and whose vCPUs have their registers.
+pub struct Machine {
+    vcpus: Vec<VcpuFd>,
+    shared: Arc<Shared>,
+    tasks: Vec<Task>,
+    /// Open as long as the machine: closing it would take nothing away, but says when it ends.
+    _vm: VmFd,
+}
+
+impl Machine {
+    /// Builds the machine that `description` describes.
+    ///
+    /// # Errors
+    /// The description, a file it names, or the host does not allow it.
+    pub fn build(
+        description: &MachineDescription,
+        descriptors: &mut Descriptors,
+        ending: &Ending,
+        trace: &Trace,
+    ) -> Result<Self, Error> {
+        check(description)?;
+        let kvm = open_kvm(description.kvm, descriptors)?;
+        let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
+        trace.mark(phase::VM);
+        let memory = memory::create(description.memory_mib)?;
+        memory::register(&vm, &memory)?;
+        trace.mark(phase::MEMORY);
+        let mut parts = Parts {
+            description,
+            descriptors,
+            trace,
+            kvm,
+            vm,
+            memory,
+            ports: PortBus::default(),
+            mmio: Bus::default(),
+            ending: ending.clone(),
+            tasks: Vec::new(),
+        };
+        let vcpus = match &description.boot {
+            Boot::Bulkhead {
+                kernel,
+                modules,
+                args,
+                env,
+                trace_syscalls,
+            } => bulkhead::build(
+                &mut parts,
+                &bulkhead::Files {
+                    kernel: *kernel,
+                    modules,
+                    args,
+                    env,
+                    trace_syscalls: *trace_syscalls,
+                },
+            )?,
+            _ => return Err(Error::Description("later".into())),
+        };
+        trace.mark(phase::DEVICES);
+        Ok(Self {
+            vcpus,
+            shared: Arc::new(Shared {
+                ports: parts.ports,
+                mmio: parts.mmio,
+                ending: parts.ending,
+                memory: parts.memory,
+            }),
+            tasks: parts.tasks,
+            _vm: parts.vm,
+        })
+    }
+
+    /// Runs the guest until the partition is over; the outcome is then in its [`Ending`].
+    ///
+    /// # Errors
+    /// The host does not let it start, or the event loop fails.
+    pub fn run(self, control: &File, trace: &Trace) -> Result<(), Error> {
+        let ending = &self.shared.ending;
+        let listener = control
+            .try_clone()
+            .map_err(Error::io("cannot share the control socket"))?;
+        let mut event_loop = EventManager::<Task>::new().map_err(event_loop_failed)?;
+        event_loop.add_subscriber(Box::new(EndWatch(ending.clone())));
+        event_loop.add_subscriber(Box::new(Listener::new(listener, ending.clone())));
+        for task in self.tasks {
+            event_loop.add_subscriber(task);
+        }
+        vcpu::prepare_stop_signal()?;
+        let start = Arc::new(Barrier::new(self.vcpus.len() + 1));
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        for (id, vcpu) in (0..).zip(self.vcpus) {
+            let shared = self.shared.clone();
+            let lock_in = || Ok(());
+            threads.push(VcpuThread::spawn(id, vcpu, shared, start.clone(), lock_in)?);
+        }
+        start.wait();
+        trace.mark(phase::JAIL);
+        if !ending.is_over() {
+            let jail_gaps = Vec::new();
+            tell(control, &Event::Running { jail_gaps });
+        }
+        trace.mark(phase::RUN);
+        start.wait();
+        let mut result = Ok(());
+        while result.is_ok() && !ending.is_over() {
+            result = event_loop.run().map(drop).map_err(event_loop_failed);
+        }
+        trace.mark(phase::END);
+        // Whatever ended the loop ends the vCPUs.
+        ending.end(Ended::Stopped);
+        VcpuThread::stop(threads);
+        result
+    }
+}
+
+/// Wakes the event loop when the end has come.
+struct EndWatch(Ending);
+
+impl MutEventSubscriber for EndWatch {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(e) = ops.add(Events::new(self.0.event(), EventSet::IN)) {
+            self.0.fail(event_loop_failed(e));
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+}
+
+fn event_loop_failed(e: event_manager::Error) -> Error {
+    Error::Io {
+        what: "the event loop failed",
+        source: std::io::Error::other(e.to_string()),
+    }
+}
+
+/// The rules of a description that its types do not hold.
+fn check(description: &MachineDescription) -> Result<(), Error> {
+    let invalid = |text: String| Err(Error::Description(text));
+    if description.version != VERSION {
+        return invalid(format!(
+            "version {} is not {VERSION}: supervisor and VMM are of different releases",
+            description.version
+        ));
+    }
+    if description.vcpus == 0 || description.vcpus > MAX_VCPUS {
+        return invalid(format!("{} vcpus are not 1 to {MAX_VCPUS}", description.vcpus));
+    }
+    if description.memory_mib < MIN_MEMORY_MIB {
+        return invalid(format!(
+            "{} MiB of memory are fewer than {MIN_MEMORY_MIB}",
+            description.memory_mib
+        ));
+    }
+    Ok(())
+}
+
+fn open_kvm(fd: Fd, descriptors: &mut Descriptors) -> Result<Kvm, Error> {
+    let file = descriptors.take("kvm", fd)?;
+    // SAFETY: the number is that of an open descriptor this process owns, and ownership moves.
+    let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
+    match kvm.get_api_version() {
+        KVM_API_VERSION => Ok(kvm),
+        -1 => Err(Error::Description(format!("descriptor {} is not /dev/kvm", fd.0))),
+        other => Err(Error::KvmVersion(other)),
+    }
+}
+
+impl Parts<'_> {
+    /// Creates all vCPUs and gives them their CPUID; interrupt controllers exist by now.
+    fn create_vcpus(&self, apic: bool) -> Result<(Vec<VcpuFd>, cpuid::Features), Error> {
+        let supported = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let shape = cpuid::Shape {
+            vcpus: self.description.vcpus,
+            apic,
+            time: self.description.time,
+        };
+        let mut vcpus = Vec::with_capacity(shape.vcpus as usize);
+        for id in 0..shape.vcpus {
+            let vcpu = self
+                .vm
+                .create_vcpu(id.into())
+                .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+            let cpuid = cpuid::for_vcpu(&supported, id, shape)?;
+            vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+            vcpus.push(vcpu);
+        }
+        Ok((vcpus, cpuid::Features::of(&supported)))
+    }
+}
+
+/// A device the description cannot ask for twice would overlap; that is a fault of this crate.
+fn taken(overlap: bus::Overlap) -> Error {
+    Error::Description(format!("two devices claim one address: {overlap}"))
+}
