@@ -1,0 +1,2 @@
+//! The initial program of a Linux-ABI partition.
+fn main() {}

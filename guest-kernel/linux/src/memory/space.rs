@@ -1,0 +1,451 @@
+//! The VMA table and what backs it. `mmap` and its relatives change the first; memory is mapped by
+//! the kernel only when it is touched, in pieces as large as the range allows, because a kernel call
+//! costs far more than a page.
+//!
+//! Two limits follow, and docs/linux-abi.md states them: the kernel has no mapping without read
+//! access, so touched memory under `PROT_NONE` stays readable to the program; and the heap
+//! (`brk`) is backed in pieces of 2 MiB, so its unused end does not fault.
+
+use core::ops::Range;
+
+use bulkhead_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use bulkhead_abi::syscall::rights;
+
+use super::{IntervalMap, LOWEST, MAX_RANGES, MMAP_TOP, STACK_TOP};
+use crate::errno::Errno;
+use crate::platform::{Platform, PlatformError};
+
+/// Largest piece that is backed around a touched page where no large page fits, in bytes.
+const SMALL_PIECE: u64 = 64 * 1024;
+/// How far the heap can grow, in bytes.
+const HEAP_LIMIT: u64 = 64 << 30;
+
+/// `PROT_READ`, `PROT_WRITE`, `PROT_EXEC` of a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protection(u8);
+
+impl Protection {
+    /// No access.
+    pub const NONE: Self = Self(0);
+    /// `PROT_READ`.
+    pub const READ: Self = Self(1);
+    /// `PROT_WRITE`.
+    pub const WRITE: Self = Self(2);
+    /// `PROT_EXEC`.
+    pub const EXECUTE: Self = Self(4);
+    /// `PROT_READ | PROT_WRITE`.
+    pub const READ_WRITE: Self = Self(3);
+
+    /// From the `prot` argument of `mmap`.
+    ///
+    /// # Errors
+    /// `EINVAL` for bits that are not `PROT_READ`, `PROT_WRITE`, `PROT_EXEC`.
+    pub fn from_bits(bits: u64) -> Result<Self, Errno> {
+        match u8::try_from(bits) {
+            Ok(bits @ 0..=7) => Ok(Self(bits)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// True when every right of `other` is in here.
+    pub fn allows(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The rights of either.
+    pub fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Rights to ask of the kernel, where every mapping is readable.
+    fn rights(self) -> u64 {
+        let mut bits = rights::READ;
+        if self.allows(Self::WRITE) {
+            bits |= rights::WRITE;
+        }
+        if self.allows(Self::EXECUTE) {
+            bits |= rights::EXECUTE;
+        }
+        bits
+    }
+}
+
+/// Where a new range goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Anywhere, there if it is free.
+    Hint(u64),
+    /// Exactly there, instead of what is there.
+    Fixed(u64),
+    /// Exactly there, if it is free (`MAP_FIXED_NOREPLACE`).
+    FixedIfFree(u64),
+}
+
+/// What became of a page fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Memory is there now: go on.
+    Resolved,
+    /// The program may not do this.
+    Violation,
+    /// The partition's memory is used up.
+    OutOfMemory,
+}
+
+/// One program's ranges.
+#[derive(Debug, Default)]
+pub struct AddressSpace {
+    /// What the program asked for.
+    ranges: IntervalMap<Protection>,
+    /// What the kernel has mapped, with its rights.
+    backed: IntervalMap<u64>,
+    /// First address of the heap, on 2 MiB.
+    heap_start: u64,
+    /// The program break.
+    heap_end: u64,
+}
+
+/// `address..address + len` rounded out to pages, below `STACK_TOP`.
+///
+/// # Errors
+/// `None` when it wraps round, is empty or leaves the restricted half.
+pub(crate) fn pages(address: u64, len: u64) -> Option<Range<u64>> {
+    let end = address
+        .checked_add(len)?
+        .checked_next_multiple_of(PAGE_SIZE)?;
+    let start = address & !(PAGE_SIZE - 1);
+    (len > 0 && end <= STACK_TOP).then_some(start..end)
+}
+
+impl AddressSpace {
+    /// An empty address space.
+    pub const fn new() -> Self {
+        Self {
+            ranges: IntervalMap::new(),
+            backed: IntervalMap::new(),
+            heap_start: 0,
+            heap_end: 0,
+        }
+    }
+
+    /// Gives everything back.
+    pub fn clear(&mut self, platform: &mut dyn Platform) {
+        // A failed unmap leaves the books as they are: the piece stays backed.
+        let _ = self.release(platform, 0..STACK_TOP);
+        self.ranges = IntervalMap::new();
+        self.heap_start = 0;
+        self.heap_end = 0;
+    }
+
+    /// Makes a range, without memory behind it yet.
+    ///
+    /// # Errors
+    /// `EINVAL`, `EPERM`, `EEXIST`, `ENOMEM` as `mmap(2)` has them.
+    pub fn map(
+        &mut self,
+        platform: &mut dyn Platform,
+        placement: Placement,
+        len: u64,
+        protection: Protection,
+    ) -> Result<u64, Errno> {
+        let len = pages(0, len)
+            .ok_or(if len == 0 {
+                Errno::EINVAL
+            } else {
+                Errno::ENOMEM
+            })?
+            .end;
+        if self.ranges.len() >= MAX_RANGES {
+            return Err(Errno::ENOMEM);
+        }
+        let range = match placement {
+            Placement::Hint(hint) => self.choose(hint, len)?,
+            Placement::Fixed(at) | Placement::FixedIfFree(at) => {
+                if !at.is_multiple_of(PAGE_SIZE) {
+                    return Err(Errno::EINVAL);
+                }
+                if at < LOWEST {
+                    return Err(Errno::EPERM);
+                }
+                pages(at, len).ok_or(Errno::ENOMEM)?
+            }
+        };
+        if matches!(placement, Placement::FixedIfFree(_))
+            && self.ranges.overlapping(range.clone()).next().is_some()
+        {
+            return Err(Errno::EEXIST);
+        }
+        self.release(platform, range.clone())?;
+        self.ranges.insert(range.clone(), protection);
+        Ok(range.start)
+    }
+
+    /// A free range of `len`, at `hint` if possible.
+    fn choose(&self, hint: u64, len: u64) -> Result<Range<u64>, Errno> {
+        let hint = hint & !(PAGE_SIZE - 1);
+        if hint >= LOWEST
+            && let Some(range) = pages(hint, len)
+            && self.ranges.overlapping(range.clone()).next().is_none()
+            && self.backed.overlapping(range.clone()).next().is_none()
+        {
+            return Ok(range);
+        }
+        // Ranges that can use large pages are placed so that they do.
+        let align = if len >= LARGE_PAGE_SIZE {
+            LARGE_PAGE_SIZE
+        } else {
+            PAGE_SIZE
+        };
+        let floor = self.heap_end.max(LOWEST);
+        let free = |align| self.ranges.find_free(floor..MMAP_TOP, len, align);
+        let start = free(align)
+            .or_else(|| free(PAGE_SIZE))
+            .ok_or(Errno::ENOMEM)?;
+        Ok(start..start + len)
+    }
+
+    /// Takes a range out.
+    ///
+    /// # Errors
+    /// `EINVAL` for bounds, `ENOMEM` when the kernel cannot split a large page.
+    pub fn unmap(
+        &mut self,
+        platform: &mut dyn Platform,
+        address: u64,
+        len: u64,
+    ) -> Result<(), Errno> {
+        if !address.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        let range = pages(address, len).ok_or(Errno::EINVAL)?;
+        self.release(platform, range)
+    }
+
+    /// Unbacks and forgets `range`.
+    fn release(&mut self, platform: &mut dyn Platform, range: Range<u64>) -> Result<(), Errno> {
+        while let Some((piece, _)) = self.first_backed(range.clone()) {
+            platform.unmap(piece.clone()).map_err(|_| Errno::ENOMEM)?;
+            self.backed.remove(piece);
+        }
+        self.ranges.remove(range);
+        Ok(())
+    }
+
+    /// Changes the protection of a range.
+    ///
+    /// # Errors
+    /// `EINVAL` for misalignment, `ENOMEM` when a part of it is no range.
+    pub fn protect(
+        &mut self,
+        platform: &mut dyn Platform,
+        address: u64,
+        len: u64,
+        protection: Protection,
+    ) -> Result<(), Errno> {
+        if !address.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let range = pages(address, len).ok_or(Errno::ENOMEM)?;
+        if self.ranges.first_gap(range.clone()).is_some() || self.ranges.len() >= MAX_RANGES {
+            return Err(Errno::ENOMEM);
+        }
+        let wanted = protection.rights();
+        let mut from = range.start;
+        while let Some((piece, has)) = self.first_backed(from..range.end) {
+            if has != wanted {
+                platform
+                    .protect(piece.clone(), wanted)
+                    .map_err(|_| Errno::ENOMEM)?;
+                self.backed.insert(piece.clone(), wanted);
+            }
+            from = piece.end;
+        }
+        self.ranges.insert(range, protection);
+        Ok(())
+    }
+
+    /// True when every byte of `range` (not empty) allows `need`.
+    pub fn allows(&self, range: Range<u64>, need: Protection) -> bool {
+        self.ranges.first_gap(range.clone()).is_none()
+            && self
+                .ranges
+                .overlapping(range)
+                .all(|(_, has)| has.allows(need))
+    }
+
+    /// True when every byte of `range` is in some range.
+    pub fn is_mapped(&self, range: Range<u64>) -> bool {
+        self.ranges.first_gap(range).is_none()
+    }
+
+    /// The range around `at` that has one protection.
+    pub fn range_at(&self, at: u64) -> Option<(Range<u64>, Protection)> {
+        self.ranges.get(at)
+    }
+
+    /// The first part of `within` that has memory behind it, and the kernel's rights there.
+    pub fn first_backed(&self, within: Range<u64>) -> Option<(Range<u64>, u64)> {
+        self.backed.overlapping(within).next()
+    }
+
+    /// Checks that `address..address + len` allows `need` and puts memory behind it.
+    ///
+    /// # Errors
+    /// `EFAULT` when it does not, or when the partition's memory is used up.
+    pub fn touch(
+        &mut self,
+        platform: &mut dyn Platform,
+        address: u64,
+        len: u64,
+        need: Protection,
+    ) -> Result<(), Errno> {
+        if len == 0 {
+            return Ok(());
+        }
+        let range = pages(address, len).ok_or(Errno::EFAULT)?;
+        if !self.allows(range.clone(), need) {
+            return Err(Errno::EFAULT);
+        }
+        self.back(platform, range).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Puts memory behind all of `range`, which lies in ranges.
+    ///
+    /// # Errors
+    /// The partition's memory is used up.
+    pub fn back(
+        &mut self,
+        platform: &mut dyn Platform,
+        range: Range<u64>,
+    ) -> Result<(), PlatformError> {
+        while let Some(gap) = self.backed.first_gap(range.clone()) {
+            let (vma, protection) = self.ranges.get(gap.start).ok_or(PlatformError::Refused)?;
+            let exact = gap.start..gap.end.min(vma.end);
+            let rights = protection.rights();
+            // A large page where the range has room for one, else as much as is asked or a small piece.
+            let large = gap.start & !(LARGE_PAGE_SIZE - 1);
+            let large = large..(exact.end.next_multiple_of(LARGE_PAGE_SIZE)).min(vma.end);
+            let small = gap.start & !(SMALL_PIECE - 1);
+            let small = small.max(vma.start)..exact.end.max((small + SMALL_PIECE).min(vma.end));
+            let fits_large = large.start >= vma.start
+                && large.end - large.start >= LARGE_PAGE_SIZE
+                && self.backed.overlapping(large.clone()).next().is_none();
+            let tries = [
+                fits_large.then_some(large),
+                self.unbacked_around(small, gap.start),
+                Some(exact),
+            ];
+            let mut outcome = Err(PlatformError::OutOfMemory);
+            for piece in tries.into_iter().flatten() {
+                outcome = platform.map(piece.clone(), rights);
+                if outcome.is_ok() {
+                    self.backed.insert(piece, rights);
+                    break;
+                }
+            }
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// The part of `within` around `at` that has no memory yet.
+    fn unbacked_around(&self, within: Range<u64>, at: u64) -> Option<Range<u64>> {
+        let start = self
+            .backed
+            .overlapping(within.start..at)
+            .last()
+            .map_or(within.start, |(piece, _)| piece.end);
+        let gap = self.backed.first_gap(at..within.end)?;
+        (gap.start == at).then_some(start..gap.end)
+    }
+
+    /// Serves a page fault of the program at `address` that needs `need`.
+    pub fn fault(&mut self, platform: &mut dyn Platform, address: u64, need: Protection) -> Fault {
+        let Some(page) = pages(address, 1) else {
+            return Fault::Violation;
+        };
+        let backed = self.backed.get(page.start).is_some();
+        if backed || !self.allows(page.clone(), need) {
+            return Fault::Violation;
+        }
+        match self.back(platform, page) {
+            Ok(()) => Fault::Resolved,
+            Err(_) => Fault::OutOfMemory,
+        }
+    }
+
+    /// Zeroes the touched parts of a range, as `MADV_DONTNEED` promises for anonymous memory. Parts
+    /// that are not writable stay as they are.
+    pub fn discard(&mut self, platform: &mut dyn Platform, range: Range<u64>) {
+        for (piece, has) in self.backed.overlapping(range) {
+            if has & rights::WRITE != 0 {
+                platform.zero_memory(piece);
+            }
+        }
+    }
+
+    /// Puts an empty heap at the first 2 MiB border behind `after`.
+    pub fn start_heap(&mut self, after: u64) {
+        self.heap_start = after.next_multiple_of(LARGE_PAGE_SIZE);
+        self.heap_end = self.heap_start;
+    }
+
+    /// Moves the program break to `wanted` if that can be; answers with where it is.
+    pub fn set_break(&mut self, platform: &mut dyn Platform, wanted: u64) -> u64 {
+        let limit = self.heap_start.saturating_add(HEAP_LIMIT).min(MMAP_TOP);
+        if wanted < self.heap_start || wanted > limit {
+            return self.heap_end;
+        }
+        let old = self.heap_end.next_multiple_of(PAGE_SIZE);
+        let new = wanted.next_multiple_of(PAGE_SIZE);
+        if new > old {
+            let grown = old..new;
+            if self.ranges.overlapping(grown.clone()).next().is_some() {
+                return self.heap_end;
+            }
+            self.ranges.insert(grown.clone(), Protection::READ_WRITE);
+            if self.back_heap(platform, grown.clone()).is_err() {
+                self.ranges.remove(grown);
+                return self.heap_end;
+            }
+        } else if new < old {
+            // Whoever grows the heap again finds zeros.
+            self.discard(platform, new..old);
+            self.ranges.remove(new..old);
+        }
+        self.heap_end = wanted;
+        self.heap_end
+    }
+
+    /// Puts memory behind a new part of the heap: whole 2 MiB pages first, they cost one kernel call.
+    fn back_heap(
+        &mut self,
+        platform: &mut dyn Platform,
+        grown: Range<u64>,
+    ) -> Result<(), PlatformError> {
+        // A large growth is left to page faults: who asks for a gigabyte may use little of it.
+        let Some(gap) = self
+            .backed
+            .first_gap(grown.start..grown.end.min(grown.start + LARGE_PAGE_SIZE))
+        else {
+            return Ok(());
+        };
+        let start = gap.start & !(LARGE_PAGE_SIZE - 1);
+        let large = start..start + LARGE_PAGE_SIZE;
+        let free = self.backed.overlapping(large.clone()).next().is_none()
+            && self
+                .ranges
+                .overlapping(grown.end..large.end.max(grown.end))
+                .next()
+                .is_none();
+        let rights = Protection::READ_WRITE.rights();
+        if free && platform.map(large.clone(), rights).is_ok() {
+            self.backed.insert(large, rights);
+            return Ok(());
+        }
+        self.back(platform, gap)
+    }
+}
