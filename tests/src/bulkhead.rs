@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
@@ -13,6 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 /// a hang from stopping the suite. The lab is some twenty times slower than a machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Where the built tree is.
+pub(crate) fn dist() -> PathBuf {
+    std::env::var_os("BULKHEAD_DIST").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bulkhead"),
+        PathBuf::from,
+    )
+}
+
 /// The tree that `cargo xtask build` laid out.
 #[derive(Clone, Debug)]
 pub struct Bulkhead {
@@ -23,10 +32,7 @@ pub struct Bulkhead {
 impl Bulkhead {
     /// The tree in `BULKHEAD_DIST`, else in `target/bulkhead`.
     pub fn built() -> Self {
-        let dist = std::env::var_os("BULKHEAD_DIST").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bulkhead"),
-            PathBuf::from,
-        );
+        let dist = dist();
         assert!(
             dist.join("bin/bulkhead").exists(),
             "{} has no bulkhead: run cargo xtask build",
@@ -37,8 +43,21 @@ impl Bulkhead {
 
     /// Another tree of the same shape.
     pub fn at(dist: impl Into<PathBuf>) -> Self {
-        let (dist, env) = (dist.into(), Vec::new());
-        Self { dist, env }
+        let dist = dist.into();
+        // Systems of the suites are listed apart from the user's own.
+        let user = rustix::process::getuid().as_raw();
+        let state = std::env::temp_dir().join(format!("bulkhead-suites-{user}"));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&state);
+        assert!(
+            made.is_ok() || state.is_dir(),
+            "cannot make {}",
+            state.display()
+        );
+        Self {
+            dist,
+            env: Vec::new(),
+        }
+        .env("BULKHEAD_STATE_DIR", state)
     }
 
     /// The command itself.

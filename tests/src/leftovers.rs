@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::bulkhead;
+
 /// How long a killed process may take to disappear.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -16,21 +18,21 @@ pub struct Census {
 }
 
 impl Census {
-    /// Counts now: processes by the program's name, and files and sockets with `bulkhead` in their
-    /// names in the places where programs leave them.
+    /// Counts now: processes by their program's place, and files and sockets with `bulkhead` in
+    /// their names in the places where programs leave them.
     pub fn take() -> Self {
         let mut things = BTreeSet::new();
         processes(&mut things);
         sockets(&mut things);
         for dir in ["/tmp", "/var/tmp", "/run", "/dev/shm"] {
-            files(Path::new(dir), 3, &mut things);
+            files(Path::new(dir), 3, false, &mut things);
         }
         for name in ["XDG_RUNTIME_DIR", "TMPDIR"] {
             if let Some(dir) = std::env::var_os(name) {
-                files(Path::new(&dir), 3, &mut things);
+                files(Path::new(&dir), 3, false, &mut things);
             }
         }
-        files(Path::new("/sys/fs/cgroup"), 4, &mut things);
+        files(Path::new("/sys/fs/cgroup"), 4, false, &mut things);
         Self { things }
     }
 
@@ -64,14 +66,15 @@ fn processes(things: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir("/proc") else {
         return;
     };
+    let dist = fs::canonicalize(bulkhead::dist()).unwrap_or_default();
     for entry in entries.flatten() {
         // A zombie has no `exe`: its parent is the one to blame, and still here.
         if let Ok(exe) = fs::read_link(entry.path().join("exe")) {
-            let name = exe.file_name().unwrap_or_default().to_string_lossy();
-            let name = name.trim_end_matches(" (deleted)").to_owned();
-            if ["bulkhead", "bulkhead-vmm"].contains(&name.as_str()) {
+            // Others may run their own.
+            let ours = exe.starts_with(&dist) || of_a_test(&exe.to_string_lossy());
+            if ours && exe != std::env::current_exe().unwrap_or_default() {
                 let id = entry.file_name().to_string_lossy().into_owned();
-                things.insert(format!("process {id} {name}"));
+                things.insert(format!("process {id} {}", exe.display()));
             }
         }
     }
@@ -89,20 +92,24 @@ fn sockets(things: &mut BTreeSet<String>) {
     }
 }
 
-/// Everything named after us, at most `depth` directories down; what is in it comes with it.
-fn files(dir: &Path, depth: u32, things: &mut BTreeSet<String>) {
+/// Everything named after us, and what is in it, at most `depth` directories down.
+fn files(dir: &Path, depth: u32, ours: bool, things: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
+        if of_a_test(&name) {
+            continue;
+        }
         let path = entry.path();
-        if name.contains("bulkhead") && !of_a_test(&name) {
+        let ours = ours || name.contains("bulkhead");
+        if ours {
             things.insert(format!("file {}", path.display()));
         }
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if depth > 0 && is_dir && !of_a_test(&name) {
-            files(&path, depth - 1, things);
+        if depth > 0 && is_dir {
+            files(&path, depth - 1, ours, things);
         }
     }
 }

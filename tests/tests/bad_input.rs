@@ -153,7 +153,10 @@ mod kvm {
         let file = scratch.file("system.toml", native("@examples/hello-native", ""));
         let before = Census::take();
         let mut command = bulkhead.command([OsString::from("up"), file.into()]);
-        command.uid(65534).gid(65534);
+        command
+            .uid(65534)
+            .gid(65534)
+            .env_remove("BULKHEAD_STATE_DIR");
         Running::start(&mut command)
             .wait()
             .expect_refusal()
