@@ -1,2 +1,49 @@
-//! The user library of native programs.
-#![forbid(unsafe_code)]
+//! The user library of native programs: what `std` is elsewhere.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use bulkhead_runtime::{program_main, println};
+//!
+//! program_main!(main);
+//!
+//! fn main() -> u8 {
+//!     println!("hello");
+//!     0
+//! }
+//! ```
+//!
+//! A program's build script passes the linker script on:
+//!
+//! ```ignore
+//! bulkhead_runtime_build: println!("cargo::rustc-link-arg-bins=-T{}", env!("DEP_BULKHEAD_RUNTIME_LINKER_SCRIPT"));
+//! ```
+//!
+//! Programs are built for `x86_64-unknown-none`: soft float, no FPU, no SSE. The kernel relies on
+//! that where it switches threads.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`capability`] | the program's capabilities: console, memory, address space |
+//! | [`console`] | printing and reading |
+//! | [`environment`] | arguments, environment, modules, granted devices |
+//! | [`heap`] | the global allocator |
+//! | [`start`] | entry, panics, exit |
+//! | [`syscall`] | the raw system calls; nobody else executes `syscall` |
+//! | [`thread`] | threads |
+//! | [`time`] | clocks and sleeping |
+#![no_std]
+
+extern crate alloc;
+
+pub mod capability;
+pub mod console;
+pub mod environment;
+pub mod heap;
+pub mod start;
+pub mod syscall;
+pub mod thread;
+pub mod time;
+
+pub use bulkhead_abi as abi;
+pub use start::{Termination, exit};
