@@ -10,7 +10,7 @@ use crate::memory::{MMAP_TOP, Placement, Protection, STACK_TOP};
 use crate::process::Process;
 
 /// Anonymous memory up to this size, in bytes, is backed at once: it is about to be touched, and a
-/// page fault costs as much as the backing.
+/// page fault costs as much as the backing. Stacks are not: they get a guard page first.
 const EAGER_BYTES: u64 = 64 * 1024;
 /// `mremap` copies in pieces of this many bytes.
 const COPY_BYTES: u64 = crate::process::CONSOLE_BYTES as u64;
@@ -51,7 +51,8 @@ pub(super) fn mmap(p: &mut Process<'_>, a: Args) -> Outcome {
     }
     let (space, platform) = p.space_and_platform();
     let start = space.map(platform, placement, len, protection)?;
-    if len <= EAGER_BYTES && protection.allows(Protection::WRITE) {
+    let eager = len <= EAGER_BYTES && flags & raw::MAP_STACK == 0;
+    if eager && protection.allows(Protection::WRITE) {
         let end = start + len.next_multiple_of(PAGE_SIZE);
         if space.back(platform, start..end).is_err() {
             space.unmap(platform, start, len)?;

@@ -99,8 +99,10 @@ pub struct AddressSpace {
     ranges: IntervalMap<Protection>,
     /// What the kernel has mapped, with its rights.
     backed: IntervalMap<u64>,
-    /// First address of the heap, on 2 MiB.
+    /// First address of the heap.
     heap_start: u64,
+    /// The 2 MiB border one page behind it.
+    heap_border: u64,
     /// The program break.
     heap_end: u64,
 }
@@ -124,6 +126,7 @@ impl AddressSpace {
             ranges: IntervalMap::new(),
             backed: IntervalMap::new(),
             heap_start: 0,
+            heap_border: 0,
             heap_end: 0,
         }
     }
@@ -387,9 +390,11 @@ impl AddressSpace {
         }
     }
 
-    /// Puts an empty heap at the first 2 MiB border behind `after`.
+    /// Puts an empty heap behind `after`: one page before a 2 MiB border. The first page stands alone
+    /// because C libraries treat it so (musl makes it a guard page); the rest gets large pages.
     pub fn start_heap(&mut self, after: u64) {
-        self.heap_start = after.next_multiple_of(LARGE_PAGE_SIZE);
+        self.heap_border = (after + PAGE_SIZE).next_multiple_of(LARGE_PAGE_SIZE);
+        self.heap_start = self.heap_border - PAGE_SIZE;
         self.heap_end = self.heap_start;
     }
 
@@ -420,27 +425,26 @@ impl AddressSpace {
         self.heap_end
     }
 
-    /// Puts memory behind a new part of the heap: whole 2 MiB pages first, they cost one kernel call.
+    /// Puts memory behind a new part of the heap: whole 2 MiB pages, they cost one kernel call.
     fn back_heap(
         &mut self,
         platform: &mut dyn Platform,
         grown: Range<u64>,
     ) -> Result<(), PlatformError> {
-        // A large growth is left to page faults: who asks for a gigabyte may use little of it.
-        let Some(gap) = self
-            .backed
-            .first_gap(grown.start..grown.end.min(grown.start + LARGE_PAGE_SIZE))
-        else {
+        if grown.end <= self.heap_border {
+            return self.back(platform, grown);
+        }
+        // The rest of a large growth is left to page faults: who asks for a gigabyte may use little.
+        let first = grown.start.max(self.heap_border);
+        let first = first..grown.end.min(first + LARGE_PAGE_SIZE);
+        let Some(gap) = self.backed.first_gap(first) else {
             return Ok(());
         };
         let start = gap.start & !(LARGE_PAGE_SIZE - 1);
         let large = start..start + LARGE_PAGE_SIZE;
+        let behind = grown.end..large.end.max(grown.end);
         let free = self.backed.overlapping(large.clone()).next().is_none()
-            && self
-                .ranges
-                .overlapping(grown.end..large.end.max(grown.end))
-                .next()
-                .is_none();
+            && self.ranges.overlapping(behind).next().is_none();
         let rights = Protection::READ_WRITE.rights();
         if free && platform.map(large.clone(), rights).is_ok() {
             self.backed.insert(large, rights);
