@@ -1,4 +1,39 @@
-//! Starts, watches and stops partitions.
+//! Starts, watches and stops partitions. `bulkhead run` and `bulkhead up` are this library with a
+//! command line before it.
+//!
+//! The way of a system: a checked [`bulkhead_manifest::System`] is compiled into machine
+//! descriptions (`compile`), what they need is opened (`open`, `files`, `initramfs`, `linux`), one
+//! VMM process each is started (`vmm`) and watched ([`Supervisor`]). Other commands find it in the
+//! state directory ([`StateRoot`]) and talk to it over its socket ([`status`], [`down`]).
+//! What this host can run at all is [`host`]'s knowledge.
 #![forbid(unsafe_code)]
 
+mod compile;
+mod console;
+mod control;
+mod cpio;
+mod elf;
+mod end;
+mod error;
+mod files;
 pub mod host;
+mod initramfs;
+mod library;
+mod lifecycle;
+mod linux;
+mod open;
+mod record;
+mod state_dir;
+mod supervisor;
+mod vmm;
+
+pub use bulkhead_machine::Jail;
+pub use console::log_paths;
+pub use control::{down, status};
+pub use end::{End, STATUS_CRASHED, STATUS_FAILED, STATUS_STOPPED};
+pub use error::{Error, ProgramProblem};
+pub use library::Library;
+pub use lifecycle::{Lifecycle, State};
+pub use record::{PartitionRecord, SystemRecord};
+pub use state_dir::{Found, Standing, StateRoot, SystemDir};
+pub use supervisor::{Cause, Consoles, Options, Outcome, Supervisor};

@@ -1,0 +1,312 @@
+//! Everything that can go wrong between a checked system and its running partitions.
+//!
+//! Each error has a stable code and, where something can be done, a remedy: the command line
+//! prints both. A failure inside the VMM arrives as [`crate::End::Failed`] instead.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the supervisor refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open /dev/kvm: {}", reason(.0))]
+    Kvm(io::Error),
+    /// A Linux kernel was asked for on a KVM that interprets guest kernel mode.
+    #[error("partition `{partition}` needs a Linux kernel, and {reason}")]
+    KvmInterpreted {
+        /// The partition.
+        partition: String,
+        /// What was measured, as a clause.
+        reason: String,
+    },
+    /// The library directory is nowhere.
+    #[error("no library directory at `{}`", .0.display())]
+    NoLibrary(PathBuf),
+    /// A file of the library is absent: the installation is incomplete.
+    #[error("the library has no {what} at `{}`", path.display())]
+    NotInstalled {
+        /// What the file is.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file that a partition names cannot be used.
+    #[error("cannot open {what} `{}`: {}", path.display(), reason(source))]
+    Open {
+        /// What it is to the partition.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not of the kind that is needed.
+    #[error("{what} `{}` is {found}", path.display())]
+    FileKind {
+        /// What it is to the partition.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What it is instead, with its article.
+        found: &'static str,
+    },
+    /// A disk of a size that is no disk.
+    #[error("disk `{}` is {bytes} bytes long", path.display())]
+    DiskSize {
+        /// Its path.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A disk that somebody else writes, or that is to be written while somebody uses it.
+    #[error("disk `{}` is in use by another partition", .0.display())]
+    DiskBusy(PathBuf),
+    /// A program that cannot run in its partition.
+    #[error("program `{}` {}", path.display(), problem.clause())]
+    Program {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why it cannot.
+        problem: ProgramProblem,
+    },
+    /// More memory than there is.
+    #[error(
+        "partition `{partition}` asks for {asked_mib} MiB of memory, and this host has {host_mib} MiB"
+    )]
+    MemoryExceedsHost {
+        /// The partition.
+        partition: String,
+        /// What it asks for.
+        asked_mib: u64,
+        /// What the host has, swap included.
+        host_mib: u64,
+    },
+    /// The files of a partition do not fit into it.
+    #[error("the files of partition `{partition}` do not fit into its {memory_mib} MiB of memory")]
+    FilesExceedMemory {
+        /// The partition.
+        partition: String,
+        /// Its memory.
+        memory_mib: u64,
+    },
+    /// A file or directory cannot be copied into a partition.
+    #[error("cannot copy `{}` into the partition: {}", path.display(), reason(source))]
+    Pack {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state directory is unusable.
+    #[error("cannot use the state directory `{}`: {}", path.display(), reason(source))]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state directory is not the caller's alone.
+    #[error("the state directory `{}` {problem}", path.display())]
+    StateDirUnsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A system of this name runs already.
+    #[error("a system named `{0}` is running already")]
+    AlreadyRunning(String),
+    /// No system of this name runs, or ran and left its logs.
+    #[error("no system named `{0}`")]
+    NoSuchSystem(String),
+    /// A system has no such partition, or it keeps no log.
+    #[error("system `{system}` has no log of a partition `{partition}`")]
+    NoSuchLog {
+        /// The system.
+        system: String,
+        /// The partition.
+        partition: String,
+    },
+    /// A system did not go away.
+    #[error("system `{0}` is still there after one second")]
+    StillThere(String),
+    /// The VMM process could not be started.
+    #[error("cannot start the VMM `{}`: {}", path.display(), reason(source))]
+    Spawn {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system refused something ordinary.
+    #[error("cannot {doing}: {}", reason(source))]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Why a program cannot run in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramProblem {
+    /// It is not an ELF file.
+    NotElf,
+    /// It ends before what its headers promise.
+    Truncated,
+    /// It is for another CPU or for 32 bits.
+    WrongArchitecture,
+    /// It is a library, object or core file.
+    NotExecutable,
+    /// It needs a dynamic loader.
+    Dynamic {
+        /// The loader that it names.
+        loader: String,
+    },
+}
+
+impl ProgramProblem {
+    fn clause(&self) -> String {
+        match self {
+            Self::NotElf => "is not an ELF file".to_owned(),
+            Self::Truncated => {
+                "is truncated: its headers promise more bytes than it has".to_owned()
+            }
+            Self::WrongArchitecture => "is not for a 64-bit x86 CPU".to_owned(),
+            Self::NotExecutable => "is an ELF file, but no program".to_owned(),
+            Self::Dynamic { loader } => {
+                format!("is dynamically linked, and the partition has no `{loader}`")
+            }
+        }
+    }
+}
+
+/// The text of an I/O error without Rust's `(os error N)`, in lower case like all our texts.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => text.to_owned(),
+    }
+}
+
+impl Error {
+    /// Shorthand for [`Error::System`].
+    pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System {
+            doing,
+            source: source.into(),
+        }
+    }
+
+    /// Stable code for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Kvm(source) => match source.kind() {
+                io::ErrorKind::NotFound => "kvm-absent",
+                io::ErrorKind::PermissionDenied => "kvm-permission",
+                _ => "kvm-unusable",
+            },
+            Self::KvmInterpreted { .. } => "kvm-interpreted",
+            Self::NoLibrary(_) | Self::NotInstalled { .. } => "library-incomplete",
+            Self::Open { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "file-not-found",
+                io::ErrorKind::PermissionDenied => "file-permission",
+                _ => "file-unusable",
+            },
+            Self::FileKind { .. } => "file-kind",
+            Self::DiskSize { bytes: 0, .. } => "disk-empty",
+            Self::DiskSize { .. } => "disk-size",
+            Self::DiskBusy(_) => "disk-busy",
+            Self::Program { problem, .. } => match problem {
+                ProgramProblem::NotElf => "program-not-elf",
+                ProgramProblem::Truncated => "program-truncated",
+                ProgramProblem::WrongArchitecture => "program-architecture",
+                ProgramProblem::NotExecutable => "program-kind",
+                ProgramProblem::Dynamic { .. } => "program-dynamic",
+            },
+            Self::MemoryExceedsHost { .. } => "memory-exceeds-host",
+            Self::FilesExceedMemory { .. } => "files-exceed-memory",
+            Self::Pack { .. } => "file-not-copied",
+            Self::StateDir { .. } => "state-dir",
+            Self::StateDirUnsafe { .. } => "state-dir-unsafe",
+            Self::AlreadyRunning(_) => "already-running",
+            Self::NoSuchSystem(_) => "no-such-system",
+            Self::NoSuchLog { .. } => "no-such-log",
+            Self::StillThere(_) => "still-there",
+            Self::Spawn { .. } => "vmm-not-started",
+            Self::System { .. } => "system",
+        }
+    }
+
+    /// What to do, where there is something to do.
+    pub fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Kvm(source) => match source.kind() {
+                io::ErrorKind::NotFound => {
+                    "load the kvm module, or run in the lab: cargo xtask lab -- bulkhead ..."
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "join the group that owns it: sudo usermod -aG kvm $USER, then log in again"
+                }
+                _ => "ask `bulkhead doctor`",
+            },
+            Self::KvmInterpreted { .. } => {
+                "run it in the lab: cargo xtask lab -- bulkhead up system.toml"
+            }
+            Self::NoLibrary(_) | Self::NotInstalled { .. } => {
+                "build it with `cargo xtask build`, or name another one in BULKHEAD_LIB"
+            }
+            Self::DiskSize { bytes: 0, .. } => "give it a size: truncate -s 1G FILE",
+            Self::DiskSize { .. } => "a disk is whole sectors of 512 bytes: truncate -s %512 FILE",
+            Self::DiskBusy(_) => {
+                "stop that partition, or grant block.read to both instead of block.write"
+            }
+            Self::Program { problem, .. } => match problem {
+                ProgramProblem::NotElf => "a partition runs static ELF programs",
+                ProgramProblem::Truncated => "copy or build it again",
+                ProgramProblem::WrongArchitecture => "build it for x86-64",
+                ProgramProblem::NotExecutable => "name the program, not a part of it",
+                ProgramProblem::Dynamic { .. } => {
+                    "link it statically (Rust: --target x86_64-unknown-linux-musl), or give the \
+                     partition a root that has the loader"
+                }
+            },
+            Self::MemoryExceedsHost { .. } => "ask for less",
+            Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",
+            Self::StateDirUnsafe { .. } => "remove it, or name another place in BULKHEAD_STATE_DIR",
+            Self::StateDir { .. } => "name another place in BULKHEAD_STATE_DIR",
+            Self::AlreadyRunning(name) => {
+                return Some(format!("end it with `bulkhead down {name}`"));
+            }
+            Self::NoSuchSystem(_) => "list them with `bulkhead ps`",
+            Self::NoSuchLog { .. } => "only partitions started by `bulkhead up` keep a log",
+            Self::StillThere(_) => "try again, and look for it with `ps`",
+            Self::FileKind { .. }
+            | Self::Open { .. }
+            | Self::Pack { .. }
+            | Self::Spawn { .. }
+            | Self::System { .. } => return None,
+        };
+        Some(help.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_read_like_the_rest_of_the_sentence() {
+        let error = io::Error::from_raw_os_error(2);
+        assert_eq!(reason(&error), "no such file or directory");
+        assert_eq!(reason(&io::Error::other("")), "");
+        let error = Error::Kvm(io::Error::from_raw_os_error(13));
+        assert_eq!(error.to_string(), "cannot open /dev/kvm: permission denied");
+        assert_eq!(error.code(), "kvm-permission");
+    }
+}

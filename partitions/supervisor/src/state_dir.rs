@@ -1,0 +1,384 @@
+//! The state directory: one directory for each system, held by a lock of its live supervisor.
+//!
+//! A directory whose lock is free belongs to a system that is over: either it ended in peace and
+//! left its logs ([`Standing::Finished`]), or its supervisor was killed and the next command
+//! removes it. Directories are created and removed under the lock of the whole.
+
+use crate::error::Error;
+use crate::record::SystemRecord;
+use rustix::fs::{FlockOperation, flock};
+use std::env;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Most bytes of the directory's path: what leaves room for a system's name and its socket in the
+/// 108 bytes of a Unix socket address.
+const MAX_PATH: usize = 50;
+const RECORD: &str = "system.json";
+const SOCKET: &str = "control.sock";
+
+/// The directory of all systems of this user, checked to be theirs alone.
+#[derive(Clone, Debug)]
+pub struct StateRoot {
+    path: PathBuf,
+}
+
+/// A system's directory, with its lock held. Dropping it removes it, unless it is kept.
+#[derive(Debug)]
+pub struct SystemDir {
+    root: StateRoot,
+    path: PathBuf,
+    keep: bool,
+    _lock: File,
+}
+
+/// How a system's directory was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its supervisor lives.
+    Live,
+    /// It ended and left its logs.
+    Finished,
+}
+
+/// A system's directory as another process sees it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Name of the system.
+    pub name: String,
+    /// Whether it lives.
+    pub standing: Standing,
+    /// Its directory.
+    pub path: PathBuf,
+    /// What its supervisor wrote down.
+    pub record: SystemRecord,
+}
+
+impl Found {
+    /// The supervisor's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+}
+
+impl StateRoot {
+    /// Opens or makes the state directory: `$BULKHEAD_STATE_DIR`; else `/run/bulkhead` for root;
+    /// else `$XDG_RUNTIME_DIR/bulkhead`, or `/tmp/bulkhead-UID` where there is none.
+    ///
+    /// # Errors
+    /// It cannot be made, or it is open to others.
+    pub fn open() -> Result<Self, Error> {
+        let variable = |name| {
+            env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|p| p.is_absolute())
+        };
+        let uid = rustix::process::getuid();
+        let path = if let Some(path) = variable("BULKHEAD_STATE_DIR") {
+            path
+        } else if uid.is_root() {
+            PathBuf::from("/run/bulkhead")
+        } else if let Some(runtime) = variable("XDG_RUNTIME_DIR") {
+            runtime.join("bulkhead")
+        } else {
+            PathBuf::from(format!("/tmp/bulkhead-{}", uid.as_raw()))
+        };
+        Self::at(&path)
+    }
+
+    /// As [`StateRoot::open`], at `path`.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn at(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::StateDir {
+            path: path.to_owned(),
+            source,
+        };
+        let problem = |problem| Error::StateDirUnsafe {
+            path: path.to_owned(),
+            problem,
+        };
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(problem("has a path of more than 50 bytes"));
+        }
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        // Somebody else may have made it first, in a directory that all can write.
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        if !metadata.is_dir() {
+            return Err(problem("is no directory"));
+        }
+        if metadata.uid() != rustix::process::getuid().as_raw() {
+            return Err(problem("belongs to another user"));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            return Err(problem("is open to other users"));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Makes the directory of a system that starts. One of the same name that is over is replaced.
+    ///
+    /// # Errors
+    /// A system of this name lives, or the directory cannot be made.
+    pub fn create(&self, system: &str) -> Result<SystemDir, Error> {
+        let path = self.path.join(system);
+        let failed = |source| Error::StateDir {
+            path: path.clone(),
+            source,
+        };
+        let _all = self.lock()?;
+        self.clean()?;
+        if path.exists() {
+            if try_lock(&path).map_err(failed)?.is_none() {
+                return Err(Error::AlreadyRunning(system.to_owned()));
+            }
+            fs::remove_dir_all(&path).map_err(failed)?;
+        }
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed)?;
+        match try_lock(&path).map_err(failed)? {
+            Some(lock) => Ok(SystemDir {
+                root: self.clone(),
+                path,
+                keep: false,
+                _lock: lock,
+            }),
+            None => Err(Error::AlreadyRunning(system.to_owned())),
+        }
+    }
+
+    /// All systems, by name; what killed supervisors left is removed on the way.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>, Error> {
+        let _all = self.lock()?;
+        self.clean()
+    }
+
+    /// One system.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn find(&self, system: &str) -> Result<Found, Error> {
+        let all = self.list()?;
+        let found = all.into_iter().find(|found| found.name == system);
+        found.ok_or_else(|| Error::NoSuchSystem(system.to_owned()))
+    }
+
+    /// Removes what a system that is over left behind.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_finished(&self, found: &Found) -> Result<(), Error> {
+        let failed = |source| Error::StateDir {
+            path: found.path.clone(),
+            source,
+        };
+        let _all = self.lock()?;
+        if found.path.exists() && try_lock(&found.path).map_err(failed)?.is_some() {
+            fs::remove_dir_all(&found.path).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        let failed = |source| Error::StateDir {
+            path: self.path.clone(),
+            source,
+        };
+        let directory = File::open(&self.path).map_err(failed)?;
+        flock(&directory, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
+        Ok(directory)
+    }
+
+    /// Removes what nobody holds and nobody finished; gives back the rest. The caller holds the
+    /// lock of the whole.
+    fn clean(&self) -> Result<Vec<Found>, Error> {
+        let failed = |source| Error::StateDir {
+            path: self.path.clone(),
+            source,
+        };
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            if !entry.file_type().map_err(failed)?.is_dir() {
+                continue;
+            }
+            let lock = try_lock(&path).map_err(failed)?;
+            let record = SystemRecord::read(&path.join(RECORD));
+            let standing = match (&lock, &record) {
+                (None, _) => Standing::Live,
+                (Some(_), Some(record)) if record.finished => Standing::Finished,
+                (Some(_), _) => {
+                    fs::remove_dir_all(&path).map_err(failed)?;
+                    continue;
+                }
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            all.push(Found {
+                name,
+                standing,
+                path,
+                record: record.unwrap_or_default(),
+            });
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+}
+
+/// The lock of a system's directory, or nothing when somebody holds it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let directory = File::open(path)?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// True while the supervisor that holds the directory lives.
+pub(crate) fn is_held(path: &Path) -> bool {
+    matches!(try_lock(path), Ok(None))
+}
+
+impl SystemDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the supervisor listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+
+    /// Writes the system's record, at once or not at all.
+    pub(crate) fn write(&self, record: &SystemRecord) -> Result<(), Error> {
+        let failed = |source| Error::StateDir {
+            path: self.path.clone(),
+            source,
+        };
+        let new = self.path.join("system.json.new");
+        let json = serde_json::to_vec(record).map_err(Error::system("describe a system"))?;
+        fs::write(&new, json).map_err(failed)?;
+        fs::rename(&new, self.path.join(RECORD)).map_err(failed)
+    }
+
+    /// Leaves the directory behind, with its logs.
+    pub(crate) fn keep(&mut self) {
+        self.keep = true;
+        let _ = fs::remove_file(self.socket());
+    }
+}
+
+impl Drop for SystemDir {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        // Nothing can be done about a failure here; the next command cleans up.
+        let _all = self.root.lock();
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use tempfile::tempdir;
+
+    fn names(root: &StateRoot) -> Vec<String> {
+        root.list()
+            .unwrap()
+            .into_iter()
+            .map(|found| found.name)
+            .collect()
+    }
+
+    #[test]
+    fn a_live_system_is_listed_and_its_end_removes_it() {
+        let dir = tempdir().unwrap();
+        let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        let system = root.create("web").unwrap();
+        system.write(&SystemRecord::default()).unwrap();
+        let found = root.find("web").unwrap();
+        assert_eq!(found.standing, Standing::Live);
+        assert!(is_held(&found.path));
+        assert_eq!(root.create("web").unwrap_err().code(), "already-running");
+        assert!(root.create("other").is_ok());
+        drop(system);
+        assert!(names(&root).is_empty());
+        assert_eq!(root.find("web").unwrap_err().code(), "no-such-system");
+    }
+
+    #[test]
+    fn what_a_killed_supervisor_left_is_removed() {
+        let dir = tempdir().unwrap();
+        let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        for file in ["system.json", "web.log"] {
+            fs::create_dir_all(dir.path().join("s/stale")).unwrap();
+            fs::write(dir.path().join("s/stale").join(file), "{}").unwrap();
+            assert!(names(&root).is_empty(), "{file}");
+            assert!(!dir.path().join("s/stale").exists());
+        }
+    }
+
+    #[test]
+    fn a_finished_system_stays_until_it_is_removed_or_replaced() {
+        let dir = tempdir().unwrap();
+        let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        let mut system = root.create("web").unwrap();
+        system
+            .write(&SystemRecord {
+                finished: true,
+                ..SystemRecord::default()
+            })
+            .unwrap();
+        system.keep();
+        drop(system);
+        let found = root.find("web").unwrap();
+        assert_eq!(found.standing, Standing::Finished);
+        drop(root.create("web").unwrap());
+        assert!(names(&root).is_empty());
+        root.remove_finished(&found).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_others_is_refused() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("s");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(StateRoot::at(&path).unwrap_err().code(), "state-dir-unsafe");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(StateRoot::at(&path).is_ok());
+        let link = dir.path().join("l");
+        symlink(&path, &link).unwrap();
+        assert_eq!(StateRoot::at(&link).unwrap_err().code(), "state-dir-unsafe");
+        let file = dir.path().join("f");
+        fs::write(&file, "").unwrap();
+        assert_eq!(StateRoot::at(&file).unwrap_err().code(), "state-dir-unsafe");
+        let long = dir.path().join("x".repeat(60));
+        assert_eq!(StateRoot::at(&long).unwrap_err().code(), "state-dir-unsafe");
+        assert_eq!(
+            StateRoot::at(&dir.path().join("a/b")).unwrap_err().code(),
+            "state-dir"
+        );
+    }
+}
