@@ -1,4 +1,76 @@
-//! The command line of Bulkhead.
+//! `bulkhead`: the command line. One file a command; everything they do is done by
+//! `partitions/supervisor`. Standard output is data, standard error is for people, and whatever
+//! Bulkhead itself gets wrong ends with one sentence there and status 125.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+mod command;
+mod doctor;
+mod down;
+mod failure;
+mod logs;
+mod ps;
+mod run;
+mod signals;
+mod terminal;
+mod up;
+
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+use failure::{Failure, STATUS_FAILED};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; everything else is a misuse, and docker's status.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { STATUS_FAILED } else { 0 });
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(status) => status,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(args) => run::run(*args).map(ExitCode::from),
+        Command::Up(args) => up::run(&args).map(ExitCode::from),
+        Command::Down(args) => down::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Ps(args) => ps::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Logs(args) => logs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => Ok(doctor::run(
+            &args,
+            bulkhead_supervisor::Library::location()?,
+        )),
+        Command::Version => {
+            print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "bulkhead", &mut script);
+            print(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Writes data to standard output. A reader that went away has what it wanted.
+fn print(data: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(data).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            "output",
+            format!("cannot write to standard output: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,217 @@
+//! What can be typed: every command and option, with the help that people read.
+
+use crate::doctor::DoctorArgs;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Run programs and kernels in partitions: virtual machines with nothing but what they were granted
+#[derive(Debug, Parser)]
+#[command(
+    name = "bulkhead",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one command in a partition of its own and exit with its status
+    Run(Box<RunArgs>),
+    /// Start the partitions of a system.toml together
+    Up(UpArgs),
+    /// End running systems
+    Down(DownArgs),
+    /// List systems and their partitions
+    Ps(PsArgs),
+    /// Print what a partition started by `up` has written
+    Logs(LogsArgs),
+    /// Say what this host can run, and why not
+    Doctor(DoctorArgs),
+    /// Print the version
+    Version,
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelChoice {
+    /// A native program on Bulkhead's microkernel
+    Native,
+    /// A Linux program on Bulkhead's microkernel
+    LinuxAbi,
+    /// An unmodified Linux kernel
+    Linux,
+}
+
+/// How strictly a VMM locks itself in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JailChoice {
+    /// Every layer, or it does not start
+    Full,
+    /// Every layer that this host offers
+    BestEffort,
+    /// None: for debugging the VMM
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A partition started by `run` is granted console, entropy and time. Disks come with --disk.
+A CMD with a slash is a file of this host, any other is looked up in PATH; either is copied into the
+partition, unless --root or --mount has it. Exit status: the command's own; 125 if Bulkhead failed,
+126 if the command cannot be run, 127 if it was not found, 130 after Ctrl-C.")]
+pub(crate) struct RunArgs {
+    /// Kernel of the partition
+    #[arg(long, value_enum, default_value = "linux-abi")]
+    pub(crate) kernel: KernelChoice,
+    /// Memory, such as 64MiB [default: 16MiB native, 128MiB linux-abi, 256MiB linux]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpus: Option<i64>,
+    /// Name for `ps` and `down` [default: run-PID]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Environment variable; without a value, this process's own
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Copy a host file or directory into the partition
+    #[arg(short = 'v', long, value_name = "HOST:GUEST")]
+    pub(crate) mount: Vec<String>,
+    /// Host directory that is the partition's /
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<String>,
+    /// Raw disk image or block device; `:ro` grants block.read, else block.write
+    #[arg(long, value_name = "FILE[:ro]")]
+    pub(crate) disk: Vec<String>,
+    /// Further grant, such as block.read:disk.img
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) grant: Vec<String>,
+    /// Grant nothing but --disk and --grant: no console, no entropy, no time
+    #[arg(long)]
+    pub(crate) no_default_grants: bool,
+    /// Kernel image, with --kernel linux [default: @linux/vmlinuz]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<String>,
+    /// Initial RAM filesystem, with --kernel linux and no CMD
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<String>,
+    /// Kernel arguments, with --kernel linux
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) cmdline: Option<String>,
+    /// Name unknown system calls on the error stream, with --kernel linux-abi
+    #[arg(long)]
+    pub(crate) trace_syscalls: bool,
+    /// Put the terminal into raw mode; Ctrl-] ends the partition
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// How strictly the VMM locks itself in
+    #[arg(long, value_enum, default_value = "best-effort")]
+    pub(crate) jail: JailChoice,
+    /// Command and arguments
+    #[arg(
+        value_name = "CMD",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// The system
+    #[arg(value_name = "SYSTEM.TOML", default_value = "system.toml")]
+    pub(crate) manifest: PathBuf,
+    /// Start only this partition (repeatable)
+    #[arg(long, value_name = "PARTITION")]
+    pub(crate) only: Vec<String>,
+    /// Leave it running in the background; see `logs`, `ps`, `down`
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// How strictly the VMMs lock themselves in
+    #[arg(long, value_enum, default_value = "best-effort")]
+    pub(crate) jail: JailChoice,
+    /// We are the supervisor that --detach started
+    #[arg(long, hide = true)]
+    pub(crate) in_background: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Systems to end
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    pub(crate) names: Vec<String>,
+    /// End every system of this user
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: PsFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PsFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// Go on until the system ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+impl From<JailChoice> for bulkhead_supervisor::Jail {
+    fn from(choice: JailChoice) -> Self {
+        match choice {
+            JailChoice::Full => Self::Full,
+            JailChoice::BestEffort => Self::BestEffort,
+            JailChoice::None => Self::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_end_where_the_command_begins() {
+        for line in [
+            "bulkhead run --vcpus 2 sh -c x --name y",
+            "bulkhead run --vcpus 2 -- sh -c x --name y",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Run(args) = cli.command else {
+                panic!("run")
+            };
+            assert_eq!(args.command, ["sh", "-c", "x", "--name", "y"]);
+            assert_eq!((args.name, args.vcpus), (None, Some(2)));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! How a command fails: a stable code, one sentence, a remedy, and an exit status.
+
+use bulkhead_manifest::{Rejected, UnknownPartition};
+use bulkhead_supervisor::{Error, ProgramProblem};
+use std::io::{self, Write};
+
+/// Bulkhead failed (docker's convention, like the two below).
+pub(crate) const STATUS_FAILED: u8 = bulkhead_supervisor::STATUS_FAILED;
+/// The command exists but cannot be run.
+pub(crate) const STATUS_CANNOT_RUN: u8 = 126;
+/// The command was not found.
+pub(crate) const STATUS_NOT_FOUND: u8 = 127;
+
+/// Why a command fails: one complaint or more, each a sentence.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    complaints: Vec<Complaint>,
+    /// Exit status.
+    pub(crate) status: u8,
+}
+
+#[derive(Debug)]
+struct Complaint {
+    code: String,
+    message: String,
+    help: Option<String>,
+}
+
+impl Failure {
+    /// A failure of Bulkhead's own, status 125.
+    pub(crate) fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::complain(code.into(), message.into(), None)
+    }
+
+    /// One with a remedy.
+    pub(crate) fn complain(code: String, message: String, help: Option<String>) -> Self {
+        Self {
+            complaints: vec![Complaint {
+                code,
+                message,
+                help,
+            }],
+            status: STATUS_FAILED,
+        }
+    }
+
+    /// The same with another remedy.
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        if let Some(complaint) = self.complaints.last_mut() {
+            complaint.help = Some(help.into());
+        }
+        self
+    }
+
+    /// The same with another status.
+    pub(crate) fn status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Tells people.
+    pub(crate) fn print(&self) {
+        let mut text = String::new();
+        for Complaint {
+            code,
+            message,
+            help,
+        } in &self.complaints
+        {
+            text += &format!("bulkhead: error[{code}]: {message}\n");
+            if let Some(help) = help {
+                text += &format!("  help: {help}\n");
+            }
+        }
+        // Nobody listens: the exit status has to do.
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Program {
+                problem: ProgramProblem::Truncated,
+                ..
+            } => STATUS_FAILED,
+            Error::Program { .. } => STATUS_CANNOT_RUN,
+            _ => STATUS_FAILED,
+        };
+        Self::complain(error.code().to_owned(), error.to_string(), error.help()).status(status)
+    }
+}
+
+impl From<Rejected> for Failure {
+    fn from(rejected: Rejected) -> Self {
+        let complaints = rejected.diagnostics.iter().map(|diagnostic| Complaint {
+            code: diagnostic.code.to_string(),
+            message: rejected.locate(diagnostic),
+            help: Some(diagnostic.help.clone()),
+        });
+        Self {
+            complaints: complaints.collect(),
+            status: STATUS_FAILED,
+        }
+    }
+}
+
+impl From<UnknownPartition> for Failure {
+    fn from(unknown: UnknownPartition) -> Self {
+        let help = format!("it has {}", unknown.known.join(", "));
+        Self::new("no-such-partition", unknown.to_string()).help(help)
+    }
+}

@@ -1,0 +1,161 @@
+//! `bulkhead ps`: systems and their partitions.
+
+use crate::cli::{PsArgs, PsFormat};
+use crate::failure::Failure;
+use bulkhead_supervisor::{PartitionRecord, Standing, StateRoot, SystemRecord, status};
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A system as JSON.
+#[derive(Serialize)]
+struct Row {
+    system: String,
+    live: bool,
+    #[serde(flatten)]
+    record: SystemRecord,
+}
+
+pub(crate) fn run(args: &PsArgs) -> Result<(), Failure> {
+    let systems = StateRoot::open()?.list()?;
+    let rows: Vec<Row> = (systems.iter())
+        .map(|found| Row {
+            system: found.name.clone(),
+            live: found.standing == Standing::Live,
+            record: status(found),
+        })
+        .collect();
+    match args.format {
+        PsFormat::Json => {
+            let json = serde_json::to_string_pretty(&rows);
+            let json = json.map_err(|error| Failure::new("output", error.to_string()))?;
+            crate::print(format!("{json}\n").as_bytes())
+        }
+        PsFormat::Table => crate::print(table(&rows, now()).as_bytes()),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn table(rows: &[Row], now: u64) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "SYSTEM",
+        "PARTITION",
+        "KERNEL",
+        "STATE",
+        "MEMORY",
+        "VCPUS",
+        "VMM",
+        "STARTED",
+    ]);
+    for row in rows {
+        for partition in &row.record.partitions {
+            let age = Duration::from_secs(now.saturating_sub(row.record.started));
+            let vmm = if row.live {
+                partition.vmm.to_string()
+            } else {
+                "-".to_owned()
+            };
+            table.add_row([
+                row.system.clone(),
+                partition.name.clone(),
+                partition.kernel.clone(),
+                state(partition),
+                format!("{}MiB", partition.memory_mib),
+                partition.vcpus.to_string(),
+                vmm,
+                format!("{} ago", short(age)),
+            ]);
+        }
+    }
+    let lines: Vec<String> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines.join("\n") + "\n"
+}
+
+fn state(partition: &PartitionRecord) -> String {
+    match partition.status {
+        Some(status) => format!("{} ({status})", partition.state),
+        None => partition.state.to_string(),
+    }
+}
+
+/// A duration in its largest unit.
+fn short(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_supervisor::State;
+
+    #[test]
+    fn the_table_has_a_row_for_each_partition() {
+        let partition = |name: &str, status| PartitionRecord {
+            name: name.to_owned(),
+            kernel: "native".to_owned(),
+            state: if status.is_none() {
+                State::Running
+            } else {
+                State::Terminated
+            },
+            vmm: 42,
+            memory_mib: 16,
+            vcpus: 1,
+            jail_gaps: vec![],
+            status,
+        };
+        let record = SystemRecord {
+            supervisor: 41,
+            started: 1000,
+            finished: false,
+            partitions: vec![partition("a", None), partition("b", Some(7))],
+        };
+        let rows = [Row {
+            system: "hello".to_owned(),
+            live: true,
+            record,
+        }];
+        let text = table(&rows, 1000 + 7200);
+        let words: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(words.len(), 3);
+        assert_eq!(
+            words[1],
+            [
+                "hello", "a", "native", "running", "16MiB", "1", "42", "2h", "ago"
+            ]
+        );
+        assert_eq!(words[2][3..5], ["terminated", "(7)"]);
+    }
+
+    #[test]
+    fn ages_are_in_their_largest_unit() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (7199, "1h"),
+            (172_800, "2d"),
+        ] {
+            assert_eq!(short(Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `bulkhead up`: the partitions of a system together, in the foreground or left behind.
+
+use crate::cli::UpArgs;
+use crate::failure::Failure;
+use crate::signals;
+use bulkhead_manifest::{MAX_BYTES, System, Validated, parse};
+use bulkhead_supervisor::{Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor};
+use rustix::process::setsid;
+use std::env;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What the supervisor in the background says when every partition runs.
+const READY: &[u8] = b"ready\n";
+/// Exit status after SIGPIPE.
+const STATUS_BROKEN_PIPE: u8 = 141;
+
+/// Starts the system; its exit status: 0, or that of the first partition that has another.
+pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
+    let system = read(&args.manifest)?.only(&args.only)?;
+    if args.detach && !args.in_background {
+        return start_in_background(&system.name);
+    }
+    let library = Library::find()?;
+    let root = StateRoot::open()?;
+    let signals = signals::catch()?;
+    let consoles = if args.in_background {
+        // The session of whoever typed the command is not ours to be in.
+        let _ = setsid();
+        Consoles::Logged
+    } else {
+        Consoles::Prefixed {
+            terminal: io::stdout().is_terminal(),
+        }
+    };
+    let options = Options {
+        consoles,
+        jail: args.jail.into(),
+        keep_logs: args.in_background,
+    };
+    let supervisor = Supervisor::start(&system, &root, &library, options)?;
+    let in_background = args.in_background;
+    let outcome = supervisor.wait(signals, || {
+        if in_background {
+            leave();
+        }
+    })?;
+    conclude(&outcome)
+}
+
+/// Reads and checks the manifest; a longer one is not read to its end.
+fn read(path: &Path) -> Result<Validated<System>, Failure> {
+    let failed = |error: io::Error| {
+        let message = format!("cannot read the manifest `{}`: {error}", path.display());
+        Failure::new("manifest-unreadable", message)
+            .help("name a file: bulkhead up path/to/system.toml")
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(parse(&bytes, path)?)
+}
+
+fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
+    let complaints: Vec<Failure> = (outcome.ends.iter())
+        .filter_map(|(name, end)| {
+            let (code, message, help) = end.complaint(name)?;
+            Some(Failure::complain(code, message, help).status(end.status()))
+        })
+        .collect();
+    for complaint in &complaints {
+        complaint.print();
+    }
+    Ok(match outcome.cause {
+        Some(Cause::Signal(number)) => 128 + number,
+        Some(Cause::BrokenPipe) => STATUS_BROKEN_PIPE,
+        _ => {
+            // A failure of Bulkhead's own weighs more than what a guest said.
+            let failed = complaints.first().map(|complaint| complaint.status);
+            let mut statuses = outcome.ends.iter().map(|(_, end)| end.status());
+            failed
+                .or_else(|| statuses.find(|status| *status != 0))
+                .unwrap_or(0)
+        }
+    })
+}
+
+/// Starts this program again as the supervisor, and waits until it says that the system runs.
+fn start_in_background(system: &str) -> Result<u8, Failure> {
+    let failed = |error: io::Error| {
+        Failure::new(
+            "background",
+            format!("cannot start a supervisor in the background: {error}"),
+        )
+    };
+    let program = env::current_exe().map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(env::args_os().skip(1))
+        .arg("--in-background")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut said = Vec::new();
+    if let Some(stdout) = &mut child.stdout {
+        stdout
+            .take(READY.len() as u64)
+            .read_to_end(&mut said)
+            .map_err(failed)?;
+    }
+    if said == READY {
+        crate::print(format!("{system}\n").as_bytes())?;
+        return Ok(0);
+    }
+    // It has told people why already, on the standard error that it shares with us.
+    let status = child.wait().map_err(failed)?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(crate::STATUS_FAILED))
+}
+
+/// Tells whoever started us that all is well, and lets go of their streams.
+fn leave() {
+    // Whoever started us may have been killed; the system runs all the same.
+    let _ = io::stdout()
+        .write_all(READY)
+        .and_then(|()| io::stdout().flush());
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
