@@ -53,14 +53,19 @@ pub fn compile(thread: Thread) -> Result<BpfProgram, JailError> {
     Ok(BpfProgram::try_from(filter)?)
 }
 
+/// Alternatives, one of which must hold; none of them means no condition.
 fn conditions(rule: &Rule) -> Result<Vec<SeccompCondition>, BackendError> {
-    let Argument::OneOf { index, values } = rule.argument else {
-        return Ok(Vec::new());
+    let condition = |index, operator, value| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
     };
-    values
-        .iter()
-        .map(|(_, value)| {
-            SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)
-        })
-        .collect()
+    match rule.argument {
+        Argument::Any => Ok(Vec::new()),
+        Argument::OneOf { index, values } => values
+            .iter()
+            .map(|(_, value)| condition(index, SeccompCmpOp::Eq, *value))
+            .collect(),
+        Argument::Without { index, mask, .. } => {
+            Ok(vec![condition(index, SeccompCmpOp::MaskedEq(mask), 0)?])
+        }
+    }
 }

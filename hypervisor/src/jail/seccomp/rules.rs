@@ -6,8 +6,8 @@ use super::Thread;
 /// One allowed system call.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Its name.
-    pub name: &'static str,
+    /// Its constant in libc: its name behind `SYS_`.
+    pub constant: &'static str,
     /// Its number.
     pub number: i64,
     /// The threads that may make it.
@@ -18,285 +18,219 @@ pub struct Rule {
     pub reason: &'static str,
 }
 
-/// A condition on a system call's arguments.
+/// A condition on one of a system call's arguments, as 32 bits; `index` counts from 0.
 #[derive(Clone, Copy, Debug)]
 pub enum Argument {
-    /// None.
+    /// No condition.
     Any,
-    /// Argument number `index` (from 0), as 32 bits, is one of `values`.
+    /// One of `values`.
     OneOf {
         /// Which argument.
         index: u8,
         /// Names and values.
         values: &'static [(&'static str, u64)],
     },
+    /// None of the bits of `mask`.
+    Without {
+        /// Which argument.
+        index: u8,
+        /// The bits' name.
+        name: &'static str,
+        /// The bits.
+        mask: u64,
+    },
 }
 
-/// Both kinds.
+const ANY: Argument = Argument::Any;
+
 const BOTH: &[Thread] = &[Thread::EventLoop, Thread::Vcpu];
-/// The event loop alone.
 const LOOP: &[Thread] = &[Thread::EventLoop];
-/// vCPUs alone.
 const VCPU: &[Thread] = &[Thread::Vcpu];
 
-/// `KVM_RUN`, `_IO(KVMIO, 0x80)`.
-const KVM_RUN: u64 = 0xae80;
-/// `KVM_GET_REGS`, `_IOR(KVMIO, 0x81, struct kvm_regs)`.
-const KVM_GET_REGS: u64 = 0x8090_ae81;
-/// `KVM_SIGNAL_MSI`, `_IOW(KVMIO, 0xa5, struct kvm_msi)`.
-const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
-/// `F_GETFD`; the standard library checks descriptors it drops in debug builds.
-const F_GETFD: u64 = libc::F_GETFD as u64;
+/// `_IO(KVMIO, 0x80)`: `KVM_RUN`.
+const KVM_RUN: (&str, u64) = ("KVM_RUN", 0xae80);
+/// `_IOR(KVMIO, 0x81, struct kvm_regs)`: `KVM_GET_REGS`.
+const KVM_GET_REGS: (&str, u64) = ("KVM_GET_REGS", 0x8090_ae81);
+/// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: `KVM_SIGNAL_MSI`.
+const KVM_SIGNAL_MSI: (&str, u64) = ("KVM_SIGNAL_MSI", 0x4020_aea5);
 
-macro_rules! rule {
-    ($name:ident, $number:ident, $threads:expr, $argument:expr, $reason:literal) => {
-        Rule {
-            name: stringify!($name),
+const VCPU_CALLS: Argument = Argument::OneOf {
+    index: 1,
+    values: &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI],
+};
+const LOOP_CALLS: Argument = Argument::OneOf {
+    index: 1,
+    values: &[KVM_SIGNAL_MSI],
+};
+const GETFD: Argument = Argument::OneOf {
+    index: 1,
+    values: &[("F_GETFD", libc::F_GETFD as u64)],
+};
+const NO_CODE: Argument = Argument::Without {
+    index: 2,
+    name: "PROT_EXEC",
+    mask: libc::PROT_EXEC as u64,
+};
+
+/// Signals that threads send. The C libraries number the first real-time signal differently.
+const SIGNALS: &[(&str, u64)] = &[
+    ("SIGABRT", 6),
+    ("SIGRTMIN (glibc)", 34),
+    ("SIGRTMIN (musl)", 35),
+];
+const TKILL: Argument = Argument::OneOf {
+    index: 1,
+    values: SIGNALS,
+};
+const TGKILL: Argument = Argument::OneOf {
+    index: 2,
+    values: SIGNALS,
+};
+
+macro_rules! rules {
+    ($($number:ident $threads:ident $argument:ident $reason:literal)*) => {
+        /// Every allowed call.
+        pub const RULES: &[Rule] = &[$(Rule {
+            constant: stringify!($number),
             number: libc::$number,
             threads: $threads,
             argument: $argument,
             reason: $reason,
-        }
+        }),*];
     };
 }
 
-/// Every allowed call.
-pub const RULES: &[Rule] = &[
-    rule!(
-        read,
-        SYS_read,
-        BOTH,
-        Argument::Any,
-        "eventfds, and console input"
-    ),
-    rule!(
-        write,
-        SYS_write,
-        BOTH,
-        Argument::Any,
-        "eventfds, console output, and a panic's message"
-    ),
-    rule!(
-        close,
-        SYS_close,
-        BOTH,
-        Argument::Any,
-        "descriptors dropped at the end"
-    ),
-    rule!(
-        poll,
-        SYS_poll,
-        BOTH,
-        Argument::Any,
-        "readiness of a console stream that may block"
-    ),
-    rule!(mmap, SYS_mmap, BOTH, Argument::Any, "the allocator"),
-    rule!(
-        mprotect,
-        SYS_mprotect,
-        BOTH,
-        Argument::Any,
-        "glibc's allocator, in test builds"
-    ),
-    rule!(
-        munmap,
-        SYS_munmap,
-        BOTH,
-        Argument::Any,
-        "the allocator, guest memory at the end, a joined thread's stack"
-    ),
-    rule!(brk, SYS_brk, BOTH, Argument::Any, "the allocator"),
-    rule!(
-        mremap,
-        SYS_mremap,
-        BOTH,
-        Argument::Any,
-        "the allocator, for large vectors"
-    ),
-    rule!(
-        madvise,
-        SYS_madvise,
-        BOTH,
-        Argument::Any,
-        "the allocator, and glibc for the stack of a thread that ends"
-    ),
-    rule!(
-        rt_sigaction,
-        SYS_rt_sigaction,
-        BOTH,
-        Argument::Any,
-        "abort restores the default action"
-    ),
-    rule!(
-        rt_sigprocmask,
-        SYS_rt_sigprocmask,
-        BOTH,
-        Argument::Any,
-        "raise, and the end of a thread"
-    ),
-    rule!(
-        rt_sigreturn,
-        SYS_rt_sigreturn,
-        BOTH,
-        Argument::Any,
-        "return from the stop signal's handler"
-    ),
-    rule!(
-        sigaltstack,
-        SYS_sigaltstack,
-        BOTH,
-        Argument::Any,
-        "the standard library at the end of a thread"
-    ),
-    rule!(
-        restart_syscall,
-        SYS_restart_syscall,
-        BOTH,
-        Argument::Any,
-        "the kernel itself, after a signal interrupted a timed wait"
-    ),
-    rule!(
-        futex,
-        SYS_futex,
-        BOTH,
-        Argument::Any,
-        "locks, parking and joining threads"
-    ),
-    rule!(
-        sched_yield,
-        SYS_sched_yield,
-        BOTH,
-        Argument::Any,
-        "contended locks"
-    ),
-    rule!(
-        clock_gettime,
-        SYS_clock_gettime,
-        BOTH,
-        Argument::Any,
-        "the clock, where the vDSO does not serve it"
-    ),
-    rule!(
-        nanosleep,
-        SYS_nanosleep,
-        LOOP,
-        Argument::Any,
-        "waiting for vCPU threads to stop (musl)"
-    ),
-    rule!(
-        clock_nanosleep,
-        SYS_clock_nanosleep,
-        LOOP,
-        Argument::Any,
-        "waiting for vCPU threads to stop (glibc)"
-    ),
-    rule!(getpid, SYS_getpid, BOTH, Argument::Any, "raise and abort"),
-    rule!(gettid, SYS_gettid, BOTH, Argument::Any, "raise and abort"),
-    rule!(
-        tkill,
-        SYS_tkill,
-        BOTH,
-        Argument::Any,
-        "musl's raise and pthread_kill: the stop signal, abort"
-    ),
-    rule!(
-        tgkill,
-        SYS_tgkill,
-        BOTH,
-        Argument::Any,
-        "glibc's raise and pthread_kill: the stop signal, abort"
-    ),
-    rule!(exit, SYS_exit, BOTH, Argument::Any, "the end of a thread"),
-    rule!(
-        exit_group,
-        SYS_exit_group,
-        BOTH,
-        Argument::Any,
-        "the end of the process"
-    ),
-    rule!(
-        fcntl,
-        SYS_fcntl,
-        BOTH,
-        Argument::OneOf {
-            index: 1,
-            values: &[("F_GETFD", F_GETFD)]
-        },
-        "debug builds of the standard library check a descriptor before closing it"
-    ),
-    rule!(
-        ioctl,
-        SYS_ioctl,
-        VCPU,
-        Argument::OneOf {
-            index: 1,
-            values: &[
-                ("KVM_RUN", KVM_RUN),
-                ("KVM_GET_REGS", KVM_GET_REGS),
-                ("KVM_SIGNAL_MSI", KVM_SIGNAL_MSI),
-            ],
-        },
-        "running the guest, telling where it failed, and raising the console's vector"
-    ),
-    rule!(
-        ioctl,
-        SYS_ioctl,
-        LOOP,
-        Argument::OneOf {
-            index: 1,
-            values: &[("KVM_SIGNAL_MSI", KVM_SIGNAL_MSI)]
-        },
-        "raising the console's vector"
-    ),
-    rule!(
-        epoll_wait,
-        SYS_epoll_wait,
-        LOOP,
-        Argument::Any,
-        "the event loop (musl)"
-    ),
-    rule!(
-        epoll_pwait,
-        SYS_epoll_pwait,
-        LOOP,
-        Argument::Any,
-        "the event loop"
-    ),
-    rule!(
-        epoll_ctl,
-        SYS_epoll_ctl,
-        LOOP,
-        Argument::Any,
-        "devices that start and stop waiting for their streams"
-    ),
-    rule!(preadv, SYS_preadv, LOOP, Argument::Any, "virtio-blk reads"),
-    rule!(
-        pwritev,
-        SYS_pwritev,
-        LOOP,
-        Argument::Any,
-        "virtio-blk writes"
-    ),
-    rule!(
-        fdatasync,
-        SYS_fdatasync,
-        LOOP,
-        Argument::Any,
-        "virtio-blk flushes"
-    ),
-    rule!(getrandom, SYS_getrandom, LOOP, Argument::Any, "virtio-rng"),
-    rule!(
-        recvfrom,
-        SYS_recvfrom,
-        LOOP,
-        Argument::Any,
-        "commands on the control socket"
-    ),
-    rule!(
-        sendto,
-        SYS_sendto,
-        LOOP,
-        Argument::Any,
-        "events on the control socket"
-    ),
-];
+rules! {
+    SYS_read            BOTH ANY        "eventfds, and console input"
+    SYS_write           BOTH ANY        "eventfds, console output, and a panic's message"
+    SYS_poll            BOTH ANY        "a console stream that may block"
+    SYS_close           BOTH ANY        "descriptors dropped at the end"
+    SYS_fcntl           BOTH GETFD      "debug builds look at a descriptor before they close it"
+    SYS_futex           BOTH ANY        "locks, parking and joining threads"
+    SYS_sched_yield     BOTH ANY        "contended locks"
+    SYS_clock_gettime   BOTH ANY        "the clock, where the vDSO does not serve it"
+
+    SYS_mmap            BOTH NO_CODE    "the allocator"
+    SYS_mprotect        BOTH NO_CODE    "the allocator of glibc"
+    SYS_mremap          BOTH ANY        "the allocator, for large vectors"
+    SYS_munmap          BOTH ANY        "the allocator; guest memory and stacks at the end"
+    SYS_madvise         BOTH ANY        "the allocator; glibc, for the stack of a thread that ends"
+    SYS_brk             BOTH ANY        "the allocator"
+
+    SYS_rt_sigaction    BOTH ANY        "abort restores the default action"
+    SYS_rt_sigprocmask  BOTH ANY        "abort, and the end of a thread"
+    SYS_rt_sigreturn    BOTH ANY        "return from the handler of the stop signal"
+    SYS_restart_syscall BOTH ANY        "the kernel, after a signal interrupted a timed wait"
+    SYS_sigaltstack     BOTH ANY        "the standard library, at the end of a thread"
+    SYS_getpid          BOTH ANY        "abort"
+    SYS_gettid          BOTH ANY        "abort"
+    SYS_tkill           BOTH TKILL      "the stop signal and abort, by musl"
+    SYS_tgkill          BOTH TGKILL     "the stop signal and abort, by glibc"
+    SYS_exit            BOTH ANY        "the end of a thread"
+    SYS_exit_group      BOTH ANY        "the end of the process"
+
+    SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and the console's vector"
+
+    SYS_ioctl           LOOP LOOP_CALLS "the console's vector"
+    SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
+    SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
+    SYS_epoll_ctl       LOOP ANY        "devices that begin or cease to wait for a stream"
+    SYS_recvfrom        LOOP ANY        "commands on the control socket"
+    SYS_sendto          LOOP ANY        "events on the control socket"
+    SYS_preadv          LOOP ANY        "reads of virtio-blk"
+    SYS_pwritev         LOOP ANY        "writes of virtio-blk"
+    SYS_fdatasync       LOOP ANY        "flushes of virtio-blk"
+    SYS_getrandom       LOOP ANY        "virtio-rng; seeds of hash maps"
+    SYS_nanosleep       LOOP ANY        "waiting for vCPUs to stop, by musl"
+    SYS_clock_nanosleep LOOP ANY        "waiting for vCPUs to stop, by glibc"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines between which docs/threat-model.md holds the table.
+    const BEGIN: &str = "<!-- seccomp rules: begin -->\n";
+    const END: &str = "<!-- seccomp rules: end -->\n";
+
+    fn condition(argument: Argument) -> String {
+        let position = |index: u8| format!("argument {}", index + 1);
+        match argument {
+            Argument::Any => String::new(),
+            Argument::OneOf { index, values } => {
+                let names: Vec<_> = values.iter().map(|(name, _)| format!("`{name}`")).collect();
+                format!("{} is {}", position(index), names.join(" or "))
+            }
+            Argument::Without { index, name, .. } => {
+                format!("{} without `{name}`", position(index))
+            }
+        }
+    }
+
+    fn table() -> String {
+        let mut table =
+            String::from("| call | event loop | vCPU | only if | for |\n|---|---|---|---|---|\n");
+        for rule in RULES {
+            let name = rule.constant.trim_start_matches("SYS_");
+            let mark = |thread| {
+                if rule.threads.contains(&thread) {
+                    "yes"
+                } else {
+                    ""
+                }
+            };
+            table += &format!(
+                "| `{name}` | {} | {} | {} | {} |\n",
+                mark(Thread::EventLoop),
+                mark(Thread::Vcpu),
+                condition(rule.argument),
+                rule.reason
+            );
+        }
+        table
+    }
+
+    #[test]
+    fn the_threat_model_shows_the_rules() {
+        let book = include_str!("../../../../docs/threat-model.md");
+        let shown = book
+            .split_once(BEGIN)
+            .and_then(|(_, rest)| rest.split_once(END));
+        let shown = shown.map_or("", |(table, _)| table);
+        assert!(
+            shown == table(),
+            "put this between the markers:\n{}",
+            table()
+        );
+    }
+
+    #[test]
+    fn no_thread_has_two_rules_for_a_call() {
+        for thread in [Thread::EventLoop, Thread::Vcpu] {
+            let mut numbers: Vec<_> = RULES
+                .iter()
+                .filter(|rule| rule.threads.contains(&thread))
+                .map(|rule| rule.number)
+                .collect();
+            let count = numbers.len();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(
+                numbers.len(),
+                count,
+                "the second would be ignored by a reader"
+            );
+        }
+    }
+
+    #[test]
+    fn kvm_numbers_are_those_of_the_headers() {
+        let code = |direction: u64, nr: u64, size: usize| {
+            direction << 30 | (size as u64) << 16 | 0xae << 8 | nr
+        };
+        use kvm_bindings::{kvm_msi, kvm_regs};
+        assert_eq!(KVM_RUN.1, code(0, 0x80, 0));
+        assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
+        assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
+    }
+}

@@ -1,0 +1,451 @@
+//! The jail, from inside and outside: each test starts this program again, which enters the jail
+//! and tells what it finds there, or dies of what it may not do.
+//!
+//! A harness of its own, because a user namespace can only be entered by a process with a single
+//! thread, which a test of the standard harness never is.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+
+use bulkhead_machine::Jail;
+use hypervisor::jail::seccomp::{self, Thread};
+use hypervisor::jail::{JailError, close_inherited, enter};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use rustix::process::{Signal, getuid, parent_process_death_signal};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+/// First argument of the program when it runs as its own subject.
+const INSIDE: &str = "--inside";
+/// A user that owns nothing.
+const NOBODY: u32 = 65_534;
+/// `SIGSYS`, by which seccomp kills.
+const SIGSYS: i32 = 31;
+/// The stop signal, as glibc numbers it.
+const STOP: i32 = 34;
+/// What no jail lets a subject make.
+const DIRECTORY: &str = "/tmp/bulkhead-jail-test";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, first, case] = arguments.as_slice()
+        && first == INSIDE
+    {
+        return inside(case);
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
+}
+
+// ---- the subject ----
+
+fn inside(case: &str) -> ExitCode {
+    match case {
+        "full" => tell_jail(enter(Jail::Full)),
+        "none" => tell_jail(enter(Jail::None)),
+        "best effort without namespaces" => {
+            refuse(libc::SYS_unshare, libc::EPERM);
+            tell_jail(enter(Jail::BestEffort));
+        }
+        "full without namespaces" => {
+            refuse(libc::SYS_unshare, libc::EPERM);
+            tell_jail(enter(Jail::Full));
+        }
+        "best effort without mounts" => {
+            refuse(libc::SYS_mount, libc::EPERM);
+            tell_jail(enter(Jail::BestEffort));
+        }
+        "best effort without landlock" => {
+            refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
+            tell_jail(enter(Jail::BestEffort));
+        }
+        "full without landlock" => {
+            refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
+            tell_jail(enter(Jail::Full));
+        }
+        "descriptors" => tell_descriptors(),
+        other => match other.split_once(' ') {
+            Some(("loop", act)) => do_filtered(Thread::EventLoop, act),
+            Some(("vcpu", act)) => do_filtered(Thread::Vcpu, act),
+            _ => return ExitCode::from(99),
+        },
+    }
+    ExitCode::SUCCESS
+}
+
+/// Plays a host that refuses a system call.
+fn refuse(number: i64, errno: i32) {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(number, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno as u32),
+        TargetArch::x86_64,
+    )
+    .unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+fn say(fact: &str, value: impl std::fmt::Display) {
+    println!("{fact}={value}");
+}
+
+/// Tells the outcome and what can be seen from inside, then waits to be looked at from outside.
+fn tell_jail(outcome: Result<Vec<String>, JailError>) {
+    match outcome {
+        Ok(gaps) => say("gaps", gaps.join(",")),
+        Err(error) => {
+            say("code", error.code());
+            say("error", error);
+            return;
+        }
+    }
+    say("uid", getuid().as_raw());
+    say("etc", fs::metadata("/etc").is_ok());
+    say("mkdir", fs::create_dir(DIRECTORY).is_ok());
+    say("open", fs::File::open("/").is_ok());
+    let death_signal = parent_process_death_signal().unwrap();
+    say("dies-with-parent", death_signal == Some(Signal::KILL));
+    say("end", "");
+    // The examiner looks at /proc now; it closes our input when it has seen enough.
+    let _ = io::stdin().read_line(&mut String::new());
+}
+
+fn tell_descriptors() {
+    let files: Vec<_> = (0..4)
+        .map(|_| fs::File::open("/dev/null").unwrap())
+        .collect();
+    let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    std::mem::forget(files);
+    close_inherited(&[numbers[3], 1, -1, numbers[1], numbers[1], 4000]).unwrap();
+    let open = numbers.iter().map(|fd| {
+        let is_open = fs::metadata(format!("/proc/self/fd/{fd}")).is_ok();
+        if is_open { '1' } else { '0' }
+    });
+    say("open", open.collect::<String>());
+}
+
+/// Installs a filter and does one thing.
+fn do_filtered(thread: Thread, act: &str) {
+    let other = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+    seccomp::install(thread).unwrap();
+    match act {
+        "nothing" => {}
+        "allocate" => drop(std::hint::black_box(vec![1u8; 8 << 20])),
+        "sleep" => std::thread::sleep(std::time::Duration::from_millis(1)),
+        "panic" => panic!("as a program with a fault would"),
+        "open" => drop(fs::File::open("/")),
+        "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+        "exec" => drop(Command::new("/bin/true").exec()),
+        "fork" => drop(Command::new("/bin/true").status()),
+        "thread" => drop(std::thread::spawn(|| ()).join()),
+        _ => call(act, other.into()),
+    }
+    say("survived", 1);
+}
+
+/// Makes one system call; `other` is a process it may aim at.
+fn call(act: &str, other: libc::c_long) {
+    use libc::*;
+    let own = i64::from(std::process::id());
+    let (number, arguments): (c_long, [c_long; 4]) = match act {
+        "stop" => (SYS_tgkill, [own, own, STOP.into(), 0]),
+        "kill" => (SYS_kill, [other, 0, 0, 0]),
+        "interrupt" => (SYS_tgkill, [other, other, SIGINT.into(), 0]),
+        "ptrace" => (SYS_ptrace, [PTRACE_ATTACH.into(), other, 0, 0]),
+        "unshare" => (SYS_unshare, [CLONE_NEWUSER.into(), 0, 0, 0]),
+        "type at the terminal" => (SYS_ioctl, [0, TIOCSTI as c_long, 0, 0]),
+        "create a vm" => (SYS_ioctl, [0, 0xae01, 0, 0]),
+        "run a vcpu" => (SYS_ioctl, [0, 0xae80, 0, 0]),
+        "map code" => (SYS_mmap, [0, 4096, (PROT_READ | PROT_EXEC).into(), 0x22]),
+        unknown => panic!("no act {unknown}"),
+    };
+    let [a, b, c, d] = arguments;
+    // SAFETY: none of the calls above reads or writes memory of this process.
+    unsafe { syscall(number, a, b, c, d, -1, 0) };
+}
+
+// ---- the examiner ----
+
+fn trials() -> Vec<Trial> {
+    let mut trials = vec![
+        Trial::test("no jail changes nothing", none),
+        Trial::test("inherited descriptors are closed", descriptors),
+    ];
+    let mut users = vec![("as it is", None)];
+    if getuid().is_root() {
+        users.push(("as nobody", Some(NOBODY)));
+    }
+    for (name, user) in users {
+        let title = format!("the full jail {name}");
+        trials.push(Trial::ignorable_test(title, move || full(user)));
+        for (case, gaps) in [
+            ("best effort without namespaces", "namespaces,empty-root"),
+            ("best effort without mounts", "empty-root"),
+            ("best effort without landlock", "landlock"),
+        ] {
+            let title = format!("{case} {name}");
+            trials.push(Trial::ignorable_test(title, move || {
+                best_effort(case, gaps, user)
+            }));
+        }
+        for (case, layer) in [
+            ("full without namespaces", "namespaces"),
+            ("full without landlock", "landlock"),
+        ] {
+            let title = format!("{case} {name}");
+            trials.push(Trial::test(title, move || refused(case, layer, user)));
+        }
+    }
+    for thread in ["loop", "vcpu"] {
+        for act in ["nothing", "allocate", "stop"] {
+            let title = format!("{thread} may {act}");
+            trials.push(Trial::test(title, move || survives(thread, act)));
+        }
+        for act in [
+            "open",
+            "socket",
+            "exec",
+            "fork",
+            "thread",
+            "kill",
+            "interrupt",
+            "ptrace",
+            "unshare",
+            "type at the terminal",
+            "create a vm",
+            "map code",
+        ] {
+            let title = format!("{thread} dies of {act}");
+            trials.push(Trial::test(title, move || dies(thread, act)));
+        }
+        trials.push(Trial::test(format!("{thread} may panic"), move || {
+            panics(thread)
+        }));
+    }
+    trials.push(Trial::test("loop may sleep", || survives("loop", "sleep")));
+    trials.push(Trial::test("vcpu may run a vcpu", || {
+        survives("vcpu", "run a vcpu")
+    }));
+    trials.push(Trial::test("loop dies of run a vcpu", || {
+        dies("loop", "run a vcpu")
+    }));
+    trials
+}
+
+fn check(holds: bool, what: impl std::fmt::Display) -> Result<(), Failed> {
+    if holds {
+        Ok(())
+    } else {
+        Err(what.to_string().into())
+    }
+}
+
+/// A subject, and what it said.
+struct Subject {
+    child: Child,
+    facts: BTreeMap<String, String>,
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Subject {
+    fn start(case: &str, user: Option<u32>) -> Self {
+        // Not by its path: another user may not be able to walk to where the test was built.
+        let mut command = Command::new("/proc/self/exe");
+        command.args([INSIDE, case]);
+        // A backtrace opens files, of which the process would die before it could abort.
+        command.env_remove("RUST_BACKTRACE");
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(id) = user {
+            command.uid(id).gid(id);
+        }
+        // SAFETY: the closure makes one system call, which is allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                Ok(rustix::process::set_parent_process_death_signal(Some(
+                    Signal::KILL,
+                ))?)
+            });
+        }
+        let mut child = command.spawn().unwrap();
+        let mut facts = BTreeMap::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            if let Some((fact, value)) = line.unwrap().split_once('=') {
+                facts.insert(fact.to_owned(), value.to_owned());
+                if fact == "end" {
+                    break;
+                }
+            }
+        }
+        Self { child, facts }
+    }
+
+    fn expect(&self, expected: &[(&str, &str)]) -> Result<(), Failed> {
+        for (fact, value) in expected {
+            let found = self.facts.get(*fact).map(String::as_str);
+            check(
+                found == Some(value),
+                format!("{fact} is not {value}: {:?}", self.facts),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.child.id())
+    }
+
+    /// A field of /proc/PID/status.
+    fn status(&self, field: &str) -> String {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap_or_default().trim().to_owned()
+    }
+
+    fn end(mut self) -> ExitStatus {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap()
+    }
+}
+
+fn none() -> Result<(), Failed> {
+    let subject = Subject::start("none", None);
+    let _ = fs::remove_dir(DIRECTORY);
+    subject.expect(&[
+        ("gaps", ""),
+        ("etc", "true"),
+        ("mkdir", "true"),
+        ("open", "true"),
+    ])?;
+    check(subject.end().success(), "the subject failed")
+}
+
+fn descriptors() -> Result<(), Failed> {
+    Subject::start("descriptors", None).expect(&[("open", "0101")])
+}
+
+/// Why this host does not offer every layer to that user, if so.
+fn missing(user: Option<u32>) -> Option<String> {
+    let subject = Subject::start("full", user);
+    subject.facts.get("error").cloned()
+}
+
+fn full(user: Option<u32>) -> Result<Completion, Failed> {
+    if let Some(reason) = missing(user) {
+        return Ok(Completion::ignored_with(reason));
+    }
+    let subject = Subject::start("full", user);
+    subject.expect(&[("gaps", ""), ("etc", "false")])?;
+    for name in ["ns/mnt", "ns/net", "ns/ipc", "ns/uts"] {
+        let own = fs::read_link(format!("/proc/self/{name}")).ok();
+        let other = fs::read_link(subject.proc(name)).ok();
+        check(
+            other.is_some() && other != own,
+            format!("{name} is shared: {other:?}"),
+        )?;
+    }
+    jailed(&subject)?;
+    check(subject.end().success(), "the subject failed")?;
+    Ok(Completion::Completed)
+}
+
+/// What holds with every gap that is tested.
+fn jailed(subject: &Subject) -> Result<(), Failed> {
+    subject.expect(&[
+        ("mkdir", "false"),
+        ("open", "false"),
+        ("dies-with-parent", "true"),
+    ])?;
+    check(
+        subject.facts.get("uid").is_some_and(|uid| uid != "0"),
+        "it is still root",
+    )?;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        let found = subject.status(set);
+        // A process that was never privileged cannot empty its bounding set.
+        let empty = found.chars().all(|digit| digit == '0');
+        check(empty || set == "CapBnd", format!("{set} is {found}"))?;
+    }
+    check(
+        subject.status("NoNewPrivs") == "1",
+        "privileges can be gained",
+    )?;
+    let limits = fs::read_to_string(subject.proc("limits")).unwrap();
+    for (limit, value) in [("Max core file size", "0"), ("Max open files", "3")] {
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix(limit))
+            .unwrap_or_default();
+        let hard = line.split_whitespace().nth(1);
+        check(hard == Some(value), format!("{limit} is {hard:?}"))?;
+    }
+    Ok(())
+}
+
+fn best_effort(case: &str, gaps: &str, user: Option<u32>) -> Result<Completion, Failed> {
+    if let Some(reason) = missing(user) {
+        return Ok(Completion::ignored_with(reason));
+    }
+    let subject = Subject::start(case, user);
+    subject.expect(&[("gaps", gaps)])?;
+    jailed(&subject)?;
+    check(subject.end().success(), "the subject failed")?;
+    Ok(Completion::Completed)
+}
+
+fn refused(case: &str, layer: &str, user: Option<u32>) -> Result<(), Failed> {
+    let subject = Subject::start(case, user);
+    subject.expect(&[("code", "jail-layer")])?;
+    let error = subject.facts.get("error").cloned().unwrap_or_default();
+    check(error.contains(&format!("jail layer {layer}")), error)
+}
+
+fn survives(thread: &str, act: &str) -> Result<(), Failed> {
+    let status = Subject::start(&format!("{thread} {act}"), None).end();
+    // Nothing handles the stop signal here, so that it ends the process.
+    let fine = status.success() || act == "stop" && status.signal() == Some(STOP);
+    check(fine, format!("it ended with {status}"))
+}
+
+fn dies(thread: &str, act: &str) -> Result<(), Failed> {
+    let subject = Subject::start(&format!("{thread} {act}"), None);
+    check(!subject.facts.contains_key("survived"), "it lived on")?;
+    let status = subject.end();
+    check(
+        status.signal() == Some(SIGSYS),
+        format!("it ended with {status}"),
+    )
+}
+
+fn panics(thread: &str) -> Result<(), Failed> {
+    let mut subject = Subject::start(&format!("{thread} panic"), None);
+    let mut message = String::new();
+    subject
+        .child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut message)?;
+    check(
+        message.contains("as a program with a fault would"),
+        "no message",
+    )?;
+    let status = subject.end();
+    check(
+        status.signal() != Some(SIGSYS),
+        format!("it ended with {status}: {message}"),
+    )
+}
