@@ -4,19 +4,18 @@
 //! killed when it takes too long.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bulkhead_machine::control::{Ended, Event, MAX_MESSAGE_BYTES};
+use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::{
     Boot as BootProtocol, Console, Fd, Jail, MachineDescription, Platform, VERSION,
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use super::Installation;
+use crate::vmm::{Heard, Vmm, control_socket};
 
 /// Memory of the probe's partition.
 const MEMORY_MIB: u64 = 2;
@@ -44,6 +43,9 @@ pub(super) enum ProbeError {
         /// What the host answered.
         source: io::Error,
     },
+    /// The VMM could not be started.
+    #[error(transparent)]
+    Start(#[from] crate::Error),
     /// The VMM gave up.
     #[error("{0}")]
     Vmm(String),
@@ -122,31 +124,30 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
     let probe =
         File::open(installation.file(name)).map_err(|source| ProbeError::File { name, source })?;
     let (output, theirs) = io::pipe().map_err(io_error("creating a pipe"))?;
-    let (control, their_control) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(io_error("creating the control socket"))?;
+    let (control, their_control) = control_socket()?;
 
-    let mut handover = Handover::default();
+    let mut descriptors = Vec::new();
+    let mut hand_over = |descriptor: OwnedFd| {
+        let fd = Fd(descriptor.as_raw_fd());
+        descriptors.push(descriptor);
+        fd
+    };
     let description = MachineDescription {
         version: VERSION,
         name: "probe".into(),
-        kvm: handover.give(&kvm)?,
-        control: handover.give(&their_control)?,
+        kvm: hand_over(kvm.into()),
+        control: hand_over(their_control),
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         boot: BootProtocol::Pvh {
-            kernel: handover.give(&probe)?,
+            kernel: hand_over(probe.into()),
             initrd: None,
             cmdline: format!("probe={what}"),
             platform: Platform::Bare,
         },
         console: Some(Console {
             input: None,
-            output: handover.give(&theirs)?,
+            output: hand_over(theirs.into()),
             error: None,
             tty: false,
         }),
@@ -156,112 +157,52 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
         jail: Jail::BestEffort,
         trace: None,
     };
-    let vmm = spawn(installation, &description, handover)?;
-    drop((theirs, their_control));
-    watch(vmm, output.into(), &control)
+    let path = installation.file("bulkhead-vmm");
+    let mut vmm = Vmm::spawn(&path, &description, control, descriptors)?;
+    watch(&mut vmm, output)
 }
 
-/// Descriptors on their way to the VMM: duplicates that survive `exec`, closed here when the
-/// process has been started.
-#[derive(Default)]
-struct Handover(Vec<OwnedFd>);
-
-impl Handover {
-    /// The number under which the VMM finds `file`.
-    fn give(&mut self, file: impl AsFd) -> Result<Fd, ProbeError> {
-        let fd = rustix::io::dup(file).map_err(io_error("duplicating a descriptor"))?;
-        let number = Fd(fd.as_raw_fd());
-        self.0.push(fd);
-        Ok(number)
-    }
-}
-
-fn spawn(
-    installation: &Installation,
-    description: &MachineDescription,
-    mut handover: Handover,
-) -> Result<Child, ProbeError> {
-    let memfd = rustix::fs::memfd_create("description", rustix::fs::MemfdFlags::CLOEXEC);
-    let mut file = File::from(memfd.map_err(io_error("creating a memfd"))?);
-    serde_json::to_writer(&file, description)
-        .map_err(io::Error::from)
-        .and_then(|()| file.rewind())
-        .map_err(io_error("writing the machine description"))?;
-    let number = handover.give(&file)?.0.to_string();
-    let name = "bulkhead-vmm";
-    Command::new(installation.file(name))
-        .args(["--description-fd", &number])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|source| ProbeError::File { name, source })
-}
-
-/// A VMM that is killed unless it was seen to end.
-struct Watched(Child);
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        // Both fail only when the process is gone already, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Reads console and control socket until the VMM closes both.
-fn watch(vmm: Child, console: OwnedFd, control: &OwnedFd) -> Result<Boot, ProbeError> {
-    let _vmm = Watched(vmm);
-    let mut console = Some(File::from(console));
-    let mut output = Vec::new();
-    let (mut ended, mut jail_gaps, mut control_open) = (None, vec![], true);
+/// Reads the console to its end, then what the VMM has to say: it speaks last of the end.
+fn watch(vmm: &mut Vmm, mut console: PipeReader) -> Result<Boot, ProbeError> {
     let deadline = Instant::now() + TIMEOUT;
-    while console.is_some() || control_open {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut wait_for = Vec::with_capacity(2);
-        if control_open {
-            wait_for.push(PollFd::new(control, PollFlags::IN));
-        }
-        if let Some(console) = &console {
-            wait_for.push(PollFd::new(console, PollFlags::IN));
-        }
-        let timeout = left.try_into().ok();
-        match poll(&mut wait_for, timeout.as_ref()) {
-            Ok(0) => return Err(ProbeError::Timeout),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(errno) => return Err(io_error("waiting for the probe")(errno)),
-        }
-        let mut ready = wait_for.iter().map(|fd| !fd.revents().is_empty());
-        let control_ready = control_open && ready.next() == Some(true);
-        let console_ready = console.is_some() && ready.next() == Some(true);
-        if control_ready {
-            let mut packet = [0; MAX_MESSAGE_BYTES];
-            let (length, _) = rustix::net::recv(control, &mut packet, RecvFlags::empty())
-                .map_err(io_error("reading the control socket"))?;
-            match packet.get(..length).map(serde_json::from_slice) {
-                Some(Ok(Event::Running { jail_gaps: gaps })) => jail_gaps = gaps,
-                Some(Ok(Event::Ended { how })) => ended = Some(how),
-                Some(Ok(Event::Failed { message, .. })) => return Err(ProbeError::Vmm(message)),
-                _ => control_open = false,
-            }
-        }
-        if let Some(file) = console.as_mut().filter(|_| console_ready) {
-            let mut bytes = [0; 4096];
-            let count = file
-                .read(&mut bytes)
-                .map_err(io_error("reading the console"))?;
-            output.extend_from_slice(bytes.get(..count).unwrap_or_default());
-            if count == 0 || output.len() > MAX_OUTPUT_BYTES {
-                console = None;
-            }
+    let mut output = Vec::new();
+    let mut bytes = [0; 4096];
+    while output.len() <= MAX_OUTPUT_BYTES {
+        wait_for(&console, deadline)?;
+        match console
+            .read(&mut bytes)
+            .map_err(io_error("reading the console"))?
+        {
+            0 => break,
+            count => output.extend_from_slice(bytes.get(..count).unwrap_or_default()),
         }
     }
-    match ended {
-        None => Err(ProbeError::Silent),
-        Some(how) => {
-            let cannot_run = matches!(how, Ended::CannotRun { .. });
-            Ok(Boot::from_output(&output, cannot_run, jail_gaps))
+    drop(console);
+    let mut jail_gaps = vec![];
+    loop {
+        match vmm.hear() {
+            Heard::Nothing => wait_for(&vmm.control, deadline)?,
+            Heard::Event(Event::Running { jail_gaps: gaps }) => jail_gaps = gaps,
+            Heard::Event(Event::Failed { message, .. }) => return Err(ProbeError::Vmm(message)),
+            Heard::Event(Event::Ended { how }) => {
+                let cannot_run = matches!(how, Ended::CannotRun { .. });
+                return Ok(Boot::from_output(&output, cannot_run, jail_gaps));
+            }
+            Heard::Closed => return Err(ProbeError::Vmm(format!("the VMM {}", vmm.reap()))),
+        }
+    }
+}
+
+/// Waits until there is something to read, at most until `deadline`.
+fn wait_for(source: impl AsFd, deadline: Instant) -> Result<(), ProbeError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = left.try_into().ok();
+        match poll(&mut [PollFd::new(&source, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) => return Err(ProbeError::Timeout),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(io_error("waiting for the probe")(errno)),
         }
     }
 }
@@ -300,21 +241,5 @@ mod tests {
             Err(ProbeError::Io { what, .. }) => assert_eq!(what, "opening /dev/kvm"),
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn a_vmm_that_dies_silently_is_no_report() {
-        let child = Command::new("true").spawn().unwrap();
-        let (output, theirs) = io::pipe().unwrap();
-        let (control, their_control) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
-        drop((theirs, their_control));
-        let error = watch(child, output.into(), &control).unwrap_err();
-        assert!(matches!(error, ProbeError::Silent), "{error}");
     }
 }
