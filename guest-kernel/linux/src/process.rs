@@ -22,8 +22,9 @@ use crate::uapi::Termios;
 
 /// Status of a partition whose personality could not start or go on.
 pub const FAILURE_STATUS: u8 = 125;
-/// What one console operation moves at most.
-pub(crate) const CONSOLE_BYTES: usize = 64 * 1024;
+/// What one console operation moves at most. Small enough that the personality's first piece of
+/// heap holds everything it needs to start a program.
+pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
 
 /// The process.
 pub struct Process<'a> {

@@ -1,0 +1,231 @@
+//! [`Platform`] on the microkernel: the one room of the personality with unsafe code. Program
+//! memory is this program's own memory below `RESTRICTED_END`; nothing of Rust's lies there, and
+//! the Linux program stands still while the personality runs.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::ops::Range;
+
+use bulkhead_linux::platform::{Platform, PlatformError, Settings, Stream};
+use bulkhead_linux::process::{FAILURE_STATUS, Process};
+use bulkhead_runtime::abi::boot::{
+    FLAG_CONSOLE, FLAG_CONSOLE_TTY, FLAG_ENTROPY, FLAG_TIME, FLAG_TRACE_SYSCALLS, MODULE_INITRAMFS,
+    REGION_UNTYPED,
+};
+use bulkhead_runtime::abi::restricted::RestrictedState;
+use bulkhead_runtime::abi::syscall::Status;
+use bulkhead_runtime::capability::{self, ADDRESS_SPACE, CONSOLE, UNTYPED};
+use bulkhead_runtime::{environment, eprintln, program_main, syscall, time};
+
+program_main!(main);
+
+/// The page that the kernel and the personality share.
+#[repr(C, align(4096))]
+struct StatePage(UnsafeCell<RestrictedState>);
+
+// SAFETY: one thread.
+unsafe impl Sync for StatePage {}
+
+static STATE: StatePage = StatePage(UnsafeCell::new(EMPTY));
+const EMPTY: RestrictedState = RestrictedState {
+    rax: 0,
+    rbx: 0,
+    rcx: 0,
+    rdx: 0,
+    rsi: 0,
+    rdi: 0,
+    rbp: 0,
+    rsp: 0,
+    r8: 0,
+    r9: 0,
+    r10: 0,
+    r11: 0,
+    r12: 0,
+    r13: 0,
+    r14: 0,
+    r15: 0,
+    rip: 0,
+    rflags: 0,
+    reason: 0,
+    vector: 0,
+    error_code: 0,
+    fault_address: 0,
+};
+
+/// CPUID leaf 1, ECX: `rdrand` exists.
+const HAS_RDRAND: u32 = 1 << 30;
+
+fn main() -> u8 {
+    let Some(info) = environment::boot_info() else {
+        return FAILURE_STATUS;
+    };
+    // SAFETY: the page is `STATE`, which is reached by volatile copies alone.
+    if let Err(status) = unsafe { syscall::restricted_bind(STATE.0.get() as u64) } {
+        eprintln!("bulkhead: this kernel offers no restricted mode ({status:?})");
+        return FAILURE_STATUS;
+    }
+    let head = info.head();
+    let khz = head.tsc_khz;
+    let start = time::ticks();
+    let since_boot_ns = time::ticks_to_ns(start.saturating_sub(head.wall_clock_tsc), khz);
+    let granted = |flag| info.has(flag).then_some(());
+    let memory = info
+        .regions()
+        .iter()
+        .filter(|region| region.kind == REGION_UNTYPED);
+    let settings = Settings {
+        console: info.has(FLAG_CONSOLE),
+        tty: info.has(FLAG_CONSOLE_TTY),
+        wall_clock_base_ns: granted(FLAG_TIME)
+            .map(|()| head.wall_clock_ns.wrapping_add(since_boot_ns)),
+        entropy_seed: granted(FLAG_ENTROPY).map(|()| head.entropy_seed),
+        trace: info.has(FLAG_TRACE_SYSCALLS),
+        memory_bytes: memory.map(|region| region.range.len).sum(),
+    };
+    let mut partition = Partition { khz, start };
+    let strings = |list: &mut dyn Iterator<Item = &[u8]>| -> Vec<Vec<u8>> {
+        list.map(<[u8]>::to_vec).collect()
+    };
+    let arguments = strings(&mut info.args());
+    let variables = strings(&mut info.env());
+    let archive = environment::module(MODULE_INITRAMFS);
+    match Process::new(&mut partition, settings, archive) {
+        Ok(mut process) => process.run(arguments, variables),
+        Err(error) => {
+            eprintln!("bulkhead: initramfs: {error}");
+            FAILURE_STATUS
+        }
+    }
+}
+
+/// The machine of a Linux-ABI partition.
+struct Partition {
+    khz: u64,
+    /// Time stamp counter when the personality started.
+    start: u64,
+}
+
+fn refused(status: Status) -> PlatformError {
+    match status {
+        Status::NotEnoughMemory => PlatformError::OutOfMemory,
+        _ => PlatformError::Refused,
+    }
+}
+
+impl Platform for Partition {
+    fn enter(&mut self, state: &mut RestrictedState) -> Result<(), PlatformError> {
+        let page = STATE.0.get();
+        // SAFETY: the page is ours, and the kernel leaves it alone until the call below.
+        unsafe { page.write_volatile(*state) };
+        // SAFETY: the program can reach only what lies below `RESTRICTED_END`.
+        unsafe { syscall::restricted_enter() }.map_err(refused)?;
+        // SAFETY: as above; every bit pattern is a `RestrictedState`.
+        *state = unsafe { page.read_volatile() };
+        Ok(())
+    }
+
+    fn console_write(&mut self, stream: Stream, bytes: &[u8]) -> Result<usize, PlatformError> {
+        let stream = match stream {
+            Stream::Output => capability::Stream::Output,
+            Stream::Error => capability::Stream::Error,
+        };
+        CONSOLE.write(stream, bytes).map_err(refused)
+    }
+
+    fn console_read(&mut self, into: &mut [u8]) -> Result<usize, PlatformError> {
+        CONSOLE.read(into).map_err(refused)
+    }
+
+    fn map(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
+        UNTYPED.map(range, rights).map_err(refused)
+    }
+
+    fn protect(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
+        // SAFETY: program memory; no reference leads there.
+        unsafe { ADDRESS_SPACE.protect(range, rights) }.map_err(refused)
+    }
+
+    fn unmap(&mut self, range: Range<u64>) -> Result<(), PlatformError> {
+        // SAFETY: program memory; no reference leads there.
+        unsafe { ADDRESS_SPACE.unmap(range) }.map_err(refused)
+    }
+
+    fn read_memory(&self, address: u64, into: &mut [u8]) {
+        // SAFETY: the caller has checked that the range is mapped; `into` is the personality's own
+        // memory, so the two do not overlap.
+        unsafe {
+            core::ptr::copy_nonoverlapping(address as *const u8, into.as_mut_ptr(), into.len())
+        }
+    }
+
+    fn write_memory(&mut self, address: u64, from: &[u8]) {
+        // SAFETY: the caller has checked that the range is mapped writable; `from` is the
+        // personality's own memory or a module, so the two do not overlap.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) }
+    }
+
+    fn zero_memory(&mut self, range: Range<u64>) {
+        // SAFETY: the caller has checked that the range is mapped writable.
+        unsafe {
+            core::ptr::write_bytes(
+                range.start as *mut u8,
+                0,
+                (range.end - range.start) as usize,
+            )
+        }
+    }
+
+    fn fs_base(&self) -> u64 {
+        let base;
+        // SAFETY: reads a register; the kernel enables the instruction.
+        unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+        base
+    }
+
+    fn set_fs_base(&mut self, base: u64) {
+        // SAFETY: the personality itself does not use FS; `base` is canonical by contract.
+        unsafe { asm!("wrfsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    }
+
+    fn gs_base(&self) -> u64 {
+        let base;
+        // SAFETY: reads a register; the kernel enables the instruction.
+        unsafe { asm!("rdgsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+        base
+    }
+
+    fn set_gs_base(&mut self, base: u64) {
+        // SAFETY: the personality itself does not use GS; `base` is canonical by contract.
+        unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        time::ticks_to_ns(time::ticks().saturating_sub(self.start), self.khz)
+    }
+
+    fn sleep(&mut self, ns: u64) {
+        time::sleep_ns(ns);
+    }
+
+    fn hardware_random(&mut self) -> Option<u64> {
+        if core::arch::x86_64::__cpuid(1).ecx & HAS_RDRAND == 0 {
+            return None;
+        }
+        // It may have nothing ready; Intel advises ten tries.
+        (0..10).find_map(|_| {
+            let (number, ready): (u64, u8);
+            // SAFETY: the instruction exists.
+            unsafe {
+                asm!("rdrand {}", "setc {}", out(reg) number, out(reg_byte) ready, options(nomem, nostack));
+            }
+            (ready != 0).then_some(number)
+        })
+    }
+
+    fn cpu_features(&self) -> u32 {
+        core::arch::x86_64::__cpuid(1).edx
+    }
+}
