@@ -7,10 +7,13 @@ use crate::library::{Library, LibraryFile};
 use bulkhead_capability::CapabilityName;
 use bulkhead_guest_agent::{AGENT_PATH, SPEC_PATH, Spec};
 use bulkhead_manifest::{Partition, Program};
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::PathBuf;
 
-/// Modules that every virtio-mmio device needs, in the order of their dependencies.
-const TRANSPORT: [&str; 3] = ["virtio_ring", "virtio", "virtio_mmio"];
+/// Directory of the library with the modules that belong to its kernel.
+const MODULES: &str = "linux/modules";
+/// File in there that names them, each after those it needs.
+const LOAD_ORDER: &str = "load-order";
 
 /// Kernel arguments of every Linux partition with a command: end on a panic instead of waiting,
 /// and end by the reset that the VMM watches for.
@@ -18,28 +21,32 @@ const ARGUMENTS: &str = "panic=-1 reboot=k";
 /// How a kernel is told to use its console. `quiet`, since every byte of it is an exit.
 const CONSOLE_ARGUMENTS: &str = "console=ttyS0 quiet";
 
-/// The module of each device that a partition was granted.
-fn modules(partition: &Partition) -> Vec<&'static str> {
-    let has = |wanted: &[CapabilityName]| {
-        partition
-            .grants
-            .iter()
-            .any(|grant| wanted.contains(&grant.name()))
-    };
-    let mut modules = Vec::new();
-    if has(&[CapabilityName::BlockRead, CapabilityName::BlockWrite]) {
-        modules.push("virtio_blk");
+/// True when the partition has a virtio device, and so needs modules at all.
+fn has_devices(partition: &Partition) -> bool {
+    partition
+        .grants
+        .iter()
+        .any(|grant| grant.name() != CapabilityName::Time)
+}
+
+/// Paths of the modules to load, in order: their drivers bind to what was granted, and to nothing
+/// else.
+fn modules(partition: &Partition, library: &Library) -> Result<Vec<PathBuf>, Error> {
+    if !has_devices(partition) {
+        return Ok(Vec::new());
     }
-    if has(&[CapabilityName::Console]) {
-        modules.push("virtio_console");
-    }
-    if has(&[CapabilityName::Entropy]) {
-        modules.push("virtio-rng");
-    }
-    if !modules.is_empty() {
-        modules.splice(0..0, TRANSPORT);
-    }
-    modules
+    let directory = library.path().join(MODULES);
+    let path = directory.join(LOAD_ORDER);
+    let order = fs::read_to_string(&path);
+    let order = order.map_err(|_| Error::NotInstalled {
+        what: "list of kernel modules",
+        path,
+    })?;
+    Ok(order
+        .lines()
+        .filter(|name| !name.is_empty())
+        .map(|name| directory.join(name))
+        .collect())
 }
 
 /// The kernel command line.
@@ -68,16 +75,15 @@ pub(crate) fn initramfs(
     }
     archive.copy(&library.file(LibraryFile::GuestAgent)?, AGENT_PATH, 0o755)?;
     let mut paths = Vec::new();
-    for module in modules(partition) {
-        let source = library.path().join(format!("linux/modules/{module}.ko"));
-        if !source.is_file() {
+    for module in modules(partition, library)? {
+        let Some(file) = module.file_name().filter(|_| module.is_file()) else {
             return Err(Error::NotInstalled {
                 what: "kernel module",
-                path: source,
+                path: module,
             });
-        }
-        let name = format!("bulkhead/modules/{module}.ko");
-        archive.copy(&source, &name, 0o644)?;
+        };
+        let name = format!("bulkhead/modules/{}", file.to_string_lossy());
+        archive.copy(&module, &name, 0o644)?;
         paths.push(format!("/{name}"));
     }
     let spec = Spec {
@@ -103,17 +109,21 @@ mod tests {
     }
 
     #[test]
-    fn only_granted_devices_get_their_modules() {
-        assert!(modules(&granted("")).is_empty());
-        assert!(modules(&granted("\"time\"")).is_empty());
-        assert_eq!(
-            modules(&granted("\"block.read:a\"")),
-            ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk"]
-        );
-        assert_eq!(
-            modules(&granted("\"console\", \"entropy\", \"block.write:a\"")).len(),
-            6
-        );
+    fn modules_are_loaded_in_order_where_there_is_a_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::at(dir.path()).unwrap();
+        let names = |grants: &str| -> Result<Vec<String>, &'static str> {
+            let paths = modules(&granted(grants), &library).map_err(|error| error.code())?;
+            let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+            Ok(paths.iter().map(name).collect())
+        };
+        assert_eq!(names("\"console\""), Err("library-incomplete"));
+        fs::create_dir_all(dir.path().join(MODULES)).unwrap();
+        fs::write(dir.path().join(MODULES).join(LOAD_ORDER), "b.ko\na.ko\n").unwrap();
+        assert_eq!(names("").unwrap(), [""; 0]);
+        assert_eq!(names("\"time\"").unwrap(), [""; 0]);
+        assert_eq!(names("\"console\"").unwrap(), ["b.ko", "a.ko"]);
+        assert_eq!(names("\"block.read:a\"").unwrap(), ["b.ko", "a.ko"]);
     }
 
     #[test]

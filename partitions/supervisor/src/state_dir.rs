@@ -19,7 +19,8 @@ const MAX_PATH: usize = 50;
 const RECORD: &str = "system.json";
 const SOCKET: &str = "control.sock";
 
-/// The directory of all systems of this user, checked to be theirs alone.
+/// The directory of all systems of this user. It exists while there is a system, and is checked to
+/// be theirs alone whenever it is used.
 #[derive(Clone, Debug)]
 pub struct StateRoot {
     path: PathBuf,
@@ -64,12 +65,12 @@ impl Found {
 }
 
 impl StateRoot {
-    /// Opens or makes the state directory: `$BULKHEAD_STATE_DIR`; else `/run/bulkhead` for root;
-    /// else `$XDG_RUNTIME_DIR/bulkhead`, or `/tmp/bulkhead-UID` where there is none.
+    /// The state directory is `$BULKHEAD_STATE_DIR`; else `/run/bulkhead` for root; else
+    /// `$XDG_RUNTIME_DIR/bulkhead`, or `/tmp/bulkhead-UID` where there is none. It is not made yet.
     ///
     /// # Errors
-    /// It cannot be made, or it is open to others.
-    pub fn open() -> Result<Self, Error> {
+    /// Its path is too long.
+    pub fn locate() -> Result<Self, Error> {
         let variable = |name| {
             env::var_os(name)
                 .map(PathBuf::from)
@@ -88,38 +89,17 @@ impl StateRoot {
         Self::at(&path)
     }
 
-    /// As [`StateRoot::open`], at `path`.
+    /// As [`StateRoot::locate`], at `path`.
     ///
     /// # Errors
     /// See there.
     pub fn at(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::StateDir {
-            path: path.to_owned(),
-            source,
-        };
-        let problem = |problem| Error::StateDirUnsafe {
-            path: path.to_owned(),
-            problem,
-        };
         if path.as_os_str().len() > MAX_PATH {
-            return Err(problem("has a path of more than 50 bytes"));
-        }
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed(error));
-            }
-            _ => {}
-        }
-        // Somebody else may have made it first, in a directory that all can write.
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        if !metadata.is_dir() {
-            return Err(problem("is no directory"));
-        }
-        if metadata.uid() != rustix::process::getuid().as_raw() {
-            return Err(problem("belongs to another user"));
-        }
-        if metadata.mode() & 0o077 != 0 {
-            return Err(problem("is open to other users"));
+            let problem = "has a path of more than 50 bytes";
+            return Err(Error::StateDirUnsafe {
+                path: path.to_owned(),
+                problem,
+            });
         }
         Ok(Self {
             path: path.to_owned(),
@@ -136,7 +116,7 @@ impl StateRoot {
             path: path.clone(),
             source,
         };
-        let _all = self.lock()?;
+        let _all = self.make_and_lock()?;
         self.clean()?;
         if path.exists() {
             if try_lock(&path).map_err(failed)?.is_none() {
@@ -164,8 +144,12 @@ impl StateRoot {
     /// # Errors
     /// The directory cannot be read.
     pub fn list(&self) -> Result<Vec<Found>, Error> {
-        let _all = self.lock()?;
-        self.clean()
+        let Some(_all) = self.lock()? else {
+            return Ok(Vec::new());
+        };
+        let systems = self.clean()?;
+        self.remove_if_empty();
+        Ok(systems)
     }
 
     /// One system.
@@ -187,21 +171,79 @@ impl StateRoot {
             path: found.path.clone(),
             source,
         };
-        let _all = self.lock()?;
+        let Some(_all) = self.lock()? else {
+            return Ok(());
+        };
         if found.path.exists() && try_lock(&found.path).map_err(failed)?.is_some() {
             fs::remove_dir_all(&found.path).map_err(failed)?;
         }
+        self.remove_if_empty();
         Ok(())
     }
 
-    fn lock(&self) -> Result<File, Error> {
+    /// The lock of the whole; makes the directory if need be.
+    fn make_and_lock(&self) -> Result<File, Error> {
+        loop {
+            match DirBuilder::new().mode(0o700).create(&self.path) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::StateDir {
+                        path: self.path.clone(),
+                        source,
+                    });
+                }
+                _ => {}
+            }
+            // Somebody's last system may have ended just now and taken the directory along.
+            if let Some(lock) = self.lock()? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// The lock of the whole, or nothing where there is no directory.
+    fn lock(&self) -> Result<Option<File>, Error> {
         let failed = |source| Error::StateDir {
             path: self.path.clone(),
             source,
         };
-        let directory = File::open(&self.path).map_err(failed)?;
+        // Somebody else may have made it first, in a directory that all can write.
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => self.check(&metadata)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        }
+        let directory = match File::open(&self.path) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
         flock(&directory, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
-        Ok(directory)
+        let locked = directory.metadata().map_err(failed)?;
+        // The lock counts only if the directory has not been replaced while we waited for it.
+        let same = fs::symlink_metadata(&self.path).is_ok_and(|now| now.ino() == locked.ino());
+        Ok(same.then_some(directory))
+    }
+
+    fn check(&self, metadata: &fs::Metadata) -> Result<(), Error> {
+        let problem = if !metadata.is_dir() {
+            "is no directory"
+        } else if metadata.uid() != rustix::process::getuid().as_raw() {
+            "belongs to another user"
+        } else if metadata.mode() & 0o077 != 0 {
+            "is open to other users"
+        } else {
+            return Ok(());
+        };
+        Err(Error::StateDirUnsafe {
+            path: self.path.clone(),
+            problem,
+        })
+    }
+
+    /// Leaves nothing behind when the last system is gone. The caller holds the lock of the whole.
+    fn remove_if_empty(&self) {
+        // Not empty, or not ours to remove: then it stays.
+        let _ = fs::remove_dir(&self.path);
     }
 
     /// Removes what nobody holds and nobody finished; gives back the rest. The caller holds the
@@ -294,6 +336,7 @@ impl Drop for SystemDir {
         // Nothing can be done about a failure here; the next command cleans up.
         let _all = self.root.lock();
         let _ = fs::remove_dir_all(&self.path);
+        self.root.remove_if_empty();
     }
 }
 
@@ -323,6 +366,10 @@ mod tests {
         assert_eq!(root.create("web").unwrap_err().code(), "already-running");
         assert!(root.create("other").is_ok());
         drop(system);
+        assert!(
+            !dir.path().join("s").exists(),
+            "the last system takes the directory along"
+        );
         assert!(names(&root).is_empty());
         assert_eq!(root.find("web").unwrap_err().code(), "no-such-system");
     }
@@ -331,10 +378,11 @@ mod tests {
     fn what_a_killed_supervisor_left_is_removed() {
         let dir = tempdir().unwrap();
         let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        let _held = root.create("held").unwrap();
         for file in ["system.json", "web.log"] {
             fs::create_dir_all(dir.path().join("s/stale")).unwrap();
             fs::write(dir.path().join("s/stale").join(file), "{}").unwrap();
-            assert!(names(&root).is_empty(), "{file}");
+            assert_eq!(names(&root), ["held"], "{file}");
             assert!(!dir.path().join("s/stale").exists());
         }
     }
@@ -365,20 +413,23 @@ mod tests {
         let path = dir.path().join("s");
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(StateRoot::at(&path).unwrap_err().code(), "state-dir-unsafe");
+        let code = |path: &Path| {
+            StateRoot::at(path)
+                .and_then(|root| root.create("x"))
+                .map(drop)
+        };
+        let code = |path: &Path| code(path).unwrap_err().code();
+        assert_eq!(code(&path), "state-dir-unsafe");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(StateRoot::at(&path).is_ok());
+        assert!(StateRoot::at(&path).unwrap().list().unwrap().is_empty());
+        fs::create_dir(&path).unwrap();
         let link = dir.path().join("l");
         symlink(&path, &link).unwrap();
-        assert_eq!(StateRoot::at(&link).unwrap_err().code(), "state-dir-unsafe");
+        assert_eq!(code(&link), "state-dir-unsafe");
         let file = dir.path().join("f");
         fs::write(&file, "").unwrap();
-        assert_eq!(StateRoot::at(&file).unwrap_err().code(), "state-dir-unsafe");
-        let long = dir.path().join("x".repeat(60));
-        assert_eq!(StateRoot::at(&long).unwrap_err().code(), "state-dir-unsafe");
-        assert_eq!(
-            StateRoot::at(&dir.path().join("a/b")).unwrap_err().code(),
-            "state-dir"
-        );
+        assert_eq!(code(&file), "state-dir-unsafe");
+        assert_eq!(code(&dir.path().join("x".repeat(60))), "state-dir-unsafe");
+        assert_eq!(code(&dir.path().join("a/b")), "state-dir");
     }
 }

@@ -6,7 +6,7 @@ use bulkhead_supervisor::{StateRoot, down};
 
 /// Ends the named systems, or all. Every one is tried; the first failure is told.
 pub(crate) fn run(args: &DownArgs) -> Result<(), Failure> {
-    let root = StateRoot::open()?;
+    let root = StateRoot::locate()?;
     let systems = if args.all {
         root.list()?
     } else {

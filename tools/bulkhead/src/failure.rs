@@ -1,7 +1,7 @@
 //! How a command fails: a stable code, one sentence, a remedy, and an exit status.
 
 use bulkhead_manifest::{Rejected, UnknownPartition};
-use bulkhead_supervisor::{Error, ProgramProblem};
+use bulkhead_supervisor::Error;
 use std::io::{self, Write};
 
 /// Bulkhead failed (docker's convention, like the two below).
@@ -79,15 +79,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let status = match &error {
-            Error::Program {
-                problem: ProgramProblem::Truncated,
-                ..
-            } => STATUS_FAILED,
-            Error::Program { .. } => STATUS_CANNOT_RUN,
-            _ => STATUS_FAILED,
-        };
-        Self::complain(error.code().to_owned(), error.to_string(), error.help()).status(status)
+        Self::complain(error.code().to_owned(), error.to_string(), error.help())
     }
 }
 

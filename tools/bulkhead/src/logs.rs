@@ -19,7 +19,7 @@ pub(crate) fn run(args: &LogsArgs) -> Result<(), Failure> {
         let message = format!("`{}` is no system and partition", args.partition);
         return Err(Failure::new("no-such-log", message).help("write NAME/PARTITION, as in `ps`"));
     };
-    let root = StateRoot::open()?;
+    let root = StateRoot::locate()?;
     let found = root.find(system)?;
     let no_log = || Error::NoSuchLog {
         system: system.to_owned(),

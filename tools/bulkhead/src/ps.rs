@@ -17,7 +17,7 @@ struct Row {
 }
 
 pub(crate) fn run(args: &PsArgs) -> Result<(), Failure> {
-    let systems = StateRoot::open()?.list()?;
+    let systems = StateRoot::locate()?.list()?;
     let rows: Vec<Row> = (systems.iter())
         .map(|found| Row {
             system: found.name.clone(),
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_row_for_each_partition() {
-        let partition = |name: &str, status| PartitionRecord {
+        let partition = |name: &str, status: Option<u8>| PartitionRecord {
             name: name.to_owned(),
             kernel: "native".to_owned(),
             state: if status.is_none() {

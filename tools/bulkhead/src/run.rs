@@ -2,11 +2,13 @@
 
 use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
-use crate::failure::Failure;
+use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED};
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{At, MountDraft, PartitionDraft, SystemDraft, validate};
-use bulkhead_supervisor::{Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor};
+use bulkhead_supervisor::{
+    Cause, Consoles, Error, Library, Options, Outcome, ProgramProblem, StateRoot, Supervisor,
+};
 use std::collections::BTreeMap;
 use std::env;
 use std::path::Path;
@@ -35,7 +37,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     let system = validate(&system, Path::new(""))?;
 
     let library = Library::find()?;
-    let root = StateRoot::open()?;
+    let root = StateRoot::locate()?;
     let signals = signals::catch()?;
     let options = Options {
         consoles: Consoles::Attached { tty, raw },
@@ -43,10 +45,24 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         keep_logs: false,
     };
     let raw_mode = raw.then(RawMode::enter).transpose()?;
-    let supervisor = Supervisor::start(&system, &root, &library, options)?;
+    let supervisor = Supervisor::start(&system, &root, &library, options).map_err(cannot_start)?;
     let outcome = supervisor.wait(signals, || {});
     drop(raw_mode);
     conclude(&outcome?)
+}
+
+/// As docker has it: a command that is whole, and that a partition cannot run, is 126. A damaged
+/// one is bad input like any other.
+fn cannot_start(error: Error) -> Failure {
+    use ProgramProblem::{Dynamic, NotElf, NotExecutable, WrongArchitecture};
+    let status = match &error {
+        Error::Program {
+            problem: NotElf | WrongArchitecture | NotExecutable | Dynamic { .. },
+            ..
+        } => STATUS_CANNOT_RUN,
+        _ => STATUS_FAILED,
+    };
+    Failure::from(error).status(status)
 }
 
 /// The exit status that the outcome means, or the failure that it was.

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         return start_in_background(&system.name);
     }
     let library = Library::find()?;
-    let root = StateRoot::open()?;
+    let root = StateRoot::locate()?;
     let signals = signals::catch()?;
     let consoles = if args.in_background {
         // The session of whoever typed the command is not ours to be in.
