@@ -3,9 +3,7 @@
 
 use core::ops::Range;
 
-use bulkhead_abi::syscall::{
-    CONSOLE_READ, CONSOLE_WRITE, MAP, PROTECT, Status, UNMAP, slot,
-};
+use bulkhead_abi::syscall::{CONSOLE_READ, CONSOLE_WRITE, MAP, PROTECT, Status, UNMAP, slot};
 
 use crate::syscall::call;
 
@@ -44,7 +42,12 @@ impl Console {
     /// # Errors
     /// [`Status::InvalidCapability`] without the `console` grant.
     pub fn write(self, stream: Stream, bytes: &[u8]) -> Result<usize, Status> {
-        let buffer = [self.0, bytes.as_ptr() as u64, bytes.len() as u64, stream as u64];
+        let buffer = [
+            self.0,
+            bytes.as_ptr() as u64,
+            bytes.len() as u64,
+            stream as u64,
+        ];
         // SAFETY: the kernel reads `bytes`.
         unsafe { call(CONSOLE_WRITE, buffer) }.map(|written| written as usize)
     }

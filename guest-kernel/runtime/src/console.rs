@@ -46,7 +46,11 @@ impl Write for Writer {
 
 /// Prints formatted text; what [`crate::print!`] and its relatives call.
 pub fn print(stream: Stream, text: fmt::Arguments<'_>) {
-    let mut writer = Writer { stream, buffer: [0; BUFFER_BYTES], len: 0 };
+    let mut writer = Writer {
+        stream,
+        buffer: [0; BUFFER_BYTES],
+        len: 0,
+    };
     // An error can only come from a `Display` implementation: what it wrote is printed.
     let _ = writer.write_fmt(text);
     writer.flush();

@@ -29,7 +29,10 @@ pub struct YieldLock(AtomicBool);
 
 // SAFETY: `compare_exchange` lets one thread in at a time; `unlock` is the holder's.
 unsafe impl lock_api::RawMutex for YieldLock {
-    #[allow(clippy::declare_interior_mutable_const, reason = "the initialiser lock_api asks for")]
+    #[allow(
+        clippy::declare_interior_mutable_const,
+        reason = "the initialiser lock_api asks for"
+    )]
     const INIT: Self = Self(AtomicBool::new(false));
     type GuardMarker = lock_api::GuardSend;
 
@@ -41,7 +44,9 @@ unsafe impl lock_api::RawMutex for YieldLock {
     }
 
     fn try_lock(&self) -> bool {
-        self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
     }
 
     unsafe fn unlock(&self) {
@@ -75,7 +80,9 @@ unsafe impl Source for Growth {
         let bytes = steps.into_iter().find(|bytes| {
             start.checked_add(*bytes).is_some_and(|end| {
                 end <= HEAP_LIMIT
-                    && UNTYPED.map(start..end, rights::READ | rights::WRITE).is_ok()
+                    && UNTYPED
+                        .map(start..end, rights::READ | rights::WRITE)
+                        .is_ok()
             })
         });
         let end = start + bytes.ok_or(())?;
@@ -93,6 +100,12 @@ unsafe impl Source for Growth {
 }
 
 #[cfg_attr(target_os = "none", global_allocator)]
-#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the host has its own allocator"))]
-static HEAP: TalcLock<YieldLock, Growth> =
-    TalcLock::new(Growth { end: None, mapped_to: HEAP_START, next: FIRST_GROWTH });
+#[cfg_attr(
+    not(target_os = "none"),
+    allow(dead_code, reason = "the host has its own allocator")
+)]
+static HEAP: TalcLock<YieldLock, Growth> = TalcLock::new(Growth {
+    end: None,
+    mapped_to: HEAP_START,
+    next: FIRST_GROWTH,
+});

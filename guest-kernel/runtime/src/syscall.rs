@@ -4,9 +4,7 @@
 
 use core::arch::asm;
 
-use bulkhead_abi::syscall::{
-    Status, EXIT, RESTRICTED_BIND, RESTRICTED_ENTER,
-};
+use bulkhead_abi::syscall::{EXIT, RESTRICTED_BIND, RESTRICTED_ENTER, Status};
 
 /// Any system call: status and value as the kernel left them in `rax` and `rdx`.
 ///

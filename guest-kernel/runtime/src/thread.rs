@@ -49,7 +49,10 @@ where
     // Stacks are not reused: the thread that ends one still stands on it.
     let stack = NEXT_STACK.fetch_add(STACK_STRIDE, Ordering::Relaxed) + PAGE_SIZE;
     UNTYPED.map(stack..stack + STACK_BYTES, rights::READ | rights::WRITE)?;
-    let packet = Arc::new(Packet { done: AtomicBool::new(false), value: UnsafeCell::new(None) });
+    let packet = Arc::new(Packet {
+        done: AtomicBool::new(false),
+        value: UnsafeCell::new(None),
+    });
     let theirs = Arc::clone(&packet);
     let body: Box<dyn FnOnce() + Send> = Box::new(move || {
         let value = f();

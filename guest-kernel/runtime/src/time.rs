@@ -19,7 +19,8 @@ pub fn ticks() -> u64 {
 pub const fn ticks_to_ns(ticks: u64, khz: u64) -> u64 {
     let khz = if khz == 0 { 1 } else { khz };
     let (ms, rest) = (ticks / khz, ticks % khz);
-    ms.saturating_mul(1_000_000).saturating_add(rest.saturating_mul(1_000_000) / khz)
+    ms.saturating_mul(1_000_000)
+        .saturating_add(rest.saturating_mul(1_000_000) / khz)
 }
 
 /// Nanoseconds since the partition's clock began, at its start.

@@ -26,7 +26,11 @@ mod program {
         }
         for device in environment::devices() {
             let name = device.name.split(|b| *b == 0).next().unwrap_or_default();
-            println!("granted: device {} (virtio {})", name.escape_ascii(), device.virtio_id);
+            println!(
+                "granted: device {} (virtio {})",
+                name.escape_ascii(),
+                device.virtio_id
+            );
         }
         status().unwrap_or(0)
     }
@@ -34,7 +38,10 @@ mod program {
     /// The status that an argument `status=N` asks for.
     fn status() -> Option<u8> {
         environment::args().find_map(|argument| {
-            str::from_utf8(argument.strip_prefix(b"status=")?).ok()?.parse().ok()
+            str::from_utf8(argument.strip_prefix(b"status=")?)
+                .ok()?
+                .parse()
+                .ok()
         })
     }
 }

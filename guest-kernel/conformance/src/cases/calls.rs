@@ -1,0 +1,124 @@
+//! System calls in general: unknown ones, wrong slots, wrong arguments, registers.
+
+use alloc::string::String;
+use core::arch::asm;
+
+use bulkhead_runtime::abi::syscall::{
+    CONSOLE_READ, CONSOLE_WRITE, COUNT, EXIT, MAP, PROTECT, Status, THREAD_SPAWN, UNMAP, YIELD,
+    slot,
+};
+use bulkhead_runtime::syscall::{call, raw};
+
+use super::check_eq;
+
+pub(super) fn unknown() -> Result<(), String> {
+    // Far more than ten: a kernel that gives up on the tenth is a known fault of others.
+    let far = [u64::MAX, 1 << 63, 1 << 32, 1 << 31, 0x8000_0000_0000];
+    for number in (COUNT..COUNT + 1000).chain(far) {
+        // SAFETY: refused.
+        let (status, value) = unsafe { raw(number, [u64::MAX; 4]) };
+        check_eq!(
+            Status::from_raw(status),
+            Some(Status::UnknownCall),
+            "status"
+        );
+        check_eq!(value, 0, "value");
+    }
+    Ok(())
+}
+
+pub(super) fn wrong_slots() -> Result<(), String> {
+    let text = b"never printed";
+    let (address, len) = (text.as_ptr() as u64, text.len() as u64);
+    let refused = Err(Status::InvalidCapability);
+    for slot in [
+        0,
+        slot::UNTYPED,
+        slot::THREAD,
+        5,
+        slot::DEVICES,
+        63,
+        64,
+        1 << 20,
+        u64::MAX,
+    ] {
+        // SAFETY: refused.
+        check_eq!(
+            unsafe { call(CONSOLE_WRITE, [slot, address, len, 1]) },
+            refused,
+            "write"
+        );
+        // SAFETY: refused.
+        check_eq!(
+            unsafe { call(CONSOLE_READ, [slot, address, len, 0]) },
+            refused,
+            "read"
+        );
+    }
+    for slot in [0, slot::CONSOLE, slot::ADDRESS_SPACE, u64::MAX] {
+        // SAFETY: refused.
+        check_eq!(
+            unsafe { call(MAP, [slot, super::SCRATCH, 4096, 3]) },
+            refused,
+            "map"
+        );
+    }
+    for slot in [0, slot::CONSOLE, slot::UNTYPED, u64::MAX] {
+        // SAFETY: refused.
+        check_eq!(
+            unsafe { call(PROTECT, [slot, address & !4095, 4096, 1]) },
+            refused,
+            "protect"
+        );
+        // SAFETY: refused.
+        check_eq!(
+            unsafe { call(UNMAP, [slot, address & !4095, 4096, 0]) },
+            refused,
+            "unmap"
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn bad_arguments() -> Result<(), String> {
+    for status in [256, 1 << 32, u64::MAX] {
+        // SAFETY: refused.
+        let answer = unsafe { call(EXIT, [status, 0, 0, 0]) };
+        check_eq!(answer, Err(Status::InvalidArgument), "exit");
+    }
+    for (entry, stack) in [
+        (1 << 47, 0),
+        (u64::MAX, 0),
+        (0x1000, 1 << 63),
+        (1 << 63, u64::MAX),
+    ] {
+        // SAFETY: refused.
+        let answer = unsafe { call(THREAD_SPAWN, [entry, stack, 0, 0]) };
+        check_eq!(answer, Err(Status::InvalidAddress), "spawn");
+    }
+    Ok(())
+}
+
+pub(super) fn keep_registers() -> Result<(), String> {
+    let (mut r8, mut r9, mut r12, mut r13, mut r14, mut r15): (u64, u64, u64, u64, u64, u64) =
+        (0x88, 0x99, 0x1212, 0x1313, 0x1414, 0x1515);
+    let (mut rdi, mut rsi, mut r10): (u64, u64, u64) = (0xd1, 0x51, 0x1010);
+    let status: u64;
+    // SAFETY: `YIELD` has no effect on memory.
+    unsafe {
+        asm!("syscall",
+            inlateout("rax") YIELD => status,
+            inlateout("rdi") rdi, inlateout("rsi") rsi, inlateout("r8") r8, inlateout("r9") r9,
+            inlateout("r10") r10, inlateout("r12") r12, inlateout("r13") r13,
+            inlateout("r14") r14, inlateout("r15") r15,
+            lateout("rdx") _, lateout("rcx") _, lateout("r11") _,
+            options(nostack));
+    }
+    check_eq!(status, 0, "status");
+    let kept = [rdi, rsi, r8, r9, r10, r12, r13, r14, r15];
+    let wanted = [
+        0xd1, 0x51, 0x88, 0x99, 0x1010, 0x1212, 0x1313, 0x1414, 0x1515,
+    ];
+    check_eq!(kept, wanted, "registers");
+    Ok(())
+}

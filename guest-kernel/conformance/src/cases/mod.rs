@@ -1,0 +1,124 @@
+//! The cases, a room for each part of the kernel, and the tools they share.
+
+mod calls;
+mod console;
+mod endings;
+mod memory;
+mod restricted;
+mod threads;
+
+use bulkhead_runtime::abi::syscall::{MAP, PROTECT, Status, UNMAP, slot};
+use bulkhead_runtime::syscall::call;
+
+use crate::run::Case;
+
+/// Fails the case with a message unless the condition holds.
+macro_rules! check {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(alloc::format!($($message)*));
+        }
+    };
+}
+/// Fails the case unless two values are equal.
+macro_rules! check_eq {
+    ($found:expr, $wanted:expr, $what:expr) => {
+        let (found, wanted) = ($found, $wanted);
+        if found != wanted {
+            return Err(alloc::format!("{}: {found:?} and not {wanted:?}", $what));
+        }
+    };
+}
+pub(crate) use {check, check_eq};
+
+/// Cases that a partition survives.
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("console-write", console::write),
+    ("console-write-length", console::write_length),
+    ("console-bad-buffers", console::bad_buffers),
+    ("console-stream", console::stream),
+    ("calls-unknown", calls::unknown),
+    ("calls-wrong-slots", calls::wrong_slots),
+    ("calls-keep-registers", calls::keep_registers),
+    ("calls-bad-arguments", calls::bad_arguments),
+    ("memory-map", memory::mapping),
+    ("memory-map-errors", memory::map_errors),
+    ("memory-large-pages", memory::large_pages),
+    ("memory-protect", memory::protecting),
+    ("memory-unmap", memory::unmapping),
+    ("memory-reuse-is-zero", memory::reuse_is_zero),
+    ("memory-exhaustion", memory::exhaustion),
+    ("memory-allocator", memory::allocator),
+    ("threads-preemption", threads::preemption),
+    ("threads-sleep", threads::sleep),
+    ("threads-yield", threads::yield_now),
+    ("threads-many", threads::many),
+    ("threads-keep-registers", threads::keep_registers),
+    ("threads-keep-bases", threads::keep_bases),
+    ("restricted-unbound", restricted::unbound),
+    ("restricted-bind-errors", restricted::bind_errors),
+    ("restricted-syscall", restricted::syscall),
+    ("restricted-registers", restricted::registers),
+    ("restricted-exceptions", restricted::exceptions),
+    ("restricted-walls", restricted::walls),
+    ("restricted-flags", restricted::flags),
+    ("restricted-bad-entry", restricted::bad_entry),
+    ("restricted-preemption", restricted::preemption),
+    ("restricted-state-page-stays", restricted::state_page_stays),
+];
+
+/// What ends or hangs the partition: the status is judged from outside.
+pub(crate) const DEMONSTRATIONS: &[(&str, fn() -> u8)] = &[
+    ("grants", endings::grants),
+    ("echo", endings::echo),
+    ("exit-7", endings::exit_7),
+    ("exit-threads", endings::exit_threads),
+    ("panic", endings::panic),
+    ("spin", endings::spin),
+    ("flood", endings::flood),
+    ("fault-null", endings::fault_null),
+    ("fault-kernel-read", endings::fault_kernel_read),
+    ("fault-kernel-jump", endings::fault_kernel_jump),
+    ("fault-write-text", endings::fault_write_text),
+    ("fault-execute-data", endings::fault_execute_data),
+    (
+        "fault-invalid-instruction",
+        endings::fault_invalid_instruction,
+    ),
+    ("fault-divide", endings::fault_divide),
+    ("fault-breakpoint", endings::fault_breakpoint),
+    ("fault-privileged", endings::fault_privileged),
+    ("fault-port", endings::fault_port),
+    ("fault-interrupt", endings::fault_interrupt),
+    ("fault-stack", endings::fault_stack),
+    ("fault-not-canonical", endings::fault_not_canonical),
+    ("null-call-cost", endings::null_call_cost),
+];
+
+/// Free addresses for a case: each case cleans up behind itself.
+const SCRATCH: u64 = 0x7b00_0000_0000;
+
+fn map(address: u64, bytes: u64, rights: u64) -> Result<u64, Status> {
+    // SAFETY: cases map addresses that nothing else uses, or such that must be refused.
+    unsafe { call(MAP, [slot::UNTYPED, address, bytes, rights]) }
+}
+
+fn protect(address: u64, bytes: u64, rights: u64) -> Result<u64, Status> {
+    // SAFETY: as `map`.
+    unsafe { call(PROTECT, [slot::ADDRESS_SPACE, address, bytes, rights]) }
+}
+
+fn unmap(address: u64, bytes: u64) -> Result<u64, Status> {
+    // SAFETY: as `map`; cases do not keep references over it.
+    unsafe { call(UNMAP, [slot::ADDRESS_SPACE, address, bytes, 0]) }
+}
+
+fn read(address: u64) -> u64 {
+    // SAFETY: cases pass addresses they have mapped, on 8 bytes.
+    unsafe { (address as *const u64).read_volatile() }
+}
+
+fn write(address: u64, value: u64) {
+    // SAFETY: as `read`, mapped writable.
+    unsafe { (address as *mut u64).write_volatile(value) };
+}

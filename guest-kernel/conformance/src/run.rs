@@ -1,0 +1,70 @@
+//! Which cases run, and what is said about them.
+
+use alloc::string::String;
+use core::str;
+
+use bulkhead_runtime::{environment, eprintln, println, program_main};
+
+use crate::cases::{CASES, DEMONSTRATIONS};
+
+/// A case: passes, or says why not.
+pub(crate) type Case = fn() -> Result<(), String>;
+
+/// Status for a name that is no case.
+const STATUS_USAGE: u8 = 2;
+
+program_main!(main);
+
+fn main() -> u8 {
+    let mut named = environment::args().peekable();
+    if named.peek().is_none() {
+        return run(CASES.iter().copied());
+    }
+    let mut status = 0;
+    for argument in named {
+        let Ok(name) = str::from_utf8(argument) else {
+            return STATUS_USAGE;
+        };
+        if name == "list" {
+            list();
+        } else if let Some(case) = CASES.iter().find(|(case, _)| *case == name) {
+            status |= run(core::iter::once(*case));
+        } else if let Some((_, demonstrate)) = DEMONSTRATIONS
+            .iter()
+            .find(|(demonstration, _)| *demonstration == name)
+        {
+            status = demonstrate();
+        } else {
+            eprintln!("conformance: no case is called {name}; `list` names them all");
+            return STATUS_USAGE;
+        }
+    }
+    status
+}
+
+fn list() {
+    for (name, _) in CASES {
+        println!("{name}");
+    }
+    for (name, _) in DEMONSTRATIONS {
+        println!("{name} (demonstration)");
+    }
+}
+
+fn run(cases: impl Iterator<Item = (&'static str, Case)>) -> u8 {
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in cases {
+        match case() {
+            Ok(()) => {
+                passed += 1;
+                println!("test {name} ... ok");
+            }
+            Err(why) => {
+                failed += 1;
+                println!("test {name} ... FAILED: {why}");
+            }
+        }
+    }
+    println!("result: {passed} passed, {failed} failed");
+    u8::from(failed > 0)
+}
