@@ -10,6 +10,9 @@ use crate::cases::{CASES, DEMONSTRATIONS};
 /// A case: passes, or says why not.
 pub(crate) type Case = fn() -> Result<(), String>;
 
+/// A demonstration: the partition's status, if it gets that far.
+pub(crate) type Demonstration = fn() -> u8;
+
 /// Status for a name that is no case.
 const STATUS_USAGE: u8 = 2;
 

@@ -9,6 +9,7 @@ use bulkhead_abi::layout::{PAGE_SIZE, PROGRAM_MODULE_STRIDE, PROGRAM_MODULES};
 static BLOB: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Remembers where the blob lies.
+#[cfg(target_os = "none")]
 pub(crate) fn set_boot_info(blob: *const u8) {
     BLOB.store(blob.cast_mut(), Ordering::Relaxed);
 }

@@ -27,63 +27,34 @@ pub(super) fn unknown() -> Result<(), String> {
     Ok(())
 }
 
+/// A call that the kernel must refuse.
+fn refused(number: u64, arguments: [u64; 4]) -> Result<u64, Status> {
+    // SAFETY: a refused call has no effect.
+    unsafe { call(number, arguments) }
+}
+
 pub(super) fn wrong_slots() -> Result<(), String> {
     let text = b"never printed";
     let (address, len) = (text.as_ptr() as u64, text.len() as u64);
-    let refused = Err(Status::InvalidCapability);
-    for slot in [
-        0,
-        slot::UNTYPED,
-        slot::THREAD,
-        5,
-        slot::DEVICES,
-        63,
-        64,
-        1 << 20,
-        u64::MAX,
-    ] {
-        // SAFETY: refused.
-        check_eq!(
-            unsafe { call(CONSOLE_WRITE, [slot, address, len, 1]) },
-            refused,
-            "write"
-        );
-        // SAFETY: refused.
-        check_eq!(
-            unsafe { call(CONSOLE_READ, [slot, address, len, 0]) },
-            refused,
-            "read"
-        );
+    let page = address & !4095;
+    let wanted = Err(Status::InvalidCapability);
+    for slot in [0, slot::UNTYPED, slot::THREAD, 5, slot::DEVICES, 63, 64, 1 << 20, u64::MAX] {
+        check_eq!(refused(CONSOLE_WRITE, [slot, address, len, 1]), wanted, "write");
+        check_eq!(refused(CONSOLE_READ, [slot, address, len, 0]), wanted, "read");
     }
     for slot in [0, slot::CONSOLE, slot::ADDRESS_SPACE, u64::MAX] {
-        // SAFETY: refused.
-        check_eq!(
-            unsafe { call(MAP, [slot, super::SCRATCH, 4096, 3]) },
-            refused,
-            "map"
-        );
+        check_eq!(refused(MAP, [slot, super::SCRATCH, 4096, 3]), wanted, "map");
     }
     for slot in [0, slot::CONSOLE, slot::UNTYPED, u64::MAX] {
-        // SAFETY: refused.
-        check_eq!(
-            unsafe { call(PROTECT, [slot, address & !4095, 4096, 1]) },
-            refused,
-            "protect"
-        );
-        // SAFETY: refused.
-        check_eq!(
-            unsafe { call(UNMAP, [slot, address & !4095, 4096, 0]) },
-            refused,
-            "unmap"
-        );
+        check_eq!(refused(PROTECT, [slot, page, 4096, 1]), wanted, "protect");
+        check_eq!(refused(UNMAP, [slot, page, 4096, 0]), wanted, "unmap");
     }
     Ok(())
 }
 
 pub(super) fn bad_arguments() -> Result<(), String> {
     for status in [256, 1 << 32, u64::MAX] {
-        // SAFETY: refused.
-        let answer = unsafe { call(EXIT, [status, 0, 0, 0]) };
+        let answer = refused(EXIT, [status, 0, 0, 0]);
         check_eq!(answer, Err(Status::InvalidArgument), "exit");
     }
     for (entry, stack) in [
@@ -92,8 +63,7 @@ pub(super) fn bad_arguments() -> Result<(), String> {
         (0x1000, 1 << 63),
         (1 << 63, u64::MAX),
     ] {
-        // SAFETY: refused.
-        let answer = unsafe { call(THREAD_SPAWN, [entry, stack, 0, 0]) };
+        let answer = refused(THREAD_SPAWN, [entry, stack, 0, 0]);
         check_eq!(answer, Err(Status::InvalidAddress), "spawn");
     }
     Ok(())

@@ -115,9 +115,9 @@ pub(super) fn fault_write_text() -> u8 {
 }
 
 pub(super) fn fault_execute_data() -> u8 {
-    static mut CODE: [u8; 1] = [0xc3];
+    let code = [0xc3_u8];
     // SAFETY: the kernel ends the partition.
-    unsafe { asm!("call {}", in(reg) &raw mut CODE) };
+    unsafe { asm!("call {}", in(reg) code.as_ptr()) };
     STATUS_SURVIVED
 }
 

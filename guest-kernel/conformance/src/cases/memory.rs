@@ -133,7 +133,7 @@ pub(super) fn protecting() -> Result<(), String> {
     protect(SCRATCH, 0x3000, READ_WRITE).map_err(named)?;
     write(SCRATCH + 0x1000, 43);
     // Code that returns 7: mov eax, 7; ret.
-    write(SCRATCH, 0x00c3_0000_0007_b8);
+    write(SCRATCH, 0xc300_0000_07b8);
     protect(SCRATCH, 0x1000, rights::READ | rights::EXECUTE).map_err(named)?;
     // SAFETY: the page holds this function.
     let code: extern "C" fn() -> u32 = unsafe { core::mem::transmute(SCRATCH as *const u8) };
@@ -150,7 +150,7 @@ pub(super) fn unmapping() -> Result<(), String> {
         (SCRATCH, 0, Status::InvalidArgument),
         (0, 0x1000, Status::InvalidAddress),
         (0xffff_8000_0000_0000, 0x1000, Status::InvalidAddress),
-        (SCRATCH, u64::MAX & !0xfff, Status::InvalidAddress),
+        (SCRATCH, !0xfff, Status::InvalidAddress),
     ] {
         check_eq!(
             unmap(address, bytes),

@@ -10,7 +10,7 @@ mod threads;
 use bulkhead_runtime::abi::syscall::{MAP, PROTECT, Status, UNMAP, slot};
 use bulkhead_runtime::syscall::call;
 
-use crate::run::Case;
+use crate::run::{Case, Demonstration};
 
 /// Fails the case with a message unless the condition holds.
 macro_rules! check {
@@ -68,7 +68,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 ];
 
 /// What ends or hangs the partition: the status is judged from outside.
-pub(crate) const DEMONSTRATIONS: &[(&str, fn() -> u8)] = &[
+pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
     ("grants", endings::grants),
     ("echo", endings::echo),
     ("exit-7", endings::exit_7),

@@ -145,7 +145,7 @@ pub(super) fn bind_errors() -> Result<(), String> {
         (0x7d00_0000_0000, Status::InvalidAddress),
         (PROGRAM_BOOT_INFO, Status::InvalidAddress),
         (DIRECT_MAP, Status::InvalidAddress),
-        (u64::MAX & !0xfff, Status::InvalidAddress),
+        (!0xfff, Status::InvalidAddress),
     ] {
         // SAFETY: refused.
         let answer = unsafe { restricted_bind(address) };

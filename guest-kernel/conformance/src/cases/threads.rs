@@ -57,7 +57,7 @@ pub(super) fn yield_now() -> Result<(), String> {
     static TURN: AtomicU64 = AtomicU64::new(0);
     let other = thread::spawn(|| {
         for _ in 0..50 {
-            while TURN.load(Ordering::Acquire) % 2 == 0 {
+            while TURN.load(Ordering::Acquire).is_multiple_of(2) {
                 thread::yield_now();
             }
             TURN.fetch_add(1, Ordering::AcqRel);
@@ -65,7 +65,7 @@ pub(super) fn yield_now() -> Result<(), String> {
     })
     .map_err(named)?;
     for _ in 0..50 {
-        while TURN.load(Ordering::Acquire) % 2 == 1 {
+        while !TURN.load(Ordering::Acquire).is_multiple_of(2) {
             thread::yield_now();
         }
         TURN.fetch_add(1, Ordering::AcqRel);

@@ -21,26 +21,37 @@ const TIMER_TSC_DEADLINE: u64 = 2 << 17;
 /// The deadline the timer is armed for; zero when it is not.
 static ARMED: Exclusive<u64> = Exclusive::new(0);
 
+/// Writes one of the APIC's registers.
+///
+/// # Safety
+/// The CPU has an x2APIC with TSC-deadline mode; interrupts that the write lets through lead to the
+/// kernel's stubs.
+unsafe fn write(register: u32, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { write_msr(register, value) };
+}
+
 /// Enables the APIC.
 ///
 /// # Safety
 /// Called once, at boot; the CPU has an x2APIC with TSC-deadline mode.
 pub(super) unsafe fn enable() {
-    // SAFETY: the registers exist by the caller's promise; interrupts lead to the kernel's stubs.
-    unsafe {
-        write_msr(
-            MSR_APIC_BASE,
-            read_msr(MSR_APIC_BASE) | BASE_ENABLE | BASE_X2APIC,
-        );
-        write_msr(X2APIC_SPURIOUS, SPURIOUS_ENABLE | SPURIOUS_VECTOR);
-        write_msr(X2APIC_TIMER, TIMER_TSC_DEADLINE | u64::from(TIMER_VECTOR));
+    // SAFETY: every CPU with an APIC has the register.
+    let base = unsafe { read_msr(MSR_APIC_BASE) };
+    for (register, value) in [
+        (MSR_APIC_BASE, base | BASE_ENABLE | BASE_X2APIC),
+        (X2APIC_SPURIOUS, SPURIOUS_ENABLE | SPURIOUS_VECTOR),
+        (X2APIC_TIMER, TIMER_TSC_DEADLINE | u64::from(TIMER_VECTOR)),
+    ] {
+        // SAFETY: the caller's promise; the vectors have stubs.
+        unsafe { write(register, value) };
     }
 }
 
 /// Ends the interrupt being served.
 pub(super) fn end_of_interrupt() {
     // SAFETY: the APIC is enabled before interrupts are.
-    unsafe { write_msr(X2APIC_EOI, 0) };
+    unsafe { write(X2APIC_EOI, 0) };
 }
 
 /// Notes that the timer has fired: it is not armed any more.
@@ -57,6 +68,6 @@ pub(super) fn set_deadline(deadline: Option<u64>) {
     if *armed != wanted {
         *armed = wanted;
         // SAFETY: the register exists; the timer's interrupt leads to the kernel.
-        unsafe { write_msr(MSR_TSC_DEADLINE, wanted) };
+        unsafe { write(MSR_TSC_DEADLINE, wanted) };
     }
 }

@@ -77,10 +77,12 @@ unsafe fn set_up_cpu() {
     unsafe { cpu::set_cr4_bits(bits) };
 
     let target = syscall_entry as *const () as u64;
-    // SAFETY: kernel code and data follow each other in the GDT; the target is the entry code.
-    unsafe {
-        cpu::write_msr(MSR_STAR, u64::from(KERNEL_CODE) << 32);
-        cpu::write_msr(MSR_LSTAR, target);
-        cpu::write_msr(MSR_SFMASK, SYSCALL_CLEARS);
+    for (register, value) in [
+        (MSR_STAR, u64::from(KERNEL_CODE) << 32),
+        (MSR_LSTAR, target),
+        (MSR_SFMASK, SYSCALL_CLEARS),
+    ] {
+        // SAFETY: kernel code and data follow each other in the GDT; the target is the entry code.
+        unsafe { cpu::write_msr(register, value) };
     }
 }

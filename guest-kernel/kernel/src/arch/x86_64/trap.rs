@@ -69,6 +69,7 @@ extern "C" fn trap() -> *mut Frame {
 }
 
 /// An entry from kernel mode: an interrupt of the idle loop, or a fault of the kernel.
+#[allow(clippy::panic, reason = "the kernel's own fault; no input can bring it about")]
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
     if frame.vector < FIRST_INTERRUPT {
