@@ -33,7 +33,7 @@ impl Guest {
     fn memory_mib(self) -> u64 {
         match self {
             Self::Probe => 2,
-            Self::Native => 64,
+            Self::Native => 16,
         }
     }
 
