@@ -22,6 +22,11 @@ const STATUS_INTERRUPTED: u8 = 130;
 
 /// Runs the command; its exit status.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
+    // Everything behind the first word is the command's, so a misspelt option ends up here.
+    if let Some(option) = args.command.first().filter(|word| word.starts_with('-')) {
+        let message = format!("unknown option `{option}`");
+        return Err(Failure::new("usage", message).help("see bulkhead run --help"));
+    }
     let jail = args.jail.into();
     let raw = args.tty;
     let tty = terminal::is_attached();
