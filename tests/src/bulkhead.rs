@@ -44,20 +44,18 @@ impl Bulkhead {
     /// Another tree of the same shape.
     pub fn at(dist: impl Into<PathBuf>) -> Self {
         let dist = dist.into();
-        // Systems of the suites are listed apart from the user's own.
+        // Apart from the user's own systems, and where a census looks.
         let user = rustix::process::getuid().as_raw();
-        let state = std::env::temp_dir().join(format!("bulkhead-suites-{user}"));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&state);
-        assert!(
-            made.is_ok() || state.is_dir(),
-            "cannot make {}",
-            state.display()
-        );
-        Self {
-            dist,
-            env: Vec::new(),
+        let own = std::env::temp_dir().join(format!("bulkhead-suites-{user}"));
+        for dir in ["state", "tmp"] {
+            let mut builder = std::fs::DirBuilder::new();
+            let made = builder.mode(0o700).recursive(true).create(own.join(dir));
+            made.expect("the temporary directory is writable");
         }
-        .env("BULKHEAD_STATE_DIR", state)
+        let env = Vec::new();
+        Self { dist, env }
+            .env("BULKHEAD_STATE_DIR", own.join("state"))
+            .env("TMPDIR", own.join("tmp"))
     }
 
     /// The command itself.

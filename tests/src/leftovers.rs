@@ -25,14 +25,12 @@ impl Census {
         processes(&mut things);
         sockets(&mut things);
         for dir in ["/tmp", "/var/tmp", "/run", "/dev/shm"] {
-            files(Path::new(dir), 3, false, &mut things);
+            files(Path::new(dir), 0, &mut things);
         }
-        for name in ["XDG_RUNTIME_DIR", "TMPDIR"] {
-            if let Some(dir) = std::env::var_os(name) {
-                files(Path::new(&dir), 3, false, &mut things);
-            }
+        if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR") {
+            files(Path::new(&dir), 0, &mut things);
         }
-        files(Path::new("/sys/fs/cgroup"), 4, false, &mut things);
+        files(Path::new("/sys/fs/cgroup"), 4, &mut things);
         Self { things }
     }
 
@@ -92,24 +90,35 @@ fn sockets(things: &mut BTreeSet<String>) {
     }
 }
 
-/// Everything named after us, and what is in it, at most `depth` directories down.
-fn files(dir: &Path, depth: u32, ours: bool, things: &mut BTreeSet<String>) {
+/// Everything named after us at most `depth` directories down, and all that is in it. What the
+/// suites run has its temporary and its state directory below one that is named after us.
+fn files(dir: &Path, depth: u32, things: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if of_a_test(&name) {
-            continue;
-        }
         let path = entry.path();
-        let ours = ours || name.contains("bulkhead");
-        if ours {
-            things.insert(format!("file {}", path.display()));
+        if of_a_test(&name) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if name.contains("bulkhead") && !of_a_test(&name) {
+                things.insert(format!("file {}", path.display()));
+            }
+        } else if name.contains("bulkhead") {
+            everything(&path, things);
+        } else if depth > 0 {
+            files(&path, depth - 1, things);
         }
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if depth > 0 && is_dir {
-            files(&path, depth - 1, ours, things);
+    }
+}
+
+fn everything(path: &Path, things: &mut BTreeSet<String>) {
+    things.insert(format!("file {}", path.display()));
+    // A file, or a directory of another user: itself is all that counts.
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            everything(&entry.path(), things);
+        } else {
+            things.insert(format!("file {}", entry.path().display()));
         }
     }
 }

@@ -18,6 +18,17 @@ pub fn skip(why: &str) {
     println!("skipped: {why}");
 }
 
+/// A file of the repository that suites use: below `docs/examples` or `tests/data`, which the lab
+/// has a copy of.
+pub fn repository(path: &str) -> std::path::PathBuf {
+    let root = if in_lab() {
+        "/repo"
+    } else {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/..")
+    };
+    std::path::Path::new(root).join(path)
+}
+
 /// True inside `cargo xtask lab`.
 pub fn in_lab() -> bool {
     std::env::var_os("LAB").is_some()

@@ -156,7 +156,8 @@ mod kvm {
         command
             .uid(65534)
             .gid(65534)
-            .env_remove("BULKHEAD_STATE_DIR");
+            .env_remove("BULKHEAD_STATE_DIR")
+            .env_remove("TMPDIR");
         Running::start(&mut command)
             .wait()
             .expect_refusal()
