@@ -27,11 +27,14 @@ use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{self, Ended, Event};
 use bulkhead_machine::{
-    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Platform, VERSION, trace,
+    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Platform, VERSION,
+    trace,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 
 /// Descriptors that the VMM inherits.
 #[derive(Default)]
@@ -92,7 +95,11 @@ fn main() -> ExitCode {
     let (mut trace_syscalls, mut stop_after) = (false, None);
     let mut options = std::env::args().skip(1);
     while let Some(option) = options.next() {
-        let mut value = || options.next().unwrap_or_else(|| panic!("{option} needs a value"));
+        let mut value = || {
+            options
+                .next()
+                .unwrap_or_else(|| panic!("{option} needs a value"))
+        };
         match option.as_str() {
             "--kernel" => kernel = Some(value()),
             "--protocol" => protocol = value(),
@@ -113,7 +120,9 @@ fn main() -> ExitCode {
                 description.trace = Some(fds.pass(trace_file.try_clone().unwrap()));
             }
             "--stop-after" => stop_after = Some(Duration::from_millis(value().parse().unwrap())),
-            other => panic!("unknown option {other}; see the head of hypervisor/examples/launch.rs"),
+            other => {
+                panic!("unknown option {other}; see the head of hypervisor/examples/launch.rs")
+            }
         }
     }
     let kernel = fds.open(&kernel.expect("--kernel is needed"));
@@ -149,7 +158,8 @@ fn main() -> ExitCode {
     };
 
     let mut json = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
-    json.write_all(&serde_json::to_vec(&description).unwrap()).unwrap();
+    json.write_all(&serde_json::to_vec(&description).unwrap())
+        .unwrap();
     json.rewind().unwrap();
     let number = fds.pass(json).0.to_string();
     let started = hypervisor::trace::now_ns();
@@ -212,7 +222,11 @@ fn vmm() -> PathBuf {
     std::env::var_os("BULKHEAD_VMM").map_or_else(
         || {
             let here = std::env::current_exe().unwrap();
-            here.parent().unwrap().parent().unwrap().join("bulkhead-vmm")
+            here.parent()
+                .unwrap()
+                .parent()
+                .unwrap()
+                .join("bulkhead-vmm")
         },
         PathBuf::from,
     )
@@ -227,7 +241,10 @@ fn print_trace(file: &mut File, started: u64) {
         let (phase, ns) = line.split_once(' ').unwrap();
         let ns: u64 = ns.parse().unwrap();
         let since = ns.saturating_sub(before) / 1000;
-        eprintln!("launch: {phase:>20} +{since:>6} us  {:>6} us", (ns - started) / 1000);
+        eprintln!(
+            "launch: {phase:>20} +{since:>6} us  {:>6} us",
+            (ns - started) / 1000
+        );
         before = ns;
         if phase == trace::END {
             break;

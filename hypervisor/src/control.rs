@@ -119,7 +119,12 @@ mod tests {
         listener.receive();
         assert_eq!(outcome(&listener), "Stopped");
         // And telling it something is no error either.
-        tell(&listener.socket, &Event::Ended { how: Ended::Stopped });
+        tell(
+            &listener.socket,
+            &Event::Ended {
+                how: Ended::Stopped,
+            },
+        );
     }
 
     #[test]

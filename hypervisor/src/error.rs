@@ -6,6 +6,8 @@
 use bulkhead_machine::Fd;
 
 use crate::boot::{elf::ElfError, linux::LinuxError};
+use crate::devices::virtio::blk::DiskError;
+use crate::jail::JailError;
 
 /// Why the VMM gave up.
 #[derive(Debug, thiserror::Error)]
@@ -79,17 +81,15 @@ pub enum Error {
         /// How many there may be.
         max: usize,
     },
-    /// A virtio device cannot be built from what it was given.
-    #[error("device {name}: {reason}")]
-    Device {
-        /// Its name from the manifest.
-        name: String,
-        /// Why.
-        reason: String,
-    },
+    /// A block device's file cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The jail could not be entered.
-    #[error("cannot enter the jail: {0}")]
-    Jail(String),
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// No vCPU to boot: excluded by the description's rules.
+    #[error("the machine has no vcpu")]
+    NoVcpu,
     /// The supervisor sent something that is no command.
     #[error("the control socket brought a message that is no command: {0}")]
     Control(String),
@@ -110,8 +110,9 @@ impl Error {
             Self::Linux(e) => e.code(),
             Self::Io { .. } => "io-failed",
             Self::TooMany { .. } => "too-many",
-            Self::Device { .. } => "device-invalid",
-            Self::Jail(_) => "jail-failed",
+            Self::Disk(e) => e.code(),
+            Self::Jail(e) => e.code(),
+            Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",
         }
     }

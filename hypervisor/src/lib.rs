@@ -19,7 +19,7 @@ use std::io::Read;
 use std::process::ExitCode;
 
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_machine::{Fd, MAX_DESCRIPTION_BYTES, MachineDescription, trace as phase};
+use bulkhead_machine::{Boot, Fd, MAX_DESCRIPTION_BYTES, MachineDescription, trace as phase};
 
 use control::tell;
 use descriptors::Descriptors;
@@ -48,7 +48,9 @@ pub fn run(description: Fd) -> ExitCode {
     };
     trace.mark_at(phase::START, start);
     trace.mark(phase::DESCRIPTION);
-    let trace_file = description.trace.map(|fd| descriptors.take("the trace", fd));
+    let trace_file = description
+        .trace
+        .map(|fd| descriptors.take("the trace", fd));
     let outcome = run_described(&description, &mut descriptors, &control, &trace);
     if let Some(file) = trace_file
         && let Err(error) = file.and_then(|file| write_trace(&trace, file))
@@ -92,13 +94,40 @@ fn read(fd: Fd, descriptors: &mut Descriptors) -> Result<(MachineDescription, Fi
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(Error::io("cannot follow the supervisor's end"))?;
     let mut text = Vec::new();
-    let file = descriptors.take("the machine description", fd)?;
+    // Owned apart from the others, and closed before they are taken.
+    let file = Descriptors::default().take("the machine description", fd)?;
     file.take(MAX_DESCRIPTION_BYTES + 1)
         .read_to_end(&mut text)
         .map_err(Error::io("cannot read the machine description"))?;
     let description = parse(&text)?;
+    jail::close_inherited(&named(&description))?;
     let control = descriptors.take("the control socket", description.control)?;
     Ok((description, control))
+}
+
+/// Every descriptor that `description` names.
+fn named(description: &MachineDescription) -> Vec<i32> {
+    let mut fds = vec![description.kvm, description.control];
+    match &description.boot {
+        Boot::Bulkhead {
+            kernel, modules, ..
+        } => {
+            fds.push(*kernel);
+            fds.extend(modules.iter().map(|module| module.file));
+        }
+        Boot::Linux { kernel, initrd, .. } | Boot::Pvh { kernel, initrd, .. } => {
+            fds.push(*kernel);
+            fds.extend(initrd);
+        }
+    }
+    if let Some(console) = &description.console {
+        fds.push(console.output);
+        fds.extend(console.input);
+        fds.extend(console.error);
+    }
+    fds.extend(description.blocks.iter().map(|block| block.file));
+    fds.extend(description.trace);
+    fds.into_iter().map(|fd| fd.0).collect()
 }
 
 /// Parses a description; its rules are checked when the machine is built.

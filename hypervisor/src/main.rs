@@ -10,7 +10,10 @@ const USAGE: &str = "usage: bulkhead-vmm --description-fd N\n\
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    let args: Vec<_> = args.iter().map(|a| a.to_str().unwrap_or_default()).collect();
+    let args: Vec<_> = args
+        .iter()
+        .map(|a| a.to_str().unwrap_or_default())
+        .collect();
     match args.as_slice() {
         ["--description-fd", number] => match number.parse() {
             Ok(fd) => hypervisor::run(Fd(fd)),

@@ -17,7 +17,9 @@ use std::fs::File;
 use std::io;
 
 use bulkhead_abi::boot::{self as abi, BootInfo, MemoryRegion, PhysRange, Table};
-use bulkhead_abi::layout::{DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, LARGE_PAGE_SIZE, MAX_MODULES, PAGE_SIZE};
+use bulkhead_abi::layout::{
+    DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, LARGE_PAGE_SIZE, MAX_MODULES, PAGE_SIZE,
+};
 use bulkhead_abi::machine::{ConsoleMailbox, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE};
 use bulkhead_machine::ModuleKind;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -190,8 +192,13 @@ impl Loaded {
     /// All of RAM that the direct map covers and nothing lies in, and the device windows.
     fn regions(&self, memory: &GuestMemory, stack: PhysRange, devices: usize) -> Vec<MemoryRegion> {
         let modules_start = self.modules.first().map(|m| m.range.start);
-        let modules_end = (self.modules.last())
-            .map(|m| m.range.start + m.range.len.next_multiple_of(LARGE_PAGE_SIZE).max(LARGE_PAGE_SIZE));
+        let modules_end = (self.modules.last()).map(|m| {
+            m.range.start
+                + m.range
+                    .len
+                    .next_multiple_of(LARGE_PAGE_SIZE)
+                    .max(LARGE_PAGE_SIZE)
+        });
         let used = [
             (0, end_of(stack)),
             (
@@ -227,7 +234,9 @@ impl Loaded {
 fn check_link_addresses(image: &Image<'_>) -> Result<(), ElfError> {
     let (start, end) = image.physical_range();
     if start < KERNEL_LOAD || end > KERNEL_END {
-        return Err(ElfError::Invalid("it is not linked between 2 MiB and 1 GiB"));
+        return Err(ElfError::Invalid(
+            "it is not linked between 2 MiB and 1 GiB",
+        ));
     }
     for segment in &image.segments {
         if segment.virtual_address != KERNEL_BASE + segment.physical_address {
@@ -243,7 +252,9 @@ fn check_link_addresses(image: &Image<'_>) -> Result<(), ElfError> {
         s.execute && (s.virtual_address..s.virtual_address + s.memory_len).contains(&image.entry)
     });
     if !holds_entry {
-        return Err(ElfError::Invalid("its entry point is in no executable segment"));
+        return Err(ElfError::Invalid(
+            "its entry point is in no executable segment",
+        ));
     }
     Ok(())
 }
@@ -291,7 +302,10 @@ fn load_modules(
     let mut next = free_from.next_multiple_of(LARGE_PAGE_SIZE);
     let mut loaded = Vec::with_capacity(modules.len());
     for (kind, file) in modules {
-        let len = file.metadata().map_err(Error::io("cannot read a module"))?.len();
+        let len = file
+            .metadata()
+            .map_err(Error::io("cannot read a module"))?
+            .len();
         let start = next;
         let fits = len.checked_next_multiple_of(LARGE_PAGE_SIZE);
         let end = fits.and_then(|len| start.checked_add(len.max(LARGE_PAGE_SIZE)));
@@ -324,7 +338,10 @@ fn mapped_ram(memory: &GuestMemory) -> Vec<(u64, u64)> {
         .iter()
         .map(|region| {
             let start = region.start_addr().raw_value();
-            (start, start + region.len() / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE)
+            (
+                start,
+                start + region.len() / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE,
+            )
         })
         .collect()
 }
@@ -457,21 +474,32 @@ mod tests {
             .unwrap();
 
         let mut blob = vec![0; abi::MAX_SIZE as usize];
-        memory.read_slice(&mut blob, GuestAddress(BOOT_INFO)).unwrap();
+        memory
+            .read_slice(&mut blob, GuestAddress(BOOT_INFO))
+            .unwrap();
         let view = BootInfoView::parse(&blob).unwrap();
         assert_eq!(view.args().collect::<Vec<_>>(), [b"one".as_slice(), b""]);
         assert_eq!(view.env().count(), 0);
         let head = view.head();
         assert_eq!(head.console_mailbox, MAILBOX);
         assert_eq!(entry.rdi, DIRECT_MAP + head.boot_info.start);
-        assert_eq!(entry.rsp, DIRECT_MAP + head.boot_stack.start + head.boot_stack.len);
+        assert_eq!(
+            entry.rsp,
+            DIRECT_MAP + head.boot_stack.start + head.boot_stack.len
+        );
         assert_eq!(entry.cr3, head.page_tables.start);
         let modules: Vec<_> = view.modules().iter().map(|m| m.range).collect();
         assert_eq!(
             modules,
             [
-                PhysRange { start: 4 * MIB, len: 0x1234 },
-                PhysRange { start: 6 * MIB, len: 3 * MIB }
+                PhysRange {
+                    start: 4 * MIB,
+                    len: 0x1234
+                },
+                PhysRange {
+                    start: 6 * MIB,
+                    len: 3 * MIB
+                }
             ]
         );
 
@@ -479,22 +507,45 @@ mod tests {
         let mut ranges: Vec<_> = view.regions().iter().map(|r| r.range).collect();
         assert!(ranges.is_sorted_by_key(|r| r.start));
         ranges.extend(modules);
-        ranges.extend([head.boot_info, head.kernel, head.page_tables, head.boot_stack]);
+        ranges.extend([
+            head.boot_info,
+            head.kernel,
+            head.page_tables,
+            head.boot_stack,
+        ]);
         ranges.sort_by_key(|r| r.start);
-        assert!(ranges.windows(2).all(|w| end_of(w[0]) <= w[1].start), "{ranges:x?}");
-        for region in view.regions().iter().filter(|r| r.kind == abi::REGION_UNTYPED) {
+        assert!(
+            ranges.windows(2).all(|w| end_of(w[0]) <= w[1].start),
+            "{ranges:x?}"
+        );
+        for region in view
+            .regions()
+            .iter()
+            .filter(|r| r.kind == abi::REGION_UNTYPED)
+        {
             let mut bytes = vec![1; region.range.len as usize];
-            memory.read_slice(&mut bytes, GuestAddress(region.range.start)).unwrap();
+            memory
+                .read_slice(&mut bytes, GuestAddress(region.range.start))
+                .unwrap();
             assert!(bytes.iter().all(|b| *b == 0));
             let last = end_of(region.range) - 1;
-            assert_eq!(walk(&memory, entry.cr3, DIRECT_MAP + last), Some((last, true, false)));
+            assert_eq!(
+                walk(&memory, entry.cr3, DIRECT_MAP + last),
+                Some((last, true, false))
+            );
         }
         assert_eq!(view.regions().last().unwrap().kind, abi::REGION_DEVICE);
 
         // The image is mapped with its own rights, and nowhere below the kernel's half.
-        assert_eq!(walk(&memory, entry.cr3, entry.rip), Some((0x20_0000, false, true)));
+        assert_eq!(
+            walk(&memory, entry.cr3, entry.rip),
+            Some((0x20_0000, false, true))
+        );
         let bss = KERNEL_BASE + 0x20_5455;
-        assert_eq!(walk(&memory, entry.cr3, bss), Some((0x20_5455, true, false)));
+        assert_eq!(
+            walk(&memory, entry.cr3, bss),
+            Some((0x20_5455, true, false))
+        );
         assert_eq!(walk(&memory, entry.cr3, KERNEL_BASE + 0x20_6000), None);
         assert_eq!(walk(&memory, entry.cr3, 0x20_0000), None);
     }
@@ -508,7 +559,10 @@ mod tests {
             kernel(&[(5, 0x10_0000, 0x10_1000)]),
             kernel(&[(5, 0x20_0000, 0x10), (6, 0x20_0800, 0x10)]),
             image(0x20_0000, &[(1, 5, 0x20_0000, 0x20_0000, b"x", 1)]),
-            image(KERNEL_BASE, &[(1, 5, KERNEL_BASE + KERNEL_LOAD, KERNEL_LOAD, b"x", 1)]),
+            image(
+                KERNEL_BASE,
+                &[(1, 5, KERNEL_BASE + KERNEL_LOAD, KERNEL_LOAD, b"x", 1)],
+            ),
         ] {
             let error = load(&memory, &file(&bad), &[]).unwrap_err();
             assert_eq!(error.code(), "kernel-invalid", "{error}");
@@ -534,7 +588,10 @@ mod tests {
             args: &args,
             ..Facts::default()
         };
-        assert_eq!(loaded.describe(&memory, &facts).unwrap_err().code(), "too-many");
+        assert_eq!(
+            loaded.describe(&memory, &facts).unwrap_err().code(),
+            "too-many"
+        );
         let small = create(2).unwrap();
         let error = load(&small, &file(&usual_kernel()), &[]).unwrap_err();
         assert_eq!(error.code(), "kernel-outside-memory");
@@ -545,10 +602,17 @@ mod tests {
         let ram = [(0, 0x1000), (HIGH_START, HIGH_START + 0x1000)];
         for (used, want) in [
             (vec![], vec![(0, 0x1000), (HIGH_START, HIGH_START + 0x1000)]),
-            (vec![(0, 0x100)], vec![(0x100, 0x1000), (HIGH_START, HIGH_START + 0x1000)]),
+            (
+                vec![(0, 0x100)],
+                vec![(0x100, 0x1000), (HIGH_START, HIGH_START + 0x1000)],
+            ),
             (
                 vec![(0x100, 0x200), (0x300, 0x1000)],
-                vec![(0, 0x100), (0x200, 0x300), (HIGH_START, HIGH_START + 0x1000)],
+                vec![
+                    (0, 0x100),
+                    (0x200, 0x300),
+                    (HIGH_START, HIGH_START + 0x1000),
+                ],
             ),
             (vec![(0, HIGH_START + 0x1000)], vec![]),
         ] {

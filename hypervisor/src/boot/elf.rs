@@ -165,9 +165,9 @@ impl<'a> Image<'a> {
             }
         }
         segments.sort_by_key(|s| s.physical_address);
-        let overlap = segments.windows(2).any(
-            |pair| matches!(pair, [a, b] if a.physical_end() > b.physical_address),
-        );
+        let overlap = segments
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if a.physical_end() > b.physical_address));
         if overlap {
             return Err(ElfError::Invalid("segments overlap"));
         }
@@ -282,11 +282,17 @@ fn segment(header: &ProgramHeader, size: u64) -> Result<Segment, ElfError> {
         return Err(ElfError::Truncated { needed, size });
     }
     if header.p_filesz > header.p_memsz {
-        return Err(ElfError::Invalid("a segment is longer in the file than in memory"));
+        return Err(ElfError::Invalid(
+            "a segment is longer in the file than in memory",
+        ));
     }
     for start in [header.p_paddr, header.p_vaddr] {
         // One page of room, so that rounding up to a page cannot wrap round either.
-        if start.checked_add(header.p_memsz).and_then(|end| end.checked_add(4095)).is_none() {
+        if start
+            .checked_add(header.p_memsz)
+            .and_then(|end| end.checked_add(4095))
+            .is_none()
+        {
             return Err(ElfError::Invalid("a segment's address wraps round"));
         }
     }
@@ -385,7 +391,9 @@ pub(crate) mod tests {
         let memory = crate::machine::memory::create(4).unwrap();
         image.load(&memory).unwrap();
         let mut got = [0; 5];
-        memory.read_slice(&mut got, GuestAddress(0x20_4000)).unwrap();
+        memory
+            .read_slice(&mut got, GuestAddress(0x20_4000))
+            .unwrap();
         assert_eq!(&got, b"data\0");
         assert!(image.segments.iter().all(|s| s.write != s.execute));
     }
@@ -453,7 +461,10 @@ pub(crate) mod tests {
             .unwrap_err();
         assert_eq!(error.code(), "kernel-outside-memory");
         for parts in [
-            [(1, 5, 0, 0x1000, b"x".as_slice(), 0x1000), (1, 6, 0, 0x1fff, b"y", 1)],
+            [
+                (1, 5, 0, 0x1000, b"x".as_slice(), 0x1000),
+                (1, 6, 0, 0x1fff, b"y", 1),
+            ],
             [(1, 5, 0, u64::MAX, b"x", 2), (1, 6, 0, 0, b"y", 1)],
             [(1, 5, 0, 0, b"xyz", 2), (1, 6, 0, 0x9000, b"y", 1)],
         ] {
@@ -474,6 +485,9 @@ pub(crate) mod tests {
         assert_eq!(image_with.pvh_entry().unwrap(), 0x10_0000);
         let without = file(&image(0, &parts[..1]));
         let image_without = Image::parse(&without, Wanted::X86).unwrap();
-        assert!(matches!(image_without.pvh_entry(), Err(ElfError::NoPvhNote)));
+        assert!(matches!(
+            image_without.pvh_entry(),
+            Err(ElfError::NoPvhNote)
+        ));
     }
 }

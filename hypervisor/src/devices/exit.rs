@@ -42,6 +42,9 @@ mod tests {
         assert!(ending.outcome().is_none());
         port.write(0, &[42]);
         port.write(0, &[0]);
-        assert!(matches!(ending.outcome(), Some(Ok(Ended::Exit { status: 42 }))));
+        assert!(matches!(
+            ending.outcome(),
+            Some(Ok(Ended::Exit { status: 42 }))
+        ));
     }
 }

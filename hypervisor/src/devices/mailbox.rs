@@ -124,7 +124,11 @@ impl BusDevice for MailboxPort {
     fn write(&mut self, _offset: u64, _data: &[u8]) {
         let mut mailbox = ConsoleMailbox::new_zeroed();
         // The page is in guest memory by construction: the loader put it there.
-        if self.memory.read_slice(mailbox.as_mut_bytes(), self.page).is_err() {
+        if self
+            .memory
+            .read_slice(mailbox.as_mut_bytes(), self.page)
+            .is_err()
+        {
             return;
         }
         mailbox.result = self.serve(&mailbox);
@@ -230,7 +234,9 @@ mod tests {
     #[test]
     fn writes_reach_the_stream() {
         let mut rig = rig(false);
-        rig.memory.write_slice(b"hello", GuestAddress(0x2000)).unwrap();
+        rig.memory
+            .write_slice(b"hello", GuestAddress(0x2000))
+            .unwrap();
         assert_eq!(rig.call(CONSOLE_WRITE, 0x2000, 5), 5);
         assert_eq!(rig.call(CONSOLE_WRITE_ERROR, 0x2001, 2), 2);
         assert_eq!(rig.call(CONSOLE_WRITE, 0x2000, 0), 0);
@@ -252,7 +258,11 @@ mod tests {
             (CONSOLE_READ, 0x20_0000, 1),
             (CONSOLE_WRITE_ERROR, 0, u32::MAX),
         ] {
-            assert_eq!(rig.call(op, address, len), CONSOLE_REFUSED, "{op} {address:#x} {len}");
+            assert_eq!(
+                rig.call(op, address, len),
+                CONSOLE_REFUSED,
+                "{op} {address:#x} {len}"
+            );
         }
     }
 
@@ -267,7 +277,9 @@ mod tests {
         drop(rig.input.take());
         assert_eq!(rig.call(CONSOLE_READ, 0x3000, 100), 0);
         let mut got = [0; 3];
-        rig.memory.read_slice(&mut got, GuestAddress(0x3000)).unwrap();
+        rig.memory
+            .read_slice(&mut got, GuestAddress(0x3000))
+            .unwrap();
         assert_eq!(&got, b"abc");
     }
 
@@ -285,7 +297,10 @@ mod tests {
             let mut reader = reader;
             reader.read_exact(&mut all).unwrap();
         });
-        assert_eq!(rig.call(CONSOLE_WRITE, 0, CONSOLE_MAX + 1), i64::from(CONSOLE_MAX));
+        assert_eq!(
+            rig.call(CONSOLE_WRITE, 0, CONSOLE_MAX + 1),
+            i64::from(CONSOLE_MAX)
+        );
         drain.join().unwrap();
     }
 

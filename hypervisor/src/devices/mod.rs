@@ -6,5 +6,8 @@
 
 pub mod exit;
 pub mod mailbox;
+pub mod reset;
+pub mod rtc;
+pub mod serial;
 pub mod streams;
 pub mod virtio;

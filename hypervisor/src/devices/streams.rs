@@ -168,10 +168,12 @@ pub fn read_guest(
     match memory.read_volatile_from(address, &mut source, len) {
         Ok(0) => Ok(Read::End),
         Ok(n) => Ok(Read::Bytes(n)),
-        Err(GuestMemoryError::IOError(e)) => Ok(match e.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::AGAIN | Errno::INTR) => Read::Nothing,
-            _ => Read::End,
-        }),
+        Err(GuestMemoryError::IOError(e)) => {
+            Ok(match e.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::AGAIN | Errno::INTR) => Read::Nothing,
+                _ => Read::End,
+            })
+        }
         Err(e) => Err(e),
     }
 }

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_abi::boot as abi;
-use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_VECTOR, EXIT_PORT};
+use bulkhead_abi::machine::{
+    CONSOLE_PORT, CONSOLE_VECTOR, DEVICE_VECTOR_BASE, EXIT_PORT, MAX_DEVICES,
+};
 use bulkhead_machine::{Fd, Module, trace as phase};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{Parts, interrupts, registers, taken};
+use super::{Parts, interrupts, registers, taken, virtio};
 use crate::boot::bulkhead::{Facts, MAILBOX, load};
 use crate::devices::exit::ExitPort;
 use crate::devices::mailbox;
@@ -21,6 +23,8 @@ use crate::error::Error;
 
 /// GSI of the console's vector.
 const CONSOLE_GSI: u32 = 0;
+/// GSI of the first device.
+const FIRST_DEVICE_GSI: u32 = 1;
 /// The time stamp counter as an MSR (Intel SDM volume 4).
 const MSR_TSC: u32 = 0x10;
 
@@ -42,26 +46,40 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
     }
     interrupts::create_lapics(&parts.vm)?;
     let (vcpus, features) = parts.create_vcpus(true)?;
-    let boot_cpu = vcpus.first().ok_or(Error::Description("no vcpu".into()))?;
+    let boot_cpu = vcpus.first().ok_or(Error::NoVcpu)?;
     parts.trace.mark(phase::VCPU);
 
     let kernel = parts.descriptors.take("the kernel", files.kernel)?;
     let mut modules = Vec::with_capacity(files.modules.len());
     for module in files.modules {
-        modules.push((module.kind, parts.descriptors.take("a module", module.file)?));
+        modules.push((
+            module.kind,
+            parts.descriptors.take("a module", module.file)?,
+        ));
     }
     let loaded = load(&parts.memory, &kernel, &modules)?;
     parts.trace.mark(phase::LOAD);
 
-    interrupts::route_messages(&parts.vm, &[CONSOLE_VECTOR])?;
+    let vectors: Vec<u8> = (0..MAX_DEVICES as u8)
+        .map(|n| DEVICE_VECTOR_BASE + n)
+        .collect();
+    interrupts::route_messages(&parts.vm, &[&[CONSOLE_VECTOR], vectors.as_slice()].concat())?;
     add_console(parts)?;
+    let gsis: Vec<u32> = (FIRST_DEVICE_GSI..).take(MAX_DEVICES).collect();
+    let placed = virtio::add(parts, false, &gsis)?;
+    let devices: Vec<_> = placed.iter().map(virtio::Placed::boot_info).collect();
     let exit = ExitPort::new(parts.ending.clone());
     parts
         .ports
         .insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit)))
         .map_err(taken)?;
 
-    let facts = facts(parts, files, boot_cpu)?;
+    parts.trace.mark(phase::DEVICES);
+
+    let facts = Facts {
+        devices: &devices,
+        ..facts(parts, files, boot_cpu)?
+    };
     let entry = loaded.describe(&parts.memory, &facts)?;
     registers::set(boot_cpu, registers::Entry::Bulkhead(entry), features)?;
     Ok(vcpus)
@@ -94,11 +112,7 @@ fn add_console(parts: &mut Parts<'_>) -> Result<(), Error> {
         .map_err(taken)
 }
 
-fn facts<'a>(
-    parts: &Parts<'_>,
-    files: &Files<'a>,
-    boot_cpu: &VcpuFd,
-) -> Result<Facts<'a>, Error> {
+fn facts<'a>(parts: &Parts<'_>, files: &Files<'a>, boot_cpu: &VcpuFd) -> Result<Facts<'a>, Error> {
     let description = parts.description;
     let tsc_khz = boot_cpu
         .get_tsc_khz()
@@ -146,7 +160,8 @@ fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, Error> {
         count: 1,
         max: 0,
     })?;
-    vcpu.get_msrs(&mut msrs).map_err(Error::kvm("KVM_GET_MSRS"))?;
+    vcpu.get_msrs(&mut msrs)
+        .map_err(Error::kvm("KVM_GET_MSRS"))?;
     Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
 }
 

@@ -46,7 +46,10 @@ impl Bus {
         let at = self.ranges.partition_point(|(first, _, _)| *first < start);
         let before = at.checked_sub(1).and_then(|i| self.ranges.get(i));
         let clear_below = before.is_none_or(|(_, end, _)| *end < start);
-        let clear_above = self.ranges.get(at).is_none_or(|(first, _, _)| last < *first);
+        let clear_above = self
+            .ranges
+            .get(at)
+            .is_none_or(|(first, _, _)| last < *first);
         if !(clear_below && clear_above) {
             return Err(overlap);
         }
@@ -149,7 +152,14 @@ mod tests {
         bus.insert(0x20, 0x10, recorder()).unwrap();
         bus.insert(0, 0x10, recorder()).unwrap();
         bus.insert(u64::MAX, 1, recorder()).unwrap();
-        for (start, len) in [(0x1f, 1), (0x2f, 2), (0, 1), (0x40, 0), (u64::MAX, 2), (8, 0x100)] {
+        for (start, len) in [
+            (0x1f, 1),
+            (0x2f, 2),
+            (0, 1),
+            (0x40, 0),
+            (u64::MAX, 2),
+            (8, 0x100),
+        ] {
             assert!(bus.insert(start, len, recorder()).is_err(), "{start:#x}");
         }
     }

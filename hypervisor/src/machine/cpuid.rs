@@ -75,10 +75,15 @@ pub fn for_vcpu(supported: &CpuId, id: u32, shape: Shape) -> Result<CpuId, Error
             _ => {}
         }
     }
-    let max_leaf = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
+    let max_leaf = entries
+        .iter()
+        .find(|e| e.function == 0)
+        .map_or(0, |e| e.eax);
     if max_leaf >= 0xb {
         // Level 0: one thread a core; level 1: `vcpus` cores.
-        for (index, shift, count, level) in [(0, 0, 1, 1), (1, id_bits, shape.vcpus, 2), (2, 0, 0, 0)] {
+        for (index, shift, count, level) in
+            [(0, 0, 1, 1), (1, id_bits, shape.vcpus, 2), (2, 0, 0, 0)]
+        {
             entries.push(kvm_cpuid_entry2 {
                 function: 0xb,
                 index,
@@ -150,7 +155,9 @@ mod tests {
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
         let mut entries = cpuid.as_slice().iter();
-        *entries.find(|e| e.function == function && e.index == index).unwrap()
+        *entries
+            .find(|e| e.function == function && e.index == index)
+            .unwrap()
     }
 
     #[test]
@@ -166,7 +173,10 @@ mod tests {
         assert_eq!(one.ecx, XSAVE | X2APIC | TSC_DEADLINE);
         assert_eq!(one.edx, APIC | HTT);
         let cores = leaf(&cpuid, 0xb, 1);
-        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
+        assert_eq!(
+            (cores.eax, cores.ebx, cores.ecx, cores.edx),
+            (2, 3, 0x201, 2)
+        );
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 0x0f00 | 2 | 2 << 12);
         assert_eq!(leaf(&cpuid, 0x4000_0001, 0).eax, KVMCLOCK | 0x20);

@@ -84,7 +84,10 @@ mod tests {
         ending.end(Ended::Stopped);
         ending.fail(Error::KvmVersion(1));
         assert!(ending.is_over());
-        assert!(matches!(ending.outcome(), Some(Ok(Ended::Exit { status: 7 }))));
+        assert!(matches!(
+            ending.outcome(),
+            Some(Ok(Ended::Exit { status: 7 }))
+        ));
         assert_eq!(ending.event().read().unwrap(), 1);
     }
 }

@@ -53,7 +53,10 @@ pub fn create_pc_controllers(vm: &VmFd) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Kvm`], or more vectors than KVM routes.
 pub fn route_messages(vm: &VmFd, vectors: &[u8]) -> Result<(), Error> {
-    let entries: Vec<_> = (0..).zip(vectors).map(|(gsi, v)| message(gsi, *v)).collect();
+    let entries: Vec<_> = (0..)
+        .zip(vectors)
+        .map(|(gsi, v)| message(gsi, *v))
+        .collect();
     let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| Error::TooMany {
         what: "interrupt routes",
         count: entries.len(),

@@ -7,6 +7,8 @@
 //! partitions fit together is the supervisor's to judge.
 
 use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -45,11 +47,8 @@ pub fn create(mib: u64) -> Result<GuestMemory, Error> {
     .map_err(refused)?;
     ftruncate(&file, bytes).map_err(refused)?;
     // A mapping of a file that cannot shrink cannot raise SIGBUS at its end.
-    fcntl_add_seals(
-        &file,
-        SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
-    )
-    .map_err(refused)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(refused)?;
     let file = FileOffset::new(File::from(file), 0).arc().clone();
     let ranges = ranges(bytes).into_iter().map(|(start, len, offset)| {
         let file = FileOffset::from_arc(file.clone(), offset);
@@ -125,6 +124,26 @@ impl<'a> FileAt<'a> {
     }
 }
 
+impl Read for FileAt<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.position)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for FileAt<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
 impl ReadVolatile for FileAt<'_> {
     fn read_volatile<B: vm_memory::bitmap::BitmapSlice>(
         &mut self,
@@ -134,8 +153,9 @@ impl ReadVolatile for FileAt<'_> {
         // SAFETY: the guard keeps `len` bytes mapped and writable. Nobody else reads or writes them
         // while the slice lives: files are loaded before any vCPU exists. Bytes need no init.
         let bytes = unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), guard.len()) };
-        let read = rustix::io::retry_on_intr(|| rustix::io::pread(self.file, &mut *bytes, self.position))
-            .map_err(|e| VolatileMemoryError::IOError(e.into()))?;
+        let read =
+            rustix::io::retry_on_intr(|| rustix::io::pread(self.file, &mut *bytes, self.position))
+                .map_err(|e| VolatileMemoryError::IOError(e.into()))?;
         self.position += read as u64;
         Ok(read)
     }
@@ -187,11 +207,8 @@ mod tests {
         let mut got = [0; 6];
         memory.read_slice(&mut got, GuestAddress(0x1000)).unwrap();
         assert_eq!(&got, b"23456\0");
-        let past_the_end = memory.read_exact_volatile_from(
-            GuestAddress(0x1000),
-            &mut FileAt::new(&file, 8),
-            5,
-        );
+        let past_the_end =
+            memory.read_exact_volatile_from(GuestAddress(0x1000), &mut FileAt::new(&file, 8), 5);
         assert!(past_the_end.is_err());
     }
 }

@@ -5,24 +5,30 @@
 //! main thread is the event loop and each vCPU has a thread; they share [`vcpu::Shared`] and nothing
 //! else.
 
-pub mod bus;
 mod bulkhead;
+pub mod bus;
 pub mod cpuid;
 pub mod ending;
 pub mod interrupts;
 pub mod memory;
+mod pc;
 pub mod registers;
 pub mod vcpu;
+mod virtio;
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_machine::{Boot, Fd, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, VERSION, trace as phase};
+use bulkhead_machine::{
+    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Platform, VERSION,
+    trace as phase,
+};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use seccompiler::{BpfProgram, apply_filter};
 use vmm_sys_util::epoll::EventSet;
 
 use self::bus::{Bus, PortBus};
@@ -32,6 +38,7 @@ use self::vcpu::{Shared, VcpuThread};
 use crate::control::{Listener, tell};
 use crate::descriptors::Descriptors;
 use crate::error::Error;
+use crate::jail::{self, JailError, seccomp};
 use crate::trace::Trace;
 
 /// The API version every KVM since Linux 2.6.22 speaks.
@@ -59,6 +66,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     shared: Arc<Shared>,
     tasks: Vec<Task>,
+    jail: Jail,
     /// Open as long as the machine: closing it would take nothing away, but says when it ends.
     _vm: VmFd,
 }
@@ -110,9 +118,35 @@ impl Machine {
                     trace_syscalls: *trace_syscalls,
                 },
             )?,
-            _ => return Err(Error::Description("later".into())),
+            Boot::Linux {
+                kernel,
+                initrd,
+                cmdline,
+            } => {
+                let files = pc::Files {
+                    kernel: *kernel,
+                    initrd: *initrd,
+                    cmdline,
+                };
+                pc::build(&mut parts, &files, pc::Protocol::Linux)?
+            }
+            Boot::Pvh {
+                kernel,
+                initrd,
+                cmdline,
+                platform,
+            } => {
+                let files = pc::Files {
+                    kernel: *kernel,
+                    initrd: *initrd,
+                    cmdline,
+                };
+                match platform {
+                    Platform::Bare => pc::build_bare(&mut parts, &files)?,
+                    Platform::Pc => pc::build(&mut parts, &files, pc::Protocol::Pvh)?,
+                }
+            }
         };
-        trace.mark(phase::DEVICES);
         Ok(Self {
             vcpus,
             shared: Arc::new(Shared {
@@ -122,6 +156,7 @@ impl Machine {
                 memory: parts.memory,
             }),
             tasks: parts.tasks,
+            jail: description.jail,
             _vm: parts.vm,
         })
     }
@@ -142,17 +177,21 @@ impl Machine {
             event_loop.add_subscriber(task);
         }
         vcpu::prepare_stop_signal()?;
+        // Everything is open by now, and this is still the only thread.
+        let jail_gaps = jail::enter(self.jail)?;
+        let filters = Filters::compile(self.jail)?;
         let start = Arc::new(Barrier::new(self.vcpus.len() + 1));
         let mut threads = Vec::with_capacity(self.vcpus.len());
         for (id, vcpu) in (0..).zip(self.vcpus) {
             let shared = self.shared.clone();
-            let lock_in = || Ok(());
+            let filter = filters.vcpu.clone();
+            let lock_in = move || Filters::install(filter.as_deref());
             threads.push(VcpuThread::spawn(id, vcpu, shared, start.clone(), lock_in)?);
         }
+        Filters::install(filters.event_loop.as_deref())?;
         start.wait();
         trace.mark(phase::JAIL);
         if !ending.is_over() {
-            let jail_gaps = Vec::new();
             tell(control, &Event::Running { jail_gaps });
         }
         trace.mark(phase::RUN);
@@ -166,6 +205,33 @@ impl Machine {
         ending.end(Ended::Stopped);
         VcpuThread::stop(threads);
         result
+    }
+}
+
+/// The seccomp filters of this process's threads, compiled before the first is in force.
+struct Filters {
+    vcpu: Option<Arc<BpfProgram>>,
+    event_loop: Option<Arc<BpfProgram>>,
+}
+
+impl Filters {
+    fn compile(level: Jail) -> Result<Self, Error> {
+        let compile = |thread| match level {
+            Jail::None => Ok(None),
+            Jail::Full | Jail::BestEffort => seccomp::compile(thread).map(Arc::new).map(Some),
+        };
+        Ok(Self {
+            vcpu: compile(seccomp::Thread::Vcpu)?,
+            event_loop: compile(seccomp::Thread::EventLoop)?,
+        })
+    }
+
+    /// Puts `filter` in force for the calling thread.
+    fn install(filter: Option<&BpfProgram>) -> Result<(), Error> {
+        match filter {
+            Some(filter) => Ok(apply_filter(filter).map_err(JailError::from)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -199,7 +265,10 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
         ));
     }
     if description.vcpus == 0 || description.vcpus > MAX_VCPUS {
-        return invalid(format!("{} vcpus are not 1 to {MAX_VCPUS}", description.vcpus));
+        return invalid(format!(
+            "{} vcpus are not 1 to {MAX_VCPUS}",
+            description.vcpus
+        ));
     }
     if description.memory_mib < MIN_MEMORY_MIB {
         return invalid(format!(
@@ -216,7 +285,10 @@ fn open_kvm(fd: Fd, descriptors: &mut Descriptors) -> Result<Kvm, Error> {
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     match kvm.get_api_version() {
         KVM_API_VERSION => Ok(kvm),
-        -1 => Err(Error::Description(format!("descriptor {} is not /dev/kvm", fd.0))),
+        -1 => Err(Error::Description(format!(
+            "descriptor {} is not /dev/kvm",
+            fd.0
+        ))),
         other => Err(Error::KvmVersion(other)),
     }
 }
@@ -240,7 +312,8 @@ impl Parts<'_> {
                 .create_vcpu(id.into())
                 .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
             let cpuid = cpuid::for_vcpu(&supported, id, shape)?;
-            vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+            vcpu.set_cpuid2(&cpuid)
+                .map_err(Error::kvm("KVM_SET_CPUID2"))?;
             vcpus.push(vcpu);
         }
         Ok((vcpus, cpuid::Features::of(&supported)))

@@ -3,11 +3,15 @@
 //! Segments are set in their hidden parts; what a guest finds in its GDT is its own affair unless
 //! its boot protocol says otherwise (Intel SDM volume 3, sections 2.5 and 3.4).
 
-use kvm_bindings::{KVM_MAX_XCRS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs};
+use kvm_bindings::{
+    KVM_MAX_XCRS, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr,
+    kvm_xcrs,
+};
 use kvm_ioctls::VcpuFd;
 
 use super::cpuid::Features;
-use crate::boot::bulkhead;
+use crate::boot::ram::GDT;
+use crate::boot::{bulkhead, linux, pvh};
 use crate::error::Error;
 
 const CR0_PE: u64 = 1 << 0;
@@ -42,6 +46,10 @@ const TYPE_TSS: u8 = 0xb;
 pub enum Entry {
     /// The Bulkhead protocol: 64-bit mode in the kernel's half.
     Bulkhead(bulkhead::Entry),
+    /// The Linux protocol: 64-bit mode, memory mapped at its own addresses, a GDT.
+    Linux(linux::Entry),
+    /// The PVH protocol: 32-bit protected mode without paging.
+    Pvh(pvh::Entry),
 }
 
 /// Sets the registers of a CPU that has its CPUID.
@@ -49,9 +57,6 @@ pub enum Entry {
 /// # Errors
 /// [`Error::Kvm`].
 pub fn set(vcpu: &VcpuFd, entry: Entry, features: Features) -> Result<(), Error> {
-    if features.xcr0 != 0 {
-        set_xcr0(vcpu, features.xcr0)?;
-    }
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
     let regs = match entry {
         Entry::Bulkhead(entry) => {
@@ -62,6 +67,7 @@ pub fn set(vcpu: &VcpuFd, entry: Entry, features: Features) -> Result<(), Error>
                 sregs.cr4 |= CR4_FSGSBASE;
             }
             if features.xcr0 != 0 {
+                set_xcr0(vcpu, features.xcr0)?;
                 sregs.cr4 |= CR4_OSXSAVE;
             }
             kvm_regs {
@@ -72,8 +78,36 @@ pub fn set(vcpu: &VcpuFd, entry: Entry, features: Features) -> Result<(), Error>
                 ..kvm_regs::default()
             }
         }
+        Entry::Linux(entry) => {
+            long_mode(&mut sregs, entry.cr3);
+            sregs.gdt = kvm_dtable {
+                base: GDT,
+                limit: linux::GDT_LIMIT,
+                ..kvm_dtable::default()
+            };
+            set_memory_types(vcpu)?;
+            kvm_regs {
+                rip: entry.rip,
+                rsi: entry.rsi,
+                rflags: RFLAGS_CLEAR,
+                ..kvm_regs::default()
+            }
+        }
+        Entry::Pvh(entry) => {
+            flat_segments(&mut sregs, false);
+            sregs.cr0 = CR0_PE | CR0_ET;
+            sregs.cr4 = 0;
+            sregs.efer = 0;
+            kvm_regs {
+                rip: entry.eip.into(),
+                rbx: entry.ebx.into(),
+                rflags: RFLAGS_CLEAR,
+                ..kvm_regs::default()
+            }
+        }
     };
-    vcpu.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(Error::kvm("KVM_SET_SREGS"))?;
     vcpu.set_regs(&regs).map_err(Error::kvm("KVM_SET_REGS"))
 }
 
@@ -88,6 +122,27 @@ fn set_xcr0(vcpu: &VcpuFd, value: u64) -> Result<(), Error> {
         xcr0.value = value;
     }
     vcpu.set_xcrs(&xcrs).map_err(Error::kvm("KVM_SET_XCRS"))
+}
+
+/// What firmware leaves behind: memory is write-back by default, fast strings are on (Intel SDM
+/// volume 4, IA32_MTRR_DEF_TYPE and IA32_MISC_ENABLE).
+fn set_memory_types(vcpu: &VcpuFd) -> Result<(), Error> {
+    const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+    const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+    for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::TooMany {
+            what: "msrs",
+            count: 1,
+            max: 0,
+        })?;
+        vcpu.set_msrs(&msrs).map_err(Error::kvm("KVM_SET_MSRS"))?;
+    }
+    Ok(())
 }
 
 /// 64-bit mode with flat segments, no-execute, and no descriptor tables.

@@ -1,0 +1,205 @@
+//! The machines that speak PC: for Linux kernels the whole of one, for other PVH guests a bare CPU.
+//!
+//! A PC has KVM's interrupt controllers and timer, hardware-reduced ACPI, COM1, the reset line, with
+//! `time` a CMOS clock, and virtio devices on IOAPIC pins of their own. Both kinds have the exit port.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex};
+
+use bulkhead_abi::machine::EXIT_PORT;
+use bulkhead_machine::{Fd, trace as phase};
+use kvm_ioctls::VcpuFd;
+
+use super::{Parts, interrupts, registers, taken, virtio};
+use crate::boot::{acpi, linux, pvh, ram};
+use crate::devices::exit::ExitPort;
+use crate::devices::reset::{
+    ACPI_PORT_COUNT, ACPI_PORTS, AcpiPorts, KEYBOARD_COMMAND, KeyboardController,
+};
+use crate::devices::rtc::{self, Rtc};
+use crate::devices::serial;
+use crate::devices::streams::Output;
+use crate::error::Error;
+
+/// First IOAPIC pin of a virtio device: COM1 has 4, and the CMOS clock's 8 stays free.
+const FIRST_DEVICE_PIN: u32 = 5;
+/// The pin a PC's CMOS clock has.
+const CLOCK_PIN: u32 = 8;
+/// Where KVM may put three pages for real mode on older Intel CPUs, and one for its page table:
+/// below the LAPICs, where nothing else is (KVM api.rst, KVM_SET_TSS_ADDR).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// The files of a guest.
+pub(super) struct Files<'a> {
+    pub(super) kernel: Fd,
+    pub(super) initrd: Option<Fd>,
+    pub(super) cmdline: &'a str,
+}
+
+/// Which entry the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Linux,
+    Pvh,
+}
+
+/// Builds a PC; its boot CPU is ready to run.
+pub(super) fn build(
+    parts: &mut Parts<'_>,
+    files: &Files<'_>,
+    protocol: Protocol,
+) -> Result<Vec<VcpuFd>, Error> {
+    parts
+        .vm
+        .set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .map_err(Error::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    parts
+        .vm
+        .set_tss_address(TSS_ADDRESS)
+        .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+    interrupts::create_pc_controllers(&parts.vm)?;
+    let (vcpus, features) = parts.create_vcpus(true)?;
+    let boot_cpu = vcpus.first().ok_or(Error::NoVcpu)?;
+    parts.trace.mark(phase::VCPU);
+
+    add_serial(parts, true)?;
+    let reset = Arc::new(Mutex::new(KeyboardController::new(parts.ending.clone())));
+    parts
+        .ports
+        .insert(KEYBOARD_COMMAND, 1, reset)
+        .map_err(taken)?;
+    let acpi_ports = Arc::new(Mutex::new(AcpiPorts::new(parts.ending.clone())));
+    parts
+        .ports
+        .insert(ACPI_PORTS, ACPI_PORT_COUNT, acpi_ports)
+        .map_err(taken)?;
+    if parts.description.time {
+        let clock = Arc::new(Mutex::new(Rtc::new()));
+        parts
+            .ports
+            .insert(rtc::PORTS, rtc::PORT_COUNT, clock)
+            .map_err(taken)?;
+    }
+    add_exit(parts)?;
+    let pins: Vec<u32> = (FIRST_DEVICE_PIN..interrupts::IOAPIC_PINS)
+        .filter(|pin| *pin != CLOCK_PIN)
+        .collect();
+    let placed = virtio::add(parts, true, &pins)?;
+    parts.trace.mark(phase::DEVICES);
+
+    let windows: Vec<_> = placed.iter().map(virtio::Placed::window).collect();
+    let platform = acpi::Platform {
+        cpus: parts.description.vcpus,
+        serial: parts.description.console.is_some(),
+        rtc: parts.description.time,
+        windows: &windows,
+    };
+    let (kernel, initrd) = open(parts, files)?;
+    let map = ram::pc_map(&parts.memory);
+    let rsdp = acpi::write(&parts.memory, &platform)?;
+    let memory = &parts.memory;
+    let entry = match protocol {
+        Protocol::Linux => {
+            let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
+            let entry = linux::load(memory, &kernel, initrd.as_ref(), &cmdline, &map, rsdp)?;
+            registers::Entry::Linux(entry)
+        }
+        Protocol::Pvh => {
+            let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
+            let entry = pvh::load(memory, &kernel, initrd.as_ref(), &cmdline, &map, Some(rsdp))?;
+            registers::Entry::Pvh(entry)
+        }
+    };
+    parts.trace.mark(phase::LOAD);
+    registers::set(boot_cpu, entry, features)?;
+    Ok(vcpus)
+}
+
+/// Builds a machine with nothing but CPU, RAM, COM1 and the exit port.
+pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<VcpuFd>, Error> {
+    if parts.description.vcpus != 1 {
+        return Err(Error::Description(
+            "a bare machine has one vcpu: there is nothing to start others with".into(),
+        ));
+    }
+    if parts.description.entropy || !parts.description.blocks.is_empty() {
+        return Err(Error::Description(
+            "a bare machine has no virtio devices; ask for the pc platform".into(),
+        ));
+    }
+    let (vcpus, features) = parts.create_vcpus(false)?;
+    let boot_cpu = vcpus.first().ok_or(Error::NoVcpu)?;
+    parts.trace.mark(phase::VCPU);
+    add_serial(parts, false)?;
+    add_exit(parts)?;
+    parts.trace.mark(phase::DEVICES);
+    let (kernel, initrd) = open(parts, files)?;
+    let map = ram::bare_map(&parts.memory);
+    let initrd = initrd.as_ref();
+    let entry = pvh::load(&parts.memory, &kernel, initrd, files.cmdline, &map, None)?;
+    parts.trace.mark(phase::LOAD);
+    registers::set(boot_cpu, registers::Entry::Pvh(entry), features)?;
+    Ok(vcpus)
+}
+
+fn open(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<(File, Option<File>), Error> {
+    let kernel = parts.descriptors.take("the kernel", files.kernel)?;
+    let initrd = match files.initrd {
+        Some(fd) => Some(parts.descriptors.take("the initial RAM filesystem", fd)?),
+        None => None,
+    };
+    Ok((kernel, initrd))
+}
+
+/// What the kernel is told. Without `time` there is no kvmclock, and hardware-reduced ACPI leaves
+/// Linux no timer it could measure the TSC with: it is told the frequency.
+fn cmdline(parts: &Parts<'_>, given: &str, boot_cpu: &VcpuFd) -> Result<String, Error> {
+    if parts.description.time {
+        return Ok(given.into());
+    }
+    let khz = boot_cpu
+        .get_tsc_khz()
+        .map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
+    let tsc = format!("tsc_early_khz={khz} tsc=reliable");
+    // Behind ` -- ` stand the arguments of init.
+    Ok(match given.split_once(" -- ") {
+        Some((kernel, init)) => format!("{kernel} {tsc} -- {init}"),
+        None if given.is_empty() => tsc,
+        None => format!("{given} {tsc}"),
+    })
+}
+
+/// COM1, with the `console` grant. On a PC its input is the virtio console's to take.
+fn add_serial(parts: &mut Parts<'_>, is_pc: bool) -> Result<(), Error> {
+    let Some(console) = &parts.description.console else {
+        return Ok(());
+    };
+    let output = parts.descriptors.take("console output", console.output)?;
+    let output = Output::new(output, parts.ending.clone(), parts.trace.clone());
+    let line = if is_pc {
+        Some(interrupts::line(&parts.vm, serial::IRQ)?)
+    } else {
+        None
+    };
+    let input = match console.input {
+        Some(fd) if !is_pc => Some(parts.descriptors.take("console input", fd)?),
+        _ => None,
+    };
+    let (port, pump) = serial::build(output, line, input)?;
+    if let Some(pump) = pump {
+        parts.tasks.push(Box::new(pump));
+    }
+    parts
+        .ports
+        .insert(serial::COM1, serial::PORTS, port)
+        .map_err(taken)
+}
+
+fn add_exit(parts: &mut Parts<'_>) -> Result<(), Error> {
+    let exit = ExitPort::new(parts.ending.clone());
+    parts
+        .ports
+        .insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit)))
+        .map_err(taken)
+}

@@ -1,0 +1,194 @@
+//! Puts the granted virtio devices into the machine: window, doorbells, interrupt, event-loop task.
+//!
+//! Device n has the window `VIRTIO_MMIO_BASE + n * VIRTIO_MMIO_STRIDE`. Its doorbells are ioeventfds,
+//! so that a notification does not leave the kernel; everything else in the window is an exit.
+
+use std::sync::{Arc, Mutex};
+
+use bulkhead_abi::boot::{DEVICE_VIRTIO_MMIO, Device, PhysRange};
+use bulkhead_abi::machine::{
+    DEVICE_VECTOR_BASE, MAX_DEVICES, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE,
+};
+use kvm_ioctls::IoEventAddress;
+
+use super::bus::BusDevice;
+use super::{Parts, taken};
+use crate::boot::acpi::Window;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::blk::Block;
+use crate::devices::virtio::console::Console;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::rng::Entropy;
+use crate::devices::virtio::subscriber::VirtioSubscriber;
+use crate::error::Error;
+
+/// The name of the entropy device in `BootInfo`.
+const ENTROPY_NAME: &str = "entropy";
+/// The name of the console device.
+const CONSOLE_NAME: &str = "console";
+
+/// A device and its name from the manifest.
+type Named = (String, Box<dyn VirtioDevice>);
+
+/// A device in its place.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    /// Number of its window.
+    index: usize,
+    name: String,
+    virtio_id: u32,
+    gsi: u32,
+}
+
+impl Placed {
+    /// As ACPI tables describe it.
+    pub(super) fn window(&self) -> Window {
+        Window {
+            // The last of MAX_DEVICES windows ends below 4 GiB.
+            base: base(self.index) as u32,
+            len: VIRTIO_MMIO_STRIDE as u32,
+            gsi: self.gsi,
+        }
+    }
+
+    /// As `BootInfo` describes it.
+    pub(super) fn boot_info(&self) -> Device {
+        let mut name = [0; 32];
+        for (to, from) in name.iter_mut().zip(self.name.bytes()) {
+            *to = from;
+        }
+        Device {
+            registers: PhysRange {
+                start: base(self.index),
+                len: VIRTIO_MMIO_STRIDE,
+            },
+            kind: DEVICE_VIRTIO_MMIO,
+            virtio_id: self.virtio_id,
+            vector: u32::from(DEVICE_VECTOR_BASE) + self.index as u32,
+            reserved: 0,
+            name,
+        }
+    }
+}
+
+fn base(index: usize) -> u64 {
+    VIRTIO_MMIO_BASE + index as u64 * VIRTIO_MMIO_STRIDE
+}
+
+/// The transport's window on the bus.
+struct Registers(Arc<MmioTransport>);
+
+impl BusDevice for Registers {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// Builds what is granted: for Linux the console, then entropy, then the block devices. Device n
+/// interrupts at `gsis[n]`.
+///
+/// # Errors
+/// More devices than interrupts, or a device cannot be built.
+pub(super) fn add(
+    parts: &mut Parts<'_>,
+    with_console: bool,
+    gsis: &[u32],
+) -> Result<Vec<Placed>, Error> {
+    let devices = devices(parts, with_console)?;
+    let max = gsis.len().min(MAX_DEVICES);
+    if devices.len() > max {
+        return Err(Error::TooMany {
+            what: "devices",
+            count: devices.len(),
+            max,
+        });
+    }
+    let mut placed = Vec::with_capacity(devices.len());
+    for (index, ((name, device), gsi)) in devices.into_iter().zip(gsis).enumerate() {
+        placed.push(place(parts, index, name, device, *gsi)?);
+    }
+    Ok(placed)
+}
+
+fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Error> {
+    let description = parts.description;
+    let mut devices: Vec<Named> = Vec::new();
+    if with_console && let Some(console) = &description.console {
+        let output = parts.descriptors.take("console output", console.output)?;
+        let input = match console.input {
+            Some(fd) => Some(parts.descriptors.take("console input", fd)?.into()),
+            None => None,
+        };
+        let console = Console::new(input, output.into(), console.tty);
+        devices.push((CONSOLE_NAME.into(), Box::new(console)));
+    }
+    if description.entropy {
+        devices.push((ENTROPY_NAME.into(), Box::new(Entropy::new())));
+    }
+    for block in &description.blocks {
+        let file = parts.descriptors.take("a block device", block.file)?;
+        let device = Block::new(&block.name, file.into(), block.read_only)?;
+        devices.push((block.name.clone(), Box::new(device)));
+    }
+    Ok(devices)
+}
+
+fn place(
+    parts: &mut Parts<'_>,
+    index: usize,
+    name: String,
+    device: Box<dyn VirtioDevice>,
+    gsi: u32,
+) -> Result<Placed, Error> {
+    let transport = MmioTransport::new(device, parts.memory.clone())
+        .map_err(|e| Error::Memory(format!("device {name}: {e}")))?;
+    let transport = Arc::new(transport);
+    for (queue, event) in (0u32..).zip(transport.queue_events()) {
+        let doorbell = IoEventAddress::Mmio(base(index) + QUEUE_NOTIFY);
+        parts
+            .vm
+            .register_ioevent(event, &doorbell, queue)
+            .map_err(Error::kvm("KVM_IOEVENTFD"))?;
+    }
+    parts
+        .vm
+        .register_irqfd(transport.interrupt().event(), gsi)
+        .map_err(Error::kvm("KVM_IRQFD"))?;
+    let registers = Arc::new(Mutex::new(Registers(transport.clone())));
+    parts
+        .mmio
+        .insert(base(index), VIRTIO_MMIO_STRIDE, registers)
+        .map_err(taken)?;
+    let virtio_id = transport.device_type() as u32;
+    parts.tasks.push(Box::new(VirtioSubscriber::new(transport)));
+    Ok(Placed {
+        index,
+        name,
+        virtio_id,
+        gsi,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_lie_below_4_gib_and_vectors_below_256() {
+        let last = Placed {
+            index: MAX_DEVICES - 1,
+            name: "n".repeat(40),
+            virtio_id: 2,
+            gsi: 7,
+        };
+        assert_eq!(last.window().base, 0xd001_f000);
+        let device = last.boot_info();
+        assert_eq!(device.registers.start, 0xd001_f000);
+        assert_eq!(device.vector, 0x5f);
+        assert_eq!(device.name, [b'n'; 32]);
+    }
+}
