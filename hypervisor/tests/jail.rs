@@ -130,7 +130,7 @@ fn tell_descriptors() {
 /// Installs a filter and does one thing.
 fn do_filtered(thread: Thread, act: &str) {
     let other = rustix::process::getppid().unwrap().as_raw_nonzero().get();
-    seccomp::install(thread).unwrap();
+    apply_filter(&seccomp::compile(thread).unwrap()).unwrap();
     match act {
         "nothing" => {}
         "allocate" => drop(std::hint::black_box(vec![1u8; 8 << 20])),

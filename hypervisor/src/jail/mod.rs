@@ -4,7 +4,8 @@
 //! 1. [`close_inherited`], first of all: descriptors that nobody meant to hand over are closed.
 //! 2. [`enter`], when every descriptor is open, memory is mapped and the vCPUs exist, and while
 //!    the process has a single thread (a user namespace cannot be entered otherwise).
-//! 3. [`seccomp::install`], in each vCPU thread when it starts, and in the event loop's last.
+//! 3. the filters of [`seccomp::compile`]: each vCPU thread puts its own in force when it starts,
+//!    and the event loop last.
 //!
 //! What each layer is for, and what it costs: docs/threat-model.md.
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, apply_filter,
+    SeccompFilter, SeccompRule, TargetArch,
 };
 
 use super::JailError;
@@ -23,15 +23,8 @@ pub enum Thread {
     Vcpu,
 }
 
-/// Locks the calling thread in; the threads it starts later as well.
-///
-/// # Errors
-/// The host has no seccomp.
-pub fn install(thread: Thread) -> Result<(), JailError> {
-    Ok(apply_filter(&compile(thread)?)?)
-}
-
-/// The filter of a kind of thread.
+/// The filter of a kind of thread, for [`seccompiler::apply_filter`]. Once applied it holds for the
+/// calling thread and those it starts later.
 ///
 /// # Errors
 /// [`rules::RULES`] contradicts itself; tests keep that from happening.
