@@ -1,13 +1,14 @@
 //! The checks that need no guest: format, lints, licences, documentation, tests of the host tier,
 //! Miri, fuzzing.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use super::libtest::Reader;
 use super::summary::Counts;
 use super::watch;
-use crate::failure::Result;
+use crate::failure::{At, Result};
 use crate::process::{cargo, output, which};
 use crate::repo::{BARE, Repo, in_ci};
 use crate::say::Say;
@@ -199,7 +200,15 @@ pub(crate) fn fuzz(repo: &Repo, say: &Say) -> Result<Counts> {
         let mut command = nightly(repo);
         command.args(["fuzz", "run", "--fuzz-dir", "tests/fuzz"]);
         command.arg("--target-dir").arg(repo.target().join("fuzz"));
-        command.args([target, "--", "-print_final_stats=1"]);
+        // The first corpus takes what is found; the second is in the tree, and may be absent.
+        let [found, seeds] =
+            ["corpus", "seeds"].map(|kind| repo.root().join("tests/fuzz").join(kind).join(target));
+        fs::create_dir_all(&found).at("create", &found)?;
+        command.arg(target).arg(found);
+        if seeds.is_dir() {
+            command.arg(seeds);
+        }
+        command.args(["--", "-print_final_stats=1"]);
         command.arg(format!("-max_total_time={FUZZ_SECONDS}"));
         counts.add(match watch::run(&mut command, FUZZ_LIMIT, |_| ())? {
             Some(status) if status.success() => Counts::passed(),
