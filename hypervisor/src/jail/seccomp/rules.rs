@@ -97,7 +97,7 @@ macro_rules! rules {
 rules! {
     SYS_read            BOTH ANY        "eventfds, and console input"
     SYS_write           BOTH ANY        "eventfds, console output, and a panic's message"
-    SYS_poll            BOTH ANY        "a console stream that may block"
+    SYS_ppoll           BOTH ANY        "a console stream that may block"
     SYS_close           BOTH ANY        "descriptors dropped at the end"
     SYS_fcntl           BOTH GETFD      "debug builds look at a descriptor before they close it"
     SYS_futex           BOTH ANY        "locks, parking and joining threads"
