@@ -184,7 +184,7 @@ impl ProgramProblem {
 }
 
 /// The text of an I/O error without Rust's `(os error N)`, in lower case like all our texts.
-pub(crate) fn reason(error: &io::Error) -> String {
+pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut chars = text.chars();

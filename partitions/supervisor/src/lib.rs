@@ -31,7 +31,7 @@ pub use bulkhead_machine::Jail;
 pub use console::log_paths;
 pub use control::{down, status};
 pub use end::{End, STATUS_CRASHED, STATUS_FAILED, STATUS_STOPPED};
-pub use error::{Error, ProgramProblem};
+pub use error::{Error, ProgramProblem, reason};
 pub use library::Library;
 pub use lifecycle::{Lifecycle, State};
 pub use record::{PartitionRecord, SystemRecord};

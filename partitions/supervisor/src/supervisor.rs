@@ -113,14 +113,25 @@ impl Supervisor {
         library: &Library,
         options: Options,
     ) -> Result<Self, Error> {
-        let vmm = library.file(LibraryFile::Vmm)?;
         for partition in &system.partitions {
             check_memory(partition)?;
         }
         let kvm = open_kvm()?;
         refuse_linux(system, library)?;
+        Self::start_on(&kvm, system, root, library, options)
+    }
+
+    /// The same without a look at the host.
+    fn start_on(
+        kvm: &File,
+        system: &Validated<System>,
+        root: &StateRoot,
+        library: &Library,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let vmm = library.file(LibraryFile::Vmm)?;
         let prepared: Vec<Prepared<'_>> = (system.partitions.iter())
-            .map(|partition| prepare(partition, library, &kvm, options))
+            .map(|partition| prepare(partition, library, kvm, options))
             .collect::<Result<_, _>>()?;
 
         let directory = root.create(&system.name)?;
@@ -296,3 +307,6 @@ fn input(partition: &Partition, consoles: Consoles) -> Option<Input> {
     let end: &[u8] = if agent && !raw { b"\x04\x04" } else { b"" };
     Some(Input { escape: raw, end })
 }
+
+#[cfg(test)]
+mod tests;

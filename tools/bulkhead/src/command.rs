@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_NOT_FOUND};
 use bulkhead_manifest::GuestPath;
+use bulkhead_supervisor::reason;
 use rustix::fs::{Access, access};
 use std::env;
 use std::ffi::OsStr;
@@ -103,7 +104,7 @@ fn check(path: &Path) -> Result<(), Failure> {
         )
         .help("a command with a slash is a file of this host")
         .status(STATUS_NOT_FOUND)),
-        Err(error) => Err(cannot(&error.to_string())),
+        Err(error) => Err(cannot(&reason(&error))),
         Ok(metadata) if !metadata.is_file() => Err(cannot("it is no regular file")),
         Ok(_) if access(path, Access::EXEC_OK).is_err() => {
             Err(cannot("it is not executable").help(format!("chmod +x {shown}")))

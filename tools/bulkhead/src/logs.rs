@@ -2,7 +2,7 @@
 
 use crate::cli::LogsArgs;
 use crate::failure::Failure;
-use bulkhead_supervisor::{Error, Found, Standing, StateRoot, log_paths};
+use bulkhead_supervisor::{Error, Found, Standing, StateRoot, log_paths, reason};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -78,7 +78,7 @@ fn copy(from: &mut impl Read) -> Result<(), Failure> {
         }
         Err(error) => Err(Failure::new(
             "output",
-            format!("cannot copy the log: {error}"),
+            format!("cannot copy the log: {}", reason(&error)),
         )),
     }
 }

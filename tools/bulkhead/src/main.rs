@@ -15,6 +15,7 @@ mod signals;
 mod terminal;
 mod up;
 
+use bulkhead_supervisor::reason;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use failure::{Failure, STATUS_FAILED};
@@ -69,7 +70,7 @@ fn print(data: &[u8]) -> Result<(), Failure> {
     match stdout.write_all(data).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
             "output",
-            format!("cannot write to standard output: {error}"),
+            format!("cannot write to standard output: {}", reason(&error)),
         )),
         _ => Ok(()),
     }

@@ -15,6 +15,8 @@ use std::path::Path;
 
 /// What `run` grants beside disks: what a docker user takes for granted.
 const DEFAULT_GRANTS: [&str; 3] = ["console", "entropy", "time"];
+/// Name of the one partition.
+const PARTITION: &str = "main";
 /// Exit status after SIGPIPE.
 const STATUS_BROKEN_PIPE: u8 = 141;
 /// Exit status after SIGINT.
@@ -34,7 +36,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .name
         .clone()
         .unwrap_or_else(|| format!("run-{}", std::process::id()));
-    let partition = draft(args, &name, tty)?;
+    let partition = draft(args, tty)?;
     let system = SystemDraft {
         name: Some(At::from(name)),
         partitions: vec![At::from(partition)],
@@ -90,9 +92,9 @@ fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
 }
 
 /// The partition that the options describe, still unchecked.
-fn draft(args: RunArgs, name: &str, tty: bool) -> Result<PartitionDraft, Failure> {
+fn draft(args: RunArgs, tty: bool) -> Result<PartitionDraft, Failure> {
     let mut draft = PartitionDraft {
-        name: Some(At::from(name.to_owned())),
+        name: Some(At::from(PARTITION.to_owned())),
         memory: args.memory.map(At::from),
         vcpus: args.vcpus.map(At::from),
         grants: grants(&args.disk, &args.grant, args.no_default_grants),

@@ -1,6 +1,7 @@
 //! Signals that end a system, as bytes to read.
 
 use crate::failure::Failure;
+use bulkhead_supervisor::reason;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, PipeReader, Write};
@@ -8,8 +9,12 @@ use std::thread;
 
 /// From now on these signals do not end this process: each is a byte, its number, in the pipe.
 pub(crate) fn catch() -> Result<PipeReader, Failure> {
-    let failed =
-        |error: io::Error| Failure::new("signals", format!("cannot catch signals: {error}"));
+    let failed = |error: io::Error| {
+        Failure::new(
+            "signals",
+            format!("cannot catch signals: {}", reason(&error)),
+        )
+    };
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).map_err(failed)?;
     let (read, mut write) = io::pipe().map_err(failed)?;
     let pass_on = move || {

@@ -4,7 +4,9 @@ use crate::cli::UpArgs;
 use crate::failure::Failure;
 use crate::signals;
 use bulkhead_manifest::{MAX_BYTES, System, Validated, parse};
-use bulkhead_supervisor::{Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor};
+use bulkhead_supervisor::{
+    Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
+};
 use rustix::process::setsid;
 use std::env;
 use std::fs::File;
@@ -53,7 +55,11 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
 /// Reads and checks the manifest; a longer one is not read to its end.
 fn read(path: &Path) -> Result<Validated<System>, Failure> {
     let failed = |error: io::Error| {
-        let message = format!("cannot read the manifest `{}`: {error}", path.display());
+        let message = format!(
+            "cannot read the manifest `{}`: {}",
+            path.display(),
+            reason(&error)
+        );
         Failure::new("manifest-unreadable", message)
             .help("name a file: bulkhead up path/to/system.toml")
     };
@@ -94,7 +100,10 @@ fn start_in_background(system: &str) -> Result<u8, Failure> {
     let failed = |error: io::Error| {
         Failure::new(
             "background",
-            format!("cannot start a supervisor in the background: {error}"),
+            format!(
+                "cannot start a supervisor in the background: {}",
+                reason(&error)
+            ),
         )
     };
     let program = env::current_exe().map_err(failed)?;

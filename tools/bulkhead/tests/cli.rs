@@ -1,0 +1,221 @@
+//! The command line without KVM: what it refuses, how it says so, and that it leaves nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tempfile::{TempDir, tempdir};
+
+/// A place with an empty library and no state directory yet.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempdir().unwrap();
+        fs::create_dir(dir.path().join("lib")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        fs::write(self.path().join(name), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command
+            .args(args)
+            .current_dir(self.path())
+            .env("BULKHEAD_LIB", self.path().join("lib"))
+            .env("BULKHEAD_STATE_DIR", self.path().join("s"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs and demands status and code of a refusal: one sentence, help below it, no data.
+    #[track_caller]
+    fn refused(&self, args: &[&str], status: i32, code: &str) -> String {
+        let before = fs::read_dir(self.path()).unwrap().count();
+        let output = self.run(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        let mut lines = stderr.lines();
+        let first = lines.next().unwrap_or_default();
+        assert!(
+            first.starts_with(&format!("bulkhead: error[{code}]: ")),
+            "{args:?}: {stderr}"
+        );
+        assert!(!first.ends_with('.'), "{first}");
+        assert!(lines.all(|line| line.starts_with("  help: ")), "{stderr}");
+        assert_eq!(
+            fs::read_dir(self.path()).unwrap().count(),
+            before,
+            "{args:?} left something"
+        );
+        stderr
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn version_completions_and_help_are_data() {
+    let place = Place::new();
+    let version = place.run(&["version"]);
+    assert_eq!(
+        stdout(&version),
+        concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    for shell in ["bash", "zsh", "fish"] {
+        let script = place.run(&["completions", shell]);
+        assert!(script.status.success());
+        assert!(stdout(&script).contains("bulkhead"), "{shell}");
+    }
+    let help = place.run(&["run", "--help"]);
+    assert!(help.status.success());
+    assert!(stdout(&help).contains("Exit status"));
+}
+
+#[test]
+fn misuse_is_125() {
+    let place = Place::new();
+    for args in [
+        &["explode"][..],
+        &["run", "--memory"],
+        &["down"],
+        &["ps", "--format", "x"],
+        &[],
+    ] {
+        let output = place.run(args);
+        assert_eq!(output.status.code(), Some(125), "{args:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    place.refused(&["run", "--no-such-option", "x"], 125, "usage");
+    place.refused(&["run"], 125, "no-command");
+    place.refused(&["run", "-v", "x", "/bin/sh"], 125, "mount");
+    place.refused(&["run", "-t", "/bin/sh"], 125, "no-terminal");
+}
+
+#[test]
+fn commands_that_are_not_there_or_not_runnable() {
+    let place = Place::new();
+    place.file("data", "x");
+    place.refused(&["run", "no-such-command"], 127, "command-not-found");
+    place.refused(&["run", "./no-such-file"], 127, "command-not-found");
+    place.refused(&["run", "./data"], 126, "command-not-executable");
+    place.refused(&["run", "./lib"], 126, "command-not-executable");
+}
+
+#[test]
+fn options_are_checked_like_a_manifest() {
+    let place = Place::new();
+    for (args, code) in [
+        (&["--memory", "10TiB"][..], "manifest-memory"),
+        (&["--memory", "64"], "manifest-memory"),
+        (&["--vcpus", "0"], "manifest-vcpus"),
+        (&["--name", "Not A Name"], "manifest-name"),
+        (&["--grant", "net.connect"], "manifest-grant"),
+        (
+            &["--disk", "a", "--disk", "a:ro"],
+            "manifest-duplicate-grant",
+        ),
+        (
+            &["-v", "a:/x", "-v", "b:/x/y"],
+            "manifest-overlapping-mount",
+        ),
+        (&["-v", "a:x"], "manifest-mount-target"),
+        (&["--image", "x"], "manifest-key-not-for-kernel"),
+        (&["-e", "=x"], "manifest-command"),
+    ] {
+        let args: Vec<&str> = ["run"]
+            .iter()
+            .chain(args)
+            .chain(&["/bin/sh"])
+            .copied()
+            .collect();
+        place.refused(&args, 125, code);
+    }
+}
+
+#[test]
+fn manifests_are_refused_by_place() {
+    let place = Place::new();
+    place.refused(&["up"], 125, "manifest-unreadable");
+    place.refused(&["up", "lib"], 125, "manifest-unreadable");
+    place.file(
+        "bad.toml",
+        "name = \"x\"\n[[partition]]\nname = \"p\"\nkernel = \"nativ\"\n",
+    );
+    let said = place.refused(&["up", "bad.toml"], 125, "manifest-kernel");
+    assert!(said.contains("bad.toml:4:10: "), "{said}");
+    place.file(
+        "good.toml",
+        "name = \"x\"\n[[partition]]\nname = \"p\"\nkernel = \"native\"\nprogram = \"p\"\n",
+    );
+    let said = place.refused(
+        &["up", "good.toml", "--only", "q"],
+        125,
+        "no-such-partition",
+    );
+    assert!(said.contains("help: it has p"), "{said}");
+}
+
+#[test]
+fn a_missing_library_is_told() {
+    let place = Place::new();
+    fs::remove_dir(place.path().join("lib")).unwrap();
+    let said = place.refused(&["run", "/bin/sh"], 125, "library-incomplete");
+    assert!(said.contains("BULKHEAD_LIB"), "{said}");
+}
+
+#[test]
+fn without_systems_there_is_nothing_to_list_or_end() {
+    let place = Place::new();
+    assert_eq!(stdout(&place.run(&["ps", "--format", "json"])), "[]\n");
+    assert_eq!(stdout(&place.run(&["ps"])).lines().count(), 1);
+    assert!(place.run(&["down", "--all"]).status.success());
+    place.refused(&["down", "nobody"], 125, "no-such-system");
+    place.refused(&["logs", "nobody/p"], 125, "no-such-system");
+    place.refused(&["logs", "nobody"], 125, "no-such-log");
+}
+
+#[test]
+fn a_stale_directory_is_removed_and_an_open_one_refused() {
+    let place = Place::new();
+    let state = place.path().join("s");
+    fs::create_dir_all(state.join("stale")).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(stdout(&place.run(&["ps", "--format", "json"])), "[]\n");
+    assert!(!state.exists());
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    place.refused(&["ps"], 125, "state-dir-unsafe");
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_failure() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.is_empty());
+}
