@@ -11,6 +11,7 @@ use linux_raw_sys::general as raw;
 
 use crate::calls::{self, Args};
 use crate::cpio::CpioError;
+use crate::errno::Errno;
 use crate::fs::tree::{Device, Kind, Node, NodeId, ROOT};
 use crate::fs::{FileTable, Tree};
 use crate::memory::{AddressSpace, Fault, Memory};
@@ -22,9 +23,26 @@ use crate::uapi::Termios;
 
 /// Status of a partition whose personality could not start or go on.
 pub const FAILURE_STATUS: u8 = 125;
-/// What one console operation moves at most. Small enough that the personality's first piece of
-/// heap holds everything it needs to start a program.
-pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
+/// What one console operation moves at most.
+pub(crate) const CONSOLE_BYTES: usize = bulkhead_abi::machine::CONSOLE_MAX as usize;
+
+/// A place for bytes on their way between program memory and elsewhere. It grows to what is asked
+/// for, since memory that was never touched is the dear kind.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Vec<u8>);
+
+impl Scratch {
+    /// `len` bytes of whatever was there before; at most [`CONSOLE_BYTES`].
+    pub(crate) fn get(&mut self, len: usize) -> Result<&mut [u8], Errno> {
+        if len > CONSOLE_BYTES {
+            return Err(Errno::EIO);
+        }
+        if self.0.len() < len {
+            self.0.resize(len, 0);
+        }
+        self.0.get_mut(..len).ok_or(Errno::EIO)
+    }
+}
 
 /// The process.
 pub struct Process<'a> {
@@ -46,8 +64,7 @@ pub struct Process<'a> {
     pub(crate) ended: Option<u8>,
     /// False while there is nothing to return to.
     pub(crate) has_program: bool,
-    /// Passing place of console bytes; its length is always `CONSOLE_BYTES` outside of a call.
-    pub(crate) buffer: Vec<u8>,
+    pub(crate) scratch: Scratch,
 }
 
 impl<'a> Process<'a> {
@@ -78,7 +95,7 @@ impl<'a> Process<'a> {
             settings,
             ended: None,
             has_program: false,
-            buffer: alloc::vec![0; CONSOLE_BYTES],
+            scratch: Scratch::default(),
         })
     }
 
@@ -122,7 +139,7 @@ impl<'a> Process<'a> {
         let entry = calls::find(number);
         let result = match entry {
             Some(entry) => (entry.handler)(self, arguments),
-            None => Err(crate::errno::Errno::ENOSYS),
+            None => Err(Errno::ENOSYS),
         };
         if self.settings.trace {
             let line = match entry {

@@ -183,11 +183,11 @@ fn read_device(p: &mut Process<'_>, device: Device, base: u64, len: u64) -> Outc
             let Process {
                 space,
                 platform,
-                buffer,
+                scratch,
                 ..
             } = p;
             space.touch(*platform, base, len as u64, Protection::WRITE)?;
-            let into = buffer.get_mut(..len).ok_or(Errno::EIO)?;
+            let into = scratch.get(len)?;
             let count = platform.console_read(into).map_err(|_| Errno::EIO)?;
             platform.write_memory(base, into.get(..count).ok_or(Errno::EIO)?);
             Ok(count as u64)
@@ -272,20 +272,23 @@ fn write_console(p: &mut Process<'_>, stream: Stream, parts: &[Iovec]) -> Outcom
             let Process {
                 space,
                 platform,
-                buffer,
+                scratch,
                 ..
             } = p;
-            let fits = buffer
-                .get_mut(held..held + len as usize)
-                .ok_or(Errno::EIO)?;
             if let Err(error) = space.touch(*platform, at, len, Protection::READ) {
                 total += flush(p, stream, held)?;
                 return if total > 0 { Ok(total) } else { Err(error) };
             }
-            platform.read_memory(at, fits);
-            (at, left, held) = (at + len, left - len, held + len as usize);
+            let end = held + len as usize;
+            let into = scratch.get(end)?.get_mut(held..).ok_or(Errno::EIO)?;
+            platform.read_memory(at, into);
+            (at, left, held) = (at + len, left - len, end);
             if held == CONSOLE_BYTES {
-                total += flush(p, stream, held)?;
+                let written = flush(p, stream, held)?;
+                total += written;
+                if written < held as u64 {
+                    return Ok(total);
+                }
                 held = 0;
             }
         }
@@ -293,11 +296,15 @@ fn write_console(p: &mut Process<'_>, stream: Stream, parts: &[Iovec]) -> Outcom
     Ok(total + flush(p, stream, held)?)
 }
 
-/// Writes the first `held` bytes of the buffer out.
+/// Writes the first `held` bytes of the scratch place out; how many, 0 only for none.
 fn flush(p: &mut Process<'_>, stream: Stream, held: usize) -> Outcome {
+    let Process {
+        platform, scratch, ..
+    } = p;
+    let bytes = scratch.get(held)?;
     let mut done = 0;
-    while let Some(rest) = p.buffer.get(done..held).filter(|rest| !rest.is_empty()) {
-        match p.platform.console_write(stream, rest) {
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match platform.console_write(stream, rest) {
             Ok(written @ 1..) => done += written,
             _ if done > 0 => break,
             _ => return Err(Errno::EIO),
@@ -359,7 +366,7 @@ pub(super) fn sendfile(p: &mut Process<'_>, a: Args) -> Outcome {
     let now = p.stamp_ns();
     let (mut at, mut left) = (start, a.get(3).min(MAX_COUNT));
     while left > 0 {
-        let Process { tree, buffer, .. } = &mut *p;
+        let Process { tree, scratch, .. } = &mut *p;
         let bytes = match tree.get(from.node).map(|n| &n.kind) {
             Some(Kind::File(contents)) => contents.bytes(),
             _ => return Err(Errno::EINVAL),
@@ -369,10 +376,11 @@ pub(super) fn sendfile(p: &mut Process<'_>, a: Args) -> Outcome {
             .and_then(|at| bytes.get(at..))
             .unwrap_or_default();
         let len = rest.len().min(CONSOLE_BYTES).min(left as usize);
-        match (buffer.get_mut(..len), rest.get(..len)) {
-            (Some(into), Some(piece)) if len > 0 => into.copy_from_slice(piece),
-            _ => break,
+        if len == 0 {
+            break;
         }
+        let piece = rest.get(..len).ok_or(Errno::EIO)?;
+        scratch.get(len)?.copy_from_slice(piece);
         let written = match endpoint(p, to.node)? {
             Endpoint::Device(Device::Console(stream)) => flush(p, stream, len)?,
             Endpoint::Device(Device::Full) => return Err(Errno::ENOSPC),
@@ -380,15 +388,11 @@ pub(super) fn sendfile(p: &mut Process<'_>, a: Args) -> Outcome {
             Endpoint::File => {
                 let position = to.offset.get();
                 let end = position.checked_add(len as u64).ok_or(Errno::EFBIG)?;
-                let Process { tree, buffer, .. } = &mut *p;
+                let Process { tree, scratch, .. } = &mut *p;
                 let size = tree.get(to.node).map_or(0, |node| node.size());
                 let into = tree.resize(to.node, size.max(end), now)?;
-                if let (Some(into), Some(piece)) = (
-                    into.get_mut(position as usize..end as usize),
-                    buffer.get(..len),
-                ) {
-                    into.copy_from_slice(piece);
-                }
+                let into = into.get_mut(position as usize..end as usize);
+                into.ok_or(Errno::EIO)?.copy_from_slice(scratch.get(len)?);
                 to.offset.set(end);
                 len as u64
             }

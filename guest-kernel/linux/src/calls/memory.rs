@@ -176,14 +176,14 @@ fn copy(p: &mut Process<'_>, from: u64, to: u64, len: u64) -> Result<(), Errno> 
     let Process {
         space,
         platform,
-        buffer,
+        scratch,
         ..
     } = p;
     let mut at = 0;
     while let Some((piece, _)) = space.first_backed(from + at..from + len) {
         let start = piece.start - from;
         let size = (piece.end - piece.start).min(COPY_BYTES);
-        let buffer = buffer.get_mut(..size as usize).ok_or(Errno::EIO)?;
+        let buffer = scratch.get(size as usize)?;
         platform.read_memory(from + start, buffer);
         space
             .touch(*platform, to + start, size, Protection::WRITE)

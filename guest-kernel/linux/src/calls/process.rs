@@ -136,11 +136,11 @@ pub(super) fn fill_random(p: &mut Process<'_>, at: u64, len: u64) -> Outcome {
         random,
         space,
         platform,
-        buffer,
+        scratch,
         ..
     } = p;
     let random = random.as_mut().ok_or(Errno::ENOSYS)?;
-    let bytes = buffer.get_mut(..len as usize).ok_or(Errno::EIO)?;
+    let bytes = scratch.get(len as usize)?;
     random.fill_bytes(bytes);
     crate::memory::Memory {
         space,
