@@ -194,3 +194,125 @@ impl Kernel {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::fake::{Info, MODULE, PROGRAM, Partition};
+    use crate::kernel::Kernel;
+
+    #[test]
+    fn the_first_thread_finds_its_world() {
+        let mut p = Partition::usual();
+        let frame = *p.kernel.threads.current_thread().frame();
+        assert_eq!(frame.rip, PROGRAM + 0x40);
+        assert_eq!(
+            (frame.rsp, frame.rdi),
+            (PROGRAM_STACK_TOP, PROGRAM_BOOT_INFO)
+        );
+        let space = p.kernel.space.unwrap();
+        let mut at = |address, write| {
+            space
+                .translate(&mut p.hardware, address, write)
+                .map(|(at, _)| at)
+        };
+        assert_eq!(
+            at(PROGRAM + 0x1234, false),
+            Some(MODULE + 0x2234),
+            "text lies in the module"
+        );
+        assert_eq!(at(PROGRAM, true), None, "text is read-only");
+        assert_eq!(
+            at(PROGRAM + 0x2008, true),
+            Some(MODULE + 0x3008),
+            "data lies in the module"
+        );
+        assert!(
+            at(PROGRAM + 0x3000, true).is_some(),
+            "zeroed memory follows"
+        );
+        assert_eq!(at(PROGRAM + 0x4000, false), None);
+        assert_eq!(at(PROGRAM_BOOT_INFO, false), Some(0x2000));
+        assert_eq!(at(PROGRAM_BOOT_INFO, true), None);
+        assert_eq!(at(PROGRAM_MODULES + 5, false), Some(MODULE + 5));
+        assert_eq!(at(PROGRAM_MODULES, true), None);
+        assert!(at(PROGRAM_STACK_TOP - 8, true).is_some());
+        assert_eq!(at(PROGRAM_STACK_TOP - PROGRAM_STACK_BYTES - 1, false), None);
+    }
+
+    fn refused(spoil: impl FnOnce(&mut Info)) -> StartError {
+        let mut info = Info::usual();
+        spoil(&mut info);
+        match Partition::start(&info) {
+            Err(error) => error,
+            Ok(_) => panic!("started"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_start_says_why() {
+        assert_eq!(refused(|i| i.modules.clear()), StartError::NoProgram);
+        assert_eq!(refused(|i| i.regions.clear()), StartError::Memory);
+        assert_eq!(refused(|i| i.regions[0].1 = 0x8000), StartError::Memory);
+        let truncated = StartError::Program(ElfError::Truncated);
+        assert_eq!(refused(|i| i.program.truncate(100)), truncated);
+        assert_eq!(
+            refused(|i| i.modules[0].range.start += 0x1000),
+            StartError::Modules
+        );
+        assert_eq!(
+            refused(|i| i.modules[0].range.len = 1 << 40),
+            StartError::Modules
+        );
+        let module = Info::usual().modules[0];
+        assert_eq!(
+            refused(|i| i.modules = [module; 9].to_vec()),
+            StartError::Modules
+        );
+        for address in [0x40_0000, PROGRAM_BOOT_INFO - 0x1000] {
+            let headers = [[1, 5, 0x1000, address, 0x2000, 0x2000]];
+            let program = crate::elf::tests::image(address, 0x4000, &headers);
+            assert_eq!(
+                refused(|i| i.program = program),
+                StartError::Addresses,
+                "{address:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_region_is_no_memory() {
+        let mut info = Info::usual();
+        let before = Partition::start(&info)
+            .unwrap()
+            .kernel
+            .untyped
+            .ready_pages();
+        info.regions.push((1 << 32, 1 << 30, 2));
+        let after = Partition::start(&info)
+            .unwrap()
+            .kernel
+            .untyped
+            .ready_pages();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn capabilities_are_the_grants() {
+        let without = Info {
+            flags: 0,
+            ..Info::usual()
+        };
+        let root = |kernel: &Kernel| kernel.root.require(slot::CONSOLE, Capability::Console);
+        assert_eq!(root(&Partition::usual().kernel), Ok(()));
+        let p = Partition::start(&without).unwrap();
+        assert_eq!(root(&p.kernel), Err(Status::InvalidCapability));
+        assert_eq!(
+            p.kernel.root.require(slot::UNTYPED, Capability::Untyped),
+            Ok(())
+        );
+        let device = p.kernel.root.require(slot::DEVICES, Capability::Device(0));
+        assert_eq!(device, Err(Status::InvalidCapability));
+    }
+}

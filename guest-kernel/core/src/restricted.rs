@@ -131,3 +131,169 @@ fn store(state: &mut RestrictedState, frame: &Frame) {
     state.rip = frame.rip;
     state.rflags = frame.rflags;
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use bulkhead_abi::syscall::{self, slot};
+
+    use super::*;
+    use crate::fake::{PROGRAM, Partition};
+    use crate::kernel::{Next, Trap};
+
+    /// The page of the fake program that is data, and its state page.
+    const STATE: u64 = PROGRAM + 0x2000;
+
+    fn bound() -> Partition {
+        let mut p = Partition::usual();
+        assert_eq!(p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]), Ok(0));
+        p
+    }
+
+    fn state(p: &mut Partition) -> &mut RestrictedState {
+        let page = p.kernel.state_page.unwrap().page;
+        p.hardware.restricted_state(page)
+    }
+
+    #[test]
+    fn registers_go_in_and_come_out() {
+        let mut p = bound();
+        let native = *p.kernel.threads.current_thread().frame();
+        let program = RestrictedState {
+            rax: 1,
+            rbx: 2,
+            rcx: 3,
+            rdx: 4,
+            rsi: 5,
+            rdi: 6,
+            rbp: 7,
+            rsp: 8,
+            r8: 9,
+            r9: 10,
+            r10: 11,
+            r11: 12,
+            r12: 13,
+            r13: 14,
+            r14: 15,
+            r15: 16,
+            rip: 0x40_0000,
+            rflags: 0x246,
+            ..RestrictedState::default()
+        };
+        *state(&mut p) = program;
+        let full = p.kernel.page_table_root();
+        assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
+        let restricted = p.kernel.space.unwrap().restricted_root();
+        assert_eq!(p.kernel.page_table_root(), Some(restricted));
+        let frame = p.kernel.threads.current_thread().frame();
+        assert_eq!((frame.rax, frame.r15, frame.rip), (1, 16, 0x40_0000));
+        assert_eq!((frame.cs, frame.ss), (USER_CODE, USER_DATA));
+        assert_eq!(p.trap(Trap::Syscall), Next::Run);
+        assert_eq!(
+            *state(&mut p),
+            RestrictedState {
+                reason: REASON_SYSCALL,
+                ..program
+            }
+        );
+        assert_eq!(p.kernel.page_table_root(), full);
+        let back = *p.kernel.threads.current_thread().frame();
+        let answered = Frame {
+            rax: 0,
+            rdx: 0,
+            rdi: 0,
+            rsi: 0,
+            r10: 0,
+            ..native
+        };
+        assert_eq!(back, answered, "the personality's registers are kept");
+    }
+
+    #[test]
+    fn exceptions_go_to_the_personality() {
+        let mut p = bound();
+        state(&mut p).rip = 0x40_0000;
+        assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
+        let frame = p.kernel.threads.current_thread().frame();
+        (frame.vector, frame.error_code) = (14, 6);
+        assert_eq!(p.trap(Trap::Exception { address: 0xdead }), Next::Run);
+        let seen = *state(&mut p);
+        let found = (
+            seen.reason,
+            seen.vector,
+            seen.error_code,
+            seen.fault_address,
+        );
+        assert_eq!(found, (REASON_EXCEPTION, 14, 6, 0xdead));
+        assert!(p.hardware.reports.is_empty());
+    }
+
+    #[test]
+    fn flags_and_addresses_cannot_hurt_the_kernel() {
+        let mut p = bound();
+        state(&mut p).rflags = u64::MAX;
+        assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
+        let flags = p.kernel.threads.current_thread().frame().rflags;
+        assert_eq!(flags, user_flags(u64::MAX));
+        let _ = p.trap(Trap::Syscall);
+        for rip in [USER_END, 1 << 63, u64::MAX] {
+            state(&mut p).rip = rip;
+            let answer = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
+            assert_eq!(answer, Err(Status::InvalidArgument), "{rip:#x}");
+        }
+    }
+
+    #[test]
+    fn the_state_page_is_bound_once_and_stays() {
+        let mut p = Partition::usual();
+        let enter = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
+        assert_eq!(enter, Err(Status::InvalidArgument));
+        for (address, status) in [
+            (STATE + 8, Status::InvalidArgument),
+            (PROGRAM, Status::InvalidAddress),
+            (0x4000_0000, Status::InvalidAddress),
+            (0, Status::InvalidAddress),
+            (!0xfff, Status::InvalidAddress),
+        ] {
+            assert_eq!(
+                p.call(syscall::RESTRICTED_BIND, [address, 0, 0, 0]),
+                Err(status)
+            );
+        }
+        assert_eq!(p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]), Ok(0));
+        let again = p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]);
+        assert_eq!(again, Err(Status::DeleteFirst));
+        let unmap = [slot::ADDRESS_SPACE, PROGRAM, 0x4000, 0];
+        assert_eq!(p.call(syscall::UNMAP, unmap), Err(Status::InvalidAddress));
+        // A second thread cannot enter with the first one's page.
+        assert_eq!(
+            p.call(syscall::THREAD_SPAWN, [PROGRAM, PROGRAM, 0, 0]),
+            Ok(1)
+        );
+        let _ = p.enter(syscall::YIELD, [0; 4]);
+        assert_eq!(p.kernel.threads.current(), 1);
+        let theirs = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
+        assert_eq!(theirs, Err(Status::InvalidArgument));
+    }
+
+    #[test]
+    fn preemption_in_restricted_mode_comes_back_to_it() {
+        let mut p = bound();
+        state(&mut p).rip = 0x40_0000;
+        assert_eq!(
+            p.call(syscall::THREAD_SPAWN, [PROGRAM, PROGRAM, 0, 0]),
+            Ok(1)
+        );
+        assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
+        let restricted = p.kernel.page_table_root();
+        p.hardware.now = u64::MAX / 2;
+        assert_eq!(p.trap(Trap::Timer), Next::Run);
+        assert_eq!(p.kernel.threads.current(), 1);
+        assert_ne!(p.kernel.page_table_root(), restricted);
+        let _ = p.enter(syscall::YIELD, [0; 4]);
+        assert_eq!(p.kernel.threads.current(), 0);
+        assert_eq!(p.kernel.page_table_root(), restricted);
+        assert_eq!(p.kernel.threads.current_thread().frame().rip, 0x40_0000);
+    }
+}

@@ -38,9 +38,27 @@ pub(super) fn wrong_slots() -> Result<(), String> {
     let (address, len) = (text.as_ptr() as u64, text.len() as u64);
     let page = address & !4095;
     let wanted = Err(Status::InvalidCapability);
-    for slot in [0, slot::UNTYPED, slot::THREAD, 5, slot::DEVICES, 63, 64, 1 << 20, u64::MAX] {
-        check_eq!(refused(CONSOLE_WRITE, [slot, address, len, 1]), wanted, "write");
-        check_eq!(refused(CONSOLE_READ, [slot, address, len, 0]), wanted, "read");
+    for slot in [
+        0,
+        slot::UNTYPED,
+        slot::THREAD,
+        5,
+        slot::DEVICES,
+        63,
+        64,
+        1 << 20,
+        u64::MAX,
+    ] {
+        check_eq!(
+            refused(CONSOLE_WRITE, [slot, address, len, 1]),
+            wanted,
+            "write"
+        );
+        check_eq!(
+            refused(CONSOLE_READ, [slot, address, len, 0]),
+            wanted,
+            "read"
+        );
     }
     for slot in [0, slot::CONSOLE, slot::ADDRESS_SPACE, u64::MAX] {
         check_eq!(refused(MAP, [slot, super::SCRATCH, 4096, 3]), wanted, "map");

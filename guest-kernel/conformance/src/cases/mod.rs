@@ -62,6 +62,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("restricted-exceptions", restricted::exceptions),
     ("restricted-walls", restricted::walls),
     ("restricted-flags", restricted::flags),
+    ("restricted-forged-syscalls", restricted::forged_syscalls),
     ("restricted-bad-entry", restricted::bad_entry),
     ("restricted-preemption", restricted::preemption),
     ("restricted-state-page-stays", restricted::state_page_stays),

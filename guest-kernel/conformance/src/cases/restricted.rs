@@ -6,7 +6,9 @@ use alloc::string::String;
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use bulkhead_runtime::abi::layout::{DIRECT_MAP, PROGRAM_BOOT_INFO, RESTRICTED_END};
+use bulkhead_runtime::abi::layout::{
+    DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, PROGRAM_BOOT_INFO, RESTRICTED_END,
+};
 use bulkhead_runtime::abi::restricted::{REASON_EXCEPTION, REASON_SYSCALL, RestrictedState};
 use bulkhead_runtime::abi::syscall::{CONSOLE_WRITE, EXIT, RESTRICTED_ENTER, Status, rights, slot};
 use bulkhead_runtime::syscall::{call, restricted_bind, restricted_enter};
@@ -304,6 +306,43 @@ pub(super) fn flags() -> Result<(), String> {
     state.rsp = DATA + 0x2000;
     let left = enter(state).map_err(named)?;
     check_eq!(left.rax & !0x24_0cd5, FLAGS, "flags in the program");
+    Ok(())
+}
+
+/// The program tries the target of `syscall` itself, by trying all addresses where it may be, with
+/// a return address that would break the kernel. Finding it must gain it nothing.
+pub(super) fn forged_syscalls() -> Result<(), String> {
+    prepare()?;
+    let mut found = 0;
+    for target in (KERNEL_BASE + KERNEL_LOAD..).step_by(16).take(4096) {
+        let state = RestrictedState {
+            rip: at(&restricted_jump),
+            rdi: target,
+            rcx: 1 << 47,
+            r11: u64::MAX,
+            rflags: FLAGS,
+            ..RestrictedState::default()
+        };
+        let left = enter(state).map_err(named)?;
+        let seen = (
+            left.reason,
+            left.vector,
+            left.fault_address,
+            left.error_code,
+        );
+        check_eq!(
+            seen,
+            (REASON_EXCEPTION, 14, target, 0x15),
+            "a return address of nobody"
+        );
+        let honest = RestrictedState { rcx: DATA, ..state };
+        let left = enter(honest).map_err(named)?;
+        if left.reason == REASON_SYSCALL {
+            found += 1;
+            check_eq!((left.rip, left.rflags), (DATA, 0x24_0fd7), "rip and flags");
+        }
+    }
+    check_eq!(found, 1, "targets found");
     Ok(())
 }
 

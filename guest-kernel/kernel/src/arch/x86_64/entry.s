@@ -26,7 +26,11 @@ interrupt_stubs:
     push 0
     .endif
     push vector
+    .if vector == 2 || vector == 8 || vector == 18
+    jmp emergency
+    .else
     jmp entry
+    .endif
     .set vector, vector + 1
     .endr
     .balign 16
@@ -34,7 +38,7 @@ interrupt_stubs:
 interrupt_stubs_end:
 
     .section .text.entry, "ax"
-entry:
+    .macro store_registers
     push rax
     push rbx
     push rcx
@@ -52,6 +56,16 @@ entry:
     push r15
     cld
     mov rdi, rsp
+    .endm
+
+# NMI, double fault and machine check come with a stack of their own (idt.rs): whatever they
+# interrupted, they end the kernel.
+emergency:
+    store_registers
+    jmp from_kernel
+
+entry:
+    store_registers
     test byte ptr [rsp + {frame_cs}], 3
     jz from_kernel
     lea rsp, [rip + kernel_stack_end]

@@ -2,6 +2,7 @@
 
 use core::ptr;
 
+use bulkhead_abi::layout::USER_END;
 use bulkhead_abi::machine::{CONSOLE_VECTOR, TIMER_VECTOR};
 use bulkhead_kernel_core::frame::Frame;
 use bulkhead_kernel_core::kernel::{Kernel, Next, Trap};
@@ -69,7 +70,10 @@ extern "C" fn trap() -> *mut Frame {
 }
 
 /// An entry from kernel mode: an interrupt of the idle loop, or a fault of the kernel.
-#[allow(clippy::panic, reason = "the kernel's own fault; no input can bring it about")]
+#[allow(
+    clippy::panic,
+    reason = "the kernel's own fault; no input can bring it about"
+)]
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
     if frame.vector < FIRST_INTERRUPT {
@@ -90,10 +94,15 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
 
 /// Whether a page fault is a `syscall` on a host whose CPU stays at CPL 3 when it jumps to LSTAR:
 /// the target is a supervisor page, so the fetch faults, with return address and flags in RCX and
-/// R11. A program that jumps there itself gets what it would get by `syscall`.
+/// R11. A program that jumps there itself gets what it would get by `syscall`, unless its RCX is
+/// no address that `syscall` could leave: `iretq` to one that is not canonical would fault in the
+/// kernel.
 fn is_syscall(frame: &Frame, address: u64) -> bool {
     let target = syscall_entry as *const () as u64;
-    frame.rip == target && address == target && frame.error_code == USER_FETCH_REFUSED
+    frame.rip == target
+        && address == target
+        && frame.error_code == USER_FETCH_REFUSED
+        && frame.rcx < USER_END
 }
 
 fn interrupt(vector: u64) -> Trap {
