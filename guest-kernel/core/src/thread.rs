@@ -12,7 +12,8 @@ pub const MAX_THREADS: usize = 32;
 /// How long a thread runs while others are ready, in milliseconds.
 pub const QUANTUM_MS: u64 = 10;
 
-/// A bit for each thread.
+/// A bit for each thread, number 0 at the top: so the first of a set is found by `bsr`. The other
+/// way round it would be `tzcnt`, which hosts that interpret guest kernel mode execute as `bsf`.
 type Set = u32;
 const _: () = assert!(Set::BITS as usize == MAX_THREADS);
 
@@ -125,7 +126,7 @@ impl Threads {
         if free == 0 {
             return None;
         }
-        let number = free.trailing_zeros() as usize;
+        let number = free.leading_zeros() as usize;
         *self.thread(number) = Thread {
             native: frame,
             ..Thread::UNUSED
@@ -165,8 +166,8 @@ impl Threads {
     pub(crate) fn wake_sleepers(&mut self, now: u64) {
         let mut rest = self.sleeping;
         while rest != 0 {
-            let number = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
+            let number = rest.leading_zeros() as usize;
+            rest &= !bit(number);
             if self.thread(number).wakes_at <= now {
                 self.sleeping &= !bit(number);
                 self.ready |= bit(number);
@@ -185,7 +186,7 @@ impl Threads {
             return false;
         }
         let after = (self.current as u32 + 1) % Set::BITS;
-        let distance = self.ready.rotate_right(after).trailing_zeros();
+        let distance = self.ready.rotate_left(after).leading_zeros();
         self.current = ((after + distance) % Set::BITS) as usize;
         self.quantum_ends = now.saturating_add(self.quantum);
         true
@@ -202,9 +203,10 @@ impl Threads {
         let mut deadline = shared.then_some(self.quantum_ends);
         let mut rest = self.sleeping;
         while rest != 0 {
-            let wakes_at = self.thread(rest.trailing_zeros() as usize).wakes_at;
+            let number = rest.leading_zeros() as usize;
+            rest &= !bit(number);
+            let wakes_at = self.thread(number).wakes_at;
             deadline = Some(deadline.map_or(wakes_at, |d| d.min(wakes_at)));
-            rest &= rest - 1;
         }
         deadline
     }
@@ -217,7 +219,7 @@ impl Default for Threads {
 }
 
 const fn bit(number: usize) -> Set {
-    1 << (number % MAX_THREADS)
+    (1 << (Set::BITS - 1)) >> (number % MAX_THREADS)
 }
 
 #[cfg(test)]
