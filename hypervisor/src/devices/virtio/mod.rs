@@ -73,8 +73,8 @@ pub struct Interest {
     pub events: EventSet,
 }
 
-/// Why a device cannot go on: all are the driver's fault, or the loss of the interrupt's eventfd.
-/// The transport answers with `DEVICE_NEEDS_RESET` (virtio 1.2, section 2.1.2).
+/// Why a device cannot go on; always the driver's fault. The transport answers with
+/// `DEVICE_NEEDS_RESET` (virtio 1.2, section 2.1.2).
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The queue or a chain on it breaks the format.
