@@ -41,9 +41,12 @@ pub struct MailboxPort {
 /// The event loop's part: waits for input when it is asked to.
 pub struct InputWatch {
     input: Arc<Input>,
-    interrupt: EventFd,
+    interrupt: Raise,
     watching: bool,
 }
+
+/// Raises the console's interrupt in the guest.
+pub type Raise = Box<dyn Fn() + Send>;
 
 /// Builds the port over the mailbox at `page`; with input, also the watch that raises `interrupt`.
 ///
@@ -54,7 +57,7 @@ pub fn build(
     page: u64,
     output: Output,
     error: Output,
-    input: Option<(File, EventFd)>,
+    input: Option<(File, Raise)>,
 ) -> Result<(MailboxPort, Option<InputWatch>), Error> {
     let mut port = MailboxPort {
         memory,
@@ -151,7 +154,7 @@ impl MutEventSubscriber for InputWatch {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         use std::os::fd::AsRawFd;
         if events.fd() != self.input.arm.as_raw_fd() {
-            let _ = self.interrupt.write(1);
+            (self.interrupt)();
             return;
         }
         let _ = self.input.arm.read();
@@ -163,7 +166,7 @@ impl MutEventSubscriber for InputWatch {
         self.watching |= armed.is_ok();
         if armed.is_err() {
             // What cannot be waited for is always readable.
-            let _ = self.interrupt.write(1);
+            (self.interrupt)();
         }
     }
 }
@@ -183,6 +186,7 @@ mod tests {
         output: std::io::PipeReader,
         input: Option<std::io::PipeWriter>,
         watch: Option<InputWatch>,
+        interrupt: EventFd,
     }
 
     fn file(fd: impl Into<std::os::fd::OwnedFd>) -> File {
@@ -195,7 +199,9 @@ mod tests {
         let output_stream = Output::new(file(theirs), Ending::new().unwrap(), Trace::default());
         let (input_theirs, input) = std::io::pipe().unwrap();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
-        let input_pair = with_input.then(|| (file(input_theirs), interrupt));
+        let raised = interrupt.try_clone().unwrap();
+        let raise: Raise = Box::new(move || raised.write(1).unwrap());
+        let input_pair = with_input.then(|| (file(input_theirs), raise));
         let (port, watch) = build(
             memory.clone(),
             PAGE,
@@ -210,6 +216,7 @@ mod tests {
             output,
             input: with_input.then_some(input),
             watch,
+            interrupt,
         }
     }
 
@@ -309,7 +316,7 @@ mod tests {
         use event_manager::{EventManager, SubscriberOps};
         let mut rig = rig(true);
         let watch = rig.watch.take().unwrap();
-        let interrupt = watch.interrupt.try_clone().unwrap();
+        let interrupt = rig.interrupt.try_clone().unwrap();
         let mut manager = EventManager::<InputWatch>::new().unwrap();
         manager.add_subscriber(watch);
         for round in 0..3 {

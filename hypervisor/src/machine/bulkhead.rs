@@ -1,6 +1,6 @@
 //! The machine of native and Linux-ABI partitions: LAPICs, the paravirtual ports, granted devices.
 //!
-//! Interrupts are messages. GSI 0 is the console's, GSI 1 + n is that of device n.
+//! Interrupts are messages. GSI n is that of device n; the console's is raised without a route.
 
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,10 +21,6 @@ use crate::devices::mailbox;
 use crate::devices::streams::Output;
 use crate::error::Error;
 
-/// GSI of the console's vector.
-const CONSOLE_GSI: u32 = 0;
-/// GSI of the first device.
-const FIRST_DEVICE_GSI: u32 = 1;
 /// The time stamp counter as an MSR (Intel SDM volume 4).
 const MSR_TSC: u32 = 0x10;
 
@@ -60,13 +56,14 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
     let loaded = load(&parts.memory, &kernel, &modules)?;
     parts.trace.mark(phase::LOAD);
 
-    let vectors: Vec<u8> = (0..MAX_DEVICES as u8)
-        .map(|n| DEVICE_VECTOR_BASE + n)
-        .collect();
-    interrupts::route_messages(&parts.vm, &[&[CONSOLE_VECTOR], vectors.as_slice()].concat())?;
     add_console(parts)?;
-    let gsis: Vec<u32> = (FIRST_DEVICE_GSI..).take(MAX_DEVICES).collect();
+    let gsis: Vec<u32> = (0..).take(MAX_DEVICES).collect();
     let placed = virtio::add(parts, false, &gsis)?;
+    if !placed.is_empty() {
+        let vectors = placed.iter().zip(DEVICE_VECTOR_BASE..);
+        let vectors: Vec<u8> = vectors.map(|(_, vector)| vector).collect();
+        interrupts::route_messages(&parts.vm, &vectors)?;
+    }
     let devices: Vec<_> = placed.iter().map(virtio::Placed::boot_info).collect();
     let exit = ExitPort::new(parts.ending.clone());
     parts
@@ -98,7 +95,12 @@ fn add_console(parts: &mut Parts<'_>) -> Result<(), Error> {
     let input = match console.input {
         Some(fd) => {
             let file = parts.descriptors.take("console input", fd)?;
-            Some((file, interrupts::line(&parts.vm, CONSOLE_GSI)?))
+            let vm = parts.vm.clone();
+            let raise: mailbox::Raise = Box::new(move || {
+                // A console that stays silent is all the harm a refusal can do.
+                let _ = interrupts::raise_message(&vm, CONSOLE_VECTOR);
+            });
+            Some((file, raise))
         }
         None => None,
     };

@@ -13,6 +13,8 @@ const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 ECX: XSAVE.
 const XSAVE: u32 = 1 << 26;
+/// Leaf 1 ECX: there is a hypervisor, which leaf 0x4000_0000 names.
+const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: a LAPIC.
 const APIC: u32 = 1 << 9;
 /// Leaf 1 EDX: more than one logical processor in the package.
@@ -51,6 +53,7 @@ pub fn for_vcpu(supported: &CpuId, id: u32, shape: Shape) -> Result<CpuId, Error
         match e.function {
             1 => {
                 e.ecx &= !(X2APIC | TSC_DEADLINE);
+                e.ecx |= HYPERVISOR;
                 e.edx &= !(APIC | HTT);
                 if shape.apic {
                     e.ecx |= X2APIC | TSC_DEADLINE;
@@ -170,7 +173,7 @@ mod tests {
         let cpuid = for_vcpu(&supported(), 2, shape).unwrap();
         let one = leaf(&cpuid, 1, 0);
         assert_eq!(one.ebx, 0x0203_1234);
-        assert_eq!(one.ecx, XSAVE | X2APIC | TSC_DEADLINE);
+        assert_eq!(one.ecx, HYPERVISOR | XSAVE | X2APIC | TSC_DEADLINE);
         assert_eq!(one.edx, APIC | HTT);
         let cores = leaf(&cpuid, 0xb, 1);
         assert_eq!(
@@ -193,7 +196,10 @@ mod tests {
         };
         let cpuid = for_vcpu(&supported(), 0, shape).unwrap();
         let one = leaf(&cpuid, 1, 0);
-        assert_eq!((one.ecx, one.edx, one.ebx), (XSAVE, 0, 0x0001_1234));
+        assert_eq!(
+            (one.ecx, one.edx, one.ebx),
+            (HYPERVISOR | XSAVE, 0, 0x0001_1234)
+        );
         assert_eq!(leaf(&cpuid, 0x4000_0001, 0).eax, 0x20);
     }
 

@@ -53,7 +53,7 @@ struct Parts<'a> {
     descriptors: &'a mut Descriptors,
     trace: &'a Trace,
     kvm: Kvm,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     memory: GuestMemory,
     ports: PortBus,
     mmio: Bus,
@@ -68,7 +68,7 @@ pub struct Machine {
     tasks: Vec<Task>,
     jail: Jail,
     /// Open as long as the machine: closing it would take nothing away, but says when it ends.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
 }
 
 impl Machine {
@@ -94,7 +94,7 @@ impl Machine {
             descriptors,
             trace,
             kvm,
-            vm,
+            vm: Arc::new(vm),
             memory,
             ports: PortBus::default(),
             mmio: Bus::default(),

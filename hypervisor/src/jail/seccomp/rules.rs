@@ -51,10 +51,16 @@ const VCPU: &[Thread] = &[Thread::Vcpu];
 const KVM_RUN: (&str, u64) = ("KVM_RUN", 0xae80);
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`: `KVM_GET_REGS`.
 const KVM_GET_REGS: (&str, u64) = ("KVM_GET_REGS", 0x8090_ae81);
+/// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: `KVM_SIGNAL_MSI`.
+const KVM_SIGNAL_MSI: (&str, u64) = ("KVM_SIGNAL_MSI", 0x4020_aea5);
 
 const VCPU_CALLS: Argument = Argument::OneOf {
     index: 1,
     values: &[KVM_RUN, KVM_GET_REGS],
+};
+const LOOP_CALLS: Argument = Argument::OneOf {
+    index: 1,
+    values: &[KVM_SIGNAL_MSI],
 };
 const GETFD: Argument = Argument::OneOf {
     index: 1,
@@ -124,6 +130,7 @@ rules! {
     SYS_exit_group      BOTH ANY        "the end of the process"
 
     SYS_ioctl           VCPU VCPU_CALLS "the guest, and where it failed"
+    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console"
 
     SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
@@ -221,8 +228,9 @@ mod tests {
         let code = |direction: u64, nr: u64, size: usize| {
             direction << 30 | (size as u64) << 16 | 0xae << 8 | nr
         };
-        use kvm_bindings::kvm_regs;
+        use kvm_bindings::{kvm_msi, kvm_regs};
         assert_eq!(KVM_RUN.1, code(0, 0x80, 0));
         assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
+        assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
     }
 }
