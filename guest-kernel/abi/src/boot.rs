@@ -268,3 +268,128 @@ fn strings(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         .split_inclusive(|b| *b == 0)
         .map(|s| s.strip_suffix(&[0]).unwrap_or(s))
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// A blob with one entry in each table, on 8 bytes.
+    fn blob(spoil: impl FnOnce(&mut BootInfo)) -> Vec<u64> {
+        let head_len = size_of::<BootInfo>() as u32;
+        let range = PhysRange {
+            start: 0x10_0000,
+            len: 0x1000,
+        };
+        let mut tail = Vec::new();
+        let mut table = |bytes: &[u8], count: u32| {
+            let offset = head_len + tail.len() as u32;
+            tail.extend_from_slice(bytes);
+            tail.resize(tail.len().next_multiple_of(8), 0);
+            Table { offset, count }
+        };
+        let region = MemoryRegion {
+            range,
+            kind: REGION_UNTYPED,
+            reserved: 0,
+        };
+        let module = Module {
+            range,
+            kind: MODULE_PROGRAM,
+            reserved: 0,
+        };
+        let device = Device {
+            registers: range,
+            kind: DEVICE_VIRTIO_MMIO,
+            virtio_id: 4,
+            vector: 0x40,
+            reserved: 0,
+            name: [0; 32],
+        };
+        let mut head = BootInfo {
+            magic: MAGIC,
+            version: VERSION,
+            size: 0,
+            flags: FLAG_CONSOLE | FLAG_TIME,
+            tsc_khz: 1,
+            wall_clock_ns: 0,
+            wall_clock_tsc: 0,
+            entropy_seed: [0; 32],
+            boot_info: range,
+            kernel: range,
+            page_tables: range,
+            boot_stack: range,
+            console_mailbox: 0x1000,
+            regions: table(region.as_bytes(), 1),
+            modules: table(module.as_bytes(), 1),
+            devices: table(device.as_bytes(), 1),
+            args: table(b"one\0two\0", 8),
+            env: table(b"A=1\0", 4),
+        };
+        head.size = head_len + tail.len() as u32;
+        spoil(&mut head);
+        let mut words = vec![0; (head_len as usize + tail.len()) / 8];
+        let bytes = words.as_mut_slice().as_mut_bytes();
+        bytes[..head_len as usize].copy_from_slice(head.as_bytes());
+        bytes[head_len as usize..].copy_from_slice(&tail);
+        words
+    }
+
+    fn parse(spoil: impl FnOnce(&mut BootInfo)) -> Result<(), BootInfoError> {
+        BootInfoView::parse(blob(spoil).as_bytes()).map(|_| ())
+    }
+
+    #[test]
+    fn a_good_blob_shows_its_tables() {
+        let blob = blob(|_| {});
+        let view = BootInfoView::parse(blob.as_bytes()).unwrap();
+        let counts = (
+            view.regions().len(),
+            view.modules().len(),
+            view.devices().len(),
+        );
+        assert_eq!(counts, (1, 1, 1));
+        assert!(view.args().eq([b"one".as_slice(), b"two"]));
+        assert!(view.env().eq([b"A=1".as_slice()]));
+        assert!(view.has(FLAG_CONSOLE | FLAG_TIME) && !view.has(FLAG_ENTROPY | FLAG_TIME));
+    }
+
+    #[test]
+    fn broken_rules_are_named() {
+        let far = PhysRange {
+            start: u64::MAX,
+            len: 2,
+        };
+        assert_eq!(parse(|_| {}), Ok(()));
+        assert_eq!(parse(|h| h.magic += 1), Err(BootInfoError::Magic));
+        assert_eq!(parse(|h| h.version = 2), Err(BootInfoError::Version));
+        assert_eq!(parse(|h| h.size = 8), Err(BootInfoError::Size));
+        assert_eq!(parse(|h| h.size += 8), Err(BootInfoError::Size));
+        assert_eq!(parse(|h| h.size = MAX_SIZE + 1), Err(BootInfoError::Size));
+        assert_eq!(parse(|h| h.tsc_khz = 0), Err(BootInfoError::Range));
+        assert_eq!(parse(|h| h.kernel = far), Err(BootInfoError::Range));
+        assert_eq!(parse(|h| h.regions.count = 99), Err(BootInfoError::Table));
+        assert_eq!(
+            parse(|h| h.regions.count = u32::MAX),
+            Err(BootInfoError::Table)
+        );
+        assert_eq!(parse(|h| h.modules.offset += 1), Err(BootInfoError::Table));
+        assert_eq!(
+            parse(|h| h.devices.offset = u32::MAX),
+            Err(BootInfoError::Table)
+        );
+        assert_eq!(parse(|h| h.args.count = 4096), Err(BootInfoError::Table));
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let blob = blob(|_| {});
+        let bytes = blob.as_bytes();
+        for len in 0..bytes.len() {
+            assert!(BootInfoView::parse(&bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+}

@@ -455,6 +455,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 256 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
         /// Any calls with any arguments: the kernel does not panic, answers with a known status,
         /// and never maps anything above user space or changes the kernel's half.
         #[test]

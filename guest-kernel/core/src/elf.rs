@@ -323,7 +323,8 @@ pub(crate) mod tests {
     #[test]
     fn no_byte_of_the_headers_can_make_it_panic() {
         let file = usual();
-        for at in 0..64 + 2 * PHDR_LEN {
+        let step = if cfg!(miri) { 7 } else { 1 };
+        for at in (0..64 + 2 * PHDR_LEN).step_by(step) {
             for byte in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut file = file.clone();
                 file[at] = byte;

@@ -669,7 +669,8 @@ mod tests {
         b.untyped.clean(&mut b.hardware, u64::MAX >> 40);
         let all = b.untyped.ready_pages() - 8;
         b.map(0x8000_0000, all * PAGE_SIZE, RW).unwrap();
-        for page in 0..all {
+        let step = if cfg!(miri) { 101 } else { 1 };
+        for page in (0..all).step_by(step) {
             let at = b.at(0x8000_0000 + page * PAGE_SIZE, true).unwrap();
             let words = b.hardware.words(PhysPage::new(at));
             assert!(words.iter().all(|w| *w == 0));

@@ -2,7 +2,7 @@
 //! that a program unmapped are zeroed again before they are handed out a second time.
 //!
 //! On hosts that interpret guest kernel mode zeroing a page costs 0.3 ms. So fresh memory goes
-//! first, and zeroing happens a few pages at a time ([`Untyped::clean`]): a call that needs more
+//! first, and zeroing happens a few pages at a time (`Untyped::clean`): a call that needs more
 //! restarts, and interrupts are served in between.
 
 use bulkhead_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
@@ -92,7 +92,7 @@ impl Untyped {
         self.fresh_pages + self.clean_pages
     }
 
-    /// Pages that have to go through [`Untyped::clean`] first.
+    /// Pages that have to go through `Untyped::clean` first.
     #[must_use]
     pub const fn dirty_pages(&self) -> u64 {
         self.dirty_pages

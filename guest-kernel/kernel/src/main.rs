@@ -1,7 +1,7 @@
 //! The capability microkernel.
 //!
 //! This crate is the part that needs the machine: entry, exit, context switch and privileged
-//! instructions ([`arch`]), and what the VMM's devices look like ([`console`]). All decisions are
+//! instructions (`arch`), and what the VMM's devices look like (`console`). All decisions are
 //! made in `bulkhead-kernel-core`. On the host it builds to nothing that runs: the kernel exists
 //! for the target `x86_64-unknown-none` only.
 #![cfg_attr(target_os = "none", no_std, no_main)]

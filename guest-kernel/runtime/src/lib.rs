@@ -15,8 +15,11 @@
 //!
 //! A program's build script passes the linker script on:
 //!
-//! ```ignore
-//! bulkhead_runtime_build: println!("cargo::rustc-link-arg-bins=-T{}", env!("DEP_BULKHEAD_RUNTIME_LINKER_SCRIPT"));
+//! ```
+//! let script = std::env::var("DEP_BULKHEAD_RUNTIME_LINKER_SCRIPT").unwrap_or_default();
+//! for argument in [&format!("-T{script}"), "--no-pie", "-zmax-page-size=4096"] {
+//!     println!("cargo::rustc-link-arg-bins={argument}");
+//! }
 //! ```
 //!
 //! Programs are built for `x86_64-unknown-none`: soft float, no FPU, no SSE. The kernel relies on
