@@ -49,6 +49,17 @@ enum Chore {
         )]
         arguments: Vec<String>,
     },
+    /// Build, then run `bulkhead-bench` with these arguments, such as `boot --runs 200`
+    Bench {
+        /// What `bulkhead-bench` gets
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENT"
+        )]
+        arguments: Vec<String>,
+    },
     /// Build, then boot a system; partitions that this host's KVM cannot run go through the lab
     Up {
         /// The system
@@ -91,7 +102,11 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
         }
         Chore::Run { arguments } => {
             build::run_all(repo)?;
-            bulkhead(repo, &arguments)
+            become_built(repo, "bulkhead", &arguments)
+        }
+        Chore::Bench { arguments } => {
+            build::run_all(repo)?;
+            become_built(repo, "bulkhead-bench", &arguments)
         }
         Chore::Up { file } => {
             setup::try_all(repo);
@@ -106,10 +121,10 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
     }
 }
 
-/// Becomes the built command: its streams, its signals and its status are ours.
-fn bulkhead(repo: &Repo, arguments: &[String]) -> Result<i32> {
+/// Becomes a built command: its streams, its signals and its status are ours.
+fn become_built(repo: &Repo, name: &str, arguments: &[String]) -> Result<i32> {
     use std::os::unix::process::CommandExt;
-    let program = repo.dist().join("bin/bulkhead");
+    let program = repo.dist().join("bin").join(name);
     let error = std::process::Command::new(&program).args(arguments).exec();
     Err(failure::Failure::new(format!(
         "cannot start {}: {error}",

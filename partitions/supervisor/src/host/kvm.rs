@@ -94,7 +94,7 @@ fn judge(device: &Device, cpuinfo: &str) -> Finding {
             } else if words().any(|word| word == "vmx") {
                 "`sudo modprobe kvm-intel`"
             } else {
-                "switch on (nested) virtualization, or use the lab: `cargo xtask lab -- CMD...`"
+                "switch on (nested) virtualization"
             };
             Finding::fail(ID, format!("no {DEVICE}"), remedy)
         }
@@ -140,7 +140,7 @@ mod tests {
             (
                 closed(io::ErrorKind::NotFound),
                 "flags: fpu",
-                Some("cargo xtask lab"),
+                Some("nested"),
             ),
             (
                 closed(io::ErrorKind::ResourceBusy),

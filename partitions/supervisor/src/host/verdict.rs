@@ -60,20 +60,17 @@ pub(super) fn verdicts(
     let verdict = |partition: PartitionKind| {
         let lab = || {
             let name = partition.name();
-            Some(format!(
-                "cargo xtask lab -- bulkhead run --kernel {name} ..."
-            ))
+            format!("`cargo xtask lab -- bulkhead run --kernel {name} ...`")
         };
         let (because, remedy) = match (obstacle, partition, linux_refusal(kvm)) {
             (Some(obstacle), ..) => {
-                let remedy = if obstacle.id == "kvm-device" {
-                    lab()
-                } else {
-                    obstacle.remedy.clone()
+                let remedy = match (obstacle.id, &obstacle.remedy) {
+                    ("kvm-device", Some(remedy)) => Some(format!("{remedy}; or {}", lab())),
+                    (_, remedy) => remedy.clone(),
                 };
                 (Some(obstacle.what.clone()), remedy)
             }
-            (None, PartitionKind::Linux, Some(refusal)) => (Some(refusal.to_owned()), lab()),
+            (None, PartitionKind::Linux, Some(refusal)) => (Some(refusal.to_owned()), Some(lab())),
             _ => (None, None),
         };
         Verdict {
@@ -121,14 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn without_kvm_the_lab_is_the_remedy() {
+    fn without_kvm_the_lab_is_a_remedy() {
         let gone = Finding::fail("kvm-device", "no /dev/kvm", "modprobe");
         for verdict in verdicts(KvmKind::Absent, None, &[gone]) {
             let name = verdict.partition.name();
-            let remedy = verdict.remedy.unwrap();
             assert_eq!(
-                remedy,
-                format!("cargo xtask lab -- bulkhead run --kernel {name} ...")
+                verdict.remedy.unwrap(),
+                format!("modprobe; or `cargo xtask lab -- bulkhead run --kernel {name} ...`")
             );
         }
     }
