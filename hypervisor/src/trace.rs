@@ -11,10 +11,13 @@ use rustix::time::{ClockId, clock_gettime};
 /// Most marks that are kept; a phase happens once, so this is never reached.
 const MAX_MARKS: usize = 32;
 
+/// A phase, and when it was over in nanoseconds.
+type Mark = (&'static str, u64);
+
 /// A handle to the marks; clones share them. Costs nothing when tracing is off.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    marks: Option<Arc<Mutex<Vec<(&'static str, u64)>>>>,
+    marks: Option<Arc<Mutex<Vec<Mark>>>>,
 }
 
 impl Trace {

@@ -111,7 +111,7 @@ pub fn load(
     map_kernel(&mut tables, &image)?;
     let page_tables = PhysRange {
         start: tables.root(),
-        len: tables.len(),
+        len: tables.bytes(),
     };
     tables
         .write_to(memory)

@@ -357,7 +357,7 @@ mod tests {
             (cut[..cut.len() - 1].to_vec(), "kernel-truncated"),
             (bzimage(|h| h.xloadflags = 0), "kernel-architecture"),
             (bzimage(|h| h.version = 0x0200), "kernel-architecture"),
-            (bzimage(|h| h.init_size = 0x10_0000_00), "memory-too-small"),
+            (bzimage(|h| h.init_size = 0x1000_0000), "memory-too-small"),
             (bzimage(|h| h.pref_address = u64::MAX), "memory-too-small"),
             (bzimage(|h| h.loadflags = 0), "kernel-invalid"),
             (bzimage(|h| h.syssize = u32::MAX), "kernel-truncated"),

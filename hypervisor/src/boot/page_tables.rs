@@ -70,7 +70,7 @@ impl PageTables {
     }
 
     /// Bytes that the tables take.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.tables.len() as u64 * TABLE_BYTES
     }
 
@@ -176,7 +176,7 @@ pub(crate) mod tests {
         tables.map_page(0xffff_ffff_8020_0000, 0x20_0000, code);
         tables.map_page(0xffff_ffff_8020_1000, 0x20_1000, Rights::default());
         tables.map_page(0xffff_ffff_8020_1000, 0x20_3000, data);
-        assert_eq!(tables.len(), 6 * TABLE_BYTES);
+        assert_eq!(tables.bytes(), 6 * TABLE_BYTES);
         tables.write_to(&memory).unwrap();
         let root = tables.root();
         for (va, want) in [
