@@ -12,7 +12,7 @@ use linux_raw_sys::general as raw;
 use crate::calls::{self, Args};
 use crate::cpio::CpioError;
 use crate::errno::Errno;
-use crate::fs::tree::{Device, Kind, Node, NodeId, ROOT};
+use crate::fs::node::{Device, Kind, Node, NodeId, ROOT};
 use crate::fs::{FileTable, Tree};
 use crate::memory::{AddressSpace, Fault, Memory};
 use crate::platform::{Platform, Settings, Stream};

@@ -9,8 +9,8 @@ use linux_raw_sys::auxvec as raw;
 
 use crate::elf::{self, ElfError, Image};
 use crate::errno::Errno;
+use crate::fs::node::{Kind, NodeId};
 use crate::fs::path::find;
-use crate::fs::tree::{Kind, NodeId};
 use crate::memory::{AddressSpace, IntervalMap, Placement, Protection, STACK_BYTES, STACK_TOP};
 use crate::platform::Platform;
 use crate::process::Process;
@@ -112,7 +112,7 @@ fn executable(process: &Process<'_>, path: &[u8]) -> Result<NodeId, StartError> 
 }
 
 /// Replaces the program. Until the new one is known to be good, the old one is untouched; an error
-/// after that (`Memory`) leaves no program to return to, and [`Process::has_program`] false.
+/// after that ([`StartError::Memory`]) leaves no program to return to.
 ///
 /// # Errors
 /// Why not.

@@ -8,7 +8,7 @@ use zerocopy::FromZeros;
 use super::path::node_at;
 use super::{Args, Outcome};
 use crate::errno::Errno;
-use crate::fs::tree::{Kind, Node, NodeId};
+use crate::fs::node::{Kind, Node, NodeId};
 use crate::memory::UserPtr;
 use crate::process::Process;
 use crate::uapi::{Stat, Statfs, Statx, StatxTimestamp, Timespec};

@@ -5,7 +5,7 @@ use linux_raw_sys::general as raw;
 
 use super::{Args, Outcome};
 use crate::errno::Errno;
-use crate::fs::tree::{Device, Kind};
+use crate::fs::node::{Device, Kind};
 use crate::memory::{MMAP_TOP, Placement, Protection, STACK_TOP};
 use crate::process::Process;
 

@@ -7,8 +7,8 @@ use linux_raw_sys::general as raw;
 
 use super::{Args, Outcome};
 use crate::errno::Errno;
+use crate::fs::node::{Contents, Kind, Node, NodeId};
 use crate::fs::path::{Found, PATH_MAX, find};
-use crate::fs::tree::{Contents, Kind, Node, NodeId};
 use crate::memory::UserPtr;
 use crate::process::Process;
 

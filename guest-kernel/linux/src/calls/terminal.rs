@@ -4,7 +4,7 @@ use linux_raw_sys::{general as raw, ioctl as request};
 
 use super::{Args, Outcome};
 use crate::errno::Errno;
-use crate::fs::tree::{Device, Kind};
+use crate::fs::node::{Device, Kind};
 use crate::process::Process;
 use crate::uapi::{Termios, Winsize};
 

@@ -4,7 +4,8 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
-use super::tree::{NodeId, Tree};
+use super::node::NodeId;
+use super::tree::Tree;
 use crate::errno::Errno;
 
 /// Most descriptors (`RLIMIT_NOFILE`).

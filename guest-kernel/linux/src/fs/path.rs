@@ -3,7 +3,8 @@
 
 use alloc::vec::Vec;
 
-use super::tree::{Kind, NodeId, ROOT, Tree};
+use super::node::{Kind, NodeId, ROOT};
+use super::tree::Tree;
 use crate::errno::Errno;
 
 /// Longest path in bytes, its NUL included.

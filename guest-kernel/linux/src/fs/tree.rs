@@ -7,143 +7,14 @@ use alloc::vec::Vec;
 
 use linux_raw_sys::general as raw;
 
-use crate::cpio::{self, CpioError};
+use super::node::{Contents, Directory, Kind, Node, NodeId, ROOT};
+use crate::cpio;
 use crate::errno::Errno;
-use crate::platform::{Settings, Stream};
 
 /// Most bytes that all written files may hold together.
 pub const OVERLAY_BYTES: usize = 64 * 1024 * 1024;
 /// Most nodes, those of the archive included.
 pub const MAX_NODES: usize = 2 * cpio::MAX_ENTRIES;
-
-/// Index of a node; its inode number is one more.
-pub type NodeId = usize;
-/// The root directory.
-pub const ROOT: NodeId = 0;
-
-/// Devices that are always there, or come with a grant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// `/dev/null`.
-    Null,
-    /// `/dev/zero`.
-    Zero,
-    /// `/dev/full`.
-    Full,
-    /// `/dev/random`, `/dev/urandom`, with the `entropy` grant.
-    Random,
-    /// The console, with the `console` grant; written to on this stream.
-    Console(Stream),
-}
-
-impl Device {
-    /// Linux's number for it (`Documentation/admin-guide/devices.txt`), as `st_rdev` has it.
-    pub fn number(self) -> (u32, u32) {
-        match self {
-            Self::Null => (1, 3),
-            Self::Zero => (1, 5),
-            Self::Full => (1, 7),
-            Self::Random => (1, 9),
-            Self::Console(_) => (5, 1),
-        }
-    }
-}
-
-/// Bytes of a regular file.
-#[derive(Debug)]
-pub enum Contents<'a> {
-    /// In the archive.
-    Archive(&'a [u8]),
-    /// Written.
-    Overlay(Vec<u8>),
-}
-
-impl Contents<'_> {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Archive(bytes) => bytes,
-            Self::Overlay(bytes) => bytes,
-        }
-    }
-}
-
-/// A directory.
-#[derive(Debug)]
-pub struct Directory<'a> {
-    /// Name to node, without `.` and `..`.
-    pub entries: BTreeMap<Cow<'a, [u8]>, NodeId>,
-    /// `..`; the root is its own.
-    pub parent: NodeId,
-}
-
-/// What a node is.
-#[derive(Debug)]
-pub enum Kind<'a> {
-    /// A directory.
-    Directory(Directory<'a>),
-    /// A regular file.
-    File(Contents<'a>),
-    /// A symbolic link.
-    Symlink(Cow<'a, [u8]>),
-    /// A character device.
-    Device(Device),
-}
-
-/// A file of any kind.
-#[derive(Debug)]
-pub struct Node<'a> {
-    /// What it is.
-    pub kind: Kind<'a>,
-    /// Permissions, the lower 12 bits of `st_mode`.
-    pub permissions: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Time of the last change, in nanoseconds since 1970; 0 without the `time` grant.
-    pub modified_ns: u64,
-    /// Names it has.
-    pub links: u32,
-    /// Open descriptions that refer to it.
-    pub opened: u32,
-}
-
-impl<'a> Node<'a> {
-    /// A node with one name.
-    pub fn new(kind: Kind<'a>, permissions: u32) -> Self {
-        Self {
-            kind,
-            permissions,
-            uid: 0,
-            gid: 0,
-            modified_ns: 0,
-            links: 1,
-            opened: 0,
-        }
-    }
-
-    /// `st_mode`.
-    pub fn mode(&self) -> u32 {
-        self.permissions
-            | match self.kind {
-                Kind::Directory(_) => raw::S_IFDIR,
-                Kind::File(_) => raw::S_IFREG,
-                Kind::Symlink(_) => raw::S_IFLNK,
-                Kind::Device(_) => raw::S_IFCHR,
-            }
-    }
-
-    /// `st_size`.
-    pub fn size(&self) -> u64 {
-        match &self.kind {
-            Kind::Directory(directory) => 64 + 32 * directory.entries.len() as u64,
-            Kind::File(contents) => contents.bytes().len() as u64,
-            Kind::Symlink(target) => target.len() as u64,
-            Kind::Device(_) => 0,
-        }
-    }
-}
 
 /// All nodes.
 #[derive(Debug)]
@@ -155,136 +26,16 @@ pub struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// The tree of an initramfs, with `/dev`, `/proc/self`, `/tmp` added where it has none.
-    ///
-    /// # Errors
-    /// The archive is damaged.
-    pub fn new(archive: Option<&'a [u8]>, settings: &Settings) -> Result<Self, CpioError> {
+    /// A root directory alone.
+    pub fn empty() -> Self {
         let root = Directory {
             entries: BTreeMap::new(),
             parent: ROOT,
         };
-        let mut tree = Self {
+        Self {
             nodes: alloc::vec![Some(Node::new(Kind::Directory(root), 0o755))],
             free: Vec::new(),
             overlay_bytes: 0,
-        };
-        let mut hard_links = BTreeMap::new();
-        for entry in archive.map(cpio::entries).into_iter().flatten() {
-            tree.add_entry(&entry?, &mut hard_links);
-        }
-        tree.add_devices(settings);
-        Ok(tree)
-    }
-
-    /// Adds one entry of the archive. Kinds that do not exist here (devices, sockets, FIFOs)
-    /// and entries whose parent is no directory are passed over, as Linux does.
-    fn add_entry(
-        &mut self,
-        entry: &cpio::Entry<'a>,
-        hard_links: &mut BTreeMap<(u32, u32, u32), NodeId>,
-    ) {
-        let mut parts = entry
-            .name
-            .split(|b| *b == b'/')
-            .filter(|p| !p.is_empty() && *p != b".");
-        let mut last = parts.next_back();
-        let parent = parts.try_fold(ROOT, |at, part| self.make_directory(at, part));
-        let Some(parent) = parent else { return };
-        let kind = match entry.mode & raw::S_IFMT {
-            raw::S_IFDIR => {
-                let made = match last.take() {
-                    None => Some(ROOT),
-                    Some(name) => self.make_directory(parent, name),
-                };
-                if let Some(node) = made.and_then(|id| self.get_mut(id)) {
-                    set_attributes(node, entry);
-                }
-                return;
-            }
-            raw::S_IFREG => Kind::File(Contents::Archive(entry.data)),
-            raw::S_IFLNK => Kind::Symlink(Cow::Borrowed(entry.data)),
-            _ => return,
-        };
-        let Some(name) = last else { return };
-        let is_file = matches!(kind, Kind::File(_));
-        let first = hard_links.get(&entry.identity).copied();
-        if let Some(first) = first.filter(|_| entry.links > 1 && is_file) {
-            let _ = self.link(parent, Cow::Borrowed(name), first);
-            // The contents come with the last of the names.
-            if let (false, Some(node)) = (entry.data.is_empty(), self.get_mut(first)) {
-                node.kind = kind;
-            }
-            return;
-        }
-        // The later of two entries with one name wins.
-        let _ = self.unlink(parent, name);
-        let mut node = Node::new(kind, 0);
-        set_attributes(&mut node, entry);
-        if let Ok(id) = self.add(parent, Cow::Borrowed(name), node)
-            && entry.links > 1
-            && is_file
-        {
-            hard_links.insert(entry.identity, id);
-        }
-    }
-
-    /// The directory `name` in `parent`, made if there is nothing; `None` if something else is.
-    fn make_directory(&mut self, parent: NodeId, name: &'a [u8]) -> Option<NodeId> {
-        if let Ok(found) = self.lookup(parent, name) {
-            return matches!(self.get(found)?.kind, Kind::Directory(_)).then_some(found);
-        }
-        self.add_directory(parent, Cow::Borrowed(name), 0o755).ok()
-    }
-
-    /// What the personality itself provides.
-    fn add_devices(&mut self, settings: &Settings) {
-        let always: [(&'static [u8], Device); 3] = [
-            (b"null", Device::Null),
-            (b"zero", Device::Zero),
-            (b"full", Device::Full),
-        ];
-        let random: [(&'static [u8], Device); 2] =
-            [(b"random", Device::Random), (b"urandom", Device::Random)];
-        let console: [(&'static [u8], Device); 5] = [
-            (b"console", Device::Console(Stream::Output)),
-            (b"tty", Device::Console(Stream::Output)),
-            (b"stdin", Device::Console(Stream::Output)),
-            (b"stdout", Device::Console(Stream::Output)),
-            (b"stderr", Device::Console(Stream::Error)),
-        ];
-        let random = random.iter().filter(|_| settings.entropy_seed.is_some());
-        let console = console.iter().filter(|_| settings.console);
-        if let Some(dev) = self.make_directory(ROOT, b"dev") {
-            for (name, device) in always.iter().chain(random).chain(console) {
-                let _ = self.unlink(dev, name);
-                let _ = self.add(
-                    dev,
-                    Cow::Borrowed(*name),
-                    Node::new(Kind::Device(*device), 0o666),
-                );
-            }
-        }
-        if let Some(tmp) = self
-            .make_directory(ROOT, b"tmp")
-            .and_then(|id| self.get_mut(id))
-        {
-            tmp.permissions = 0o1777;
-        }
-        if let Some(proc) = self.make_directory(ROOT, b"proc") {
-            let _ = self.make_directory(proc, b"self");
-        }
-    }
-
-    /// Points `/proc/self/exe` at the running program.
-    pub fn set_program(&mut self, path: &[u8]) {
-        let own = self
-            .make_directory(ROOT, b"proc")
-            .and_then(|id| self.make_directory(id, b"self"));
-        if let Some(own) = own {
-            let _ = self.unlink(own, b"exe");
-            let target = Kind::Symlink(Cow::Owned(path.to_vec()));
-            let _ = self.add(own, Cow::Borrowed(b"exe"), Node::new(target, 0o777));
         }
     }
 
@@ -591,69 +342,16 @@ impl<'a> Tree<'a> {
     }
 }
 
-fn set_attributes(node: &mut Node<'_>, entry: &cpio::Entry<'_>) {
-    node.permissions = entry.mode & 0o7777;
-    node.uid = entry.uid;
-    node.gid = entry.gid;
-    node.modified_ns = u64::from(entry.mtime) * 1_000_000_000;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpio::build::archive;
-
-    fn settings() -> Settings {
-        Settings {
-            console: true,
-            ..Settings::default()
-        }
-    }
-
-    #[test]
-    fn grants_decide_which_devices_exist() {
-        for (console, seed) in [(false, None), (true, None), (false, Some([1; 32]))] {
-            let settings = Settings {
-                console,
-                entropy_seed: seed,
-                ..Settings::default()
-            };
-            let tree = Tree::new(None, &settings).unwrap();
-            let dev = tree.lookup(ROOT, b"dev").unwrap();
-            assert_eq!(tree.lookup(dev, b"console").is_ok(), console);
-            assert_eq!(tree.lookup(dev, b"urandom").is_ok(), seed.is_some());
-            assert!(tree.lookup(dev, b"null").is_ok());
-        }
-    }
-
-    #[test]
-    fn odd_archives_become_sensible_trees() {
-        // Parent missing, parent a file, the same name twice, a directory over a file.
-        let bytes = archive(&[
-            ("a/b/c", 0o100644, b"1"),
-            ("f", 0o100644, b"1"),
-            ("f/x", 0o100644, b"1"),
-            ("f", 0o100600, b"22"),
-            ("f", 0o40755, b""),
-            (".", 0o40700, b""),
-            ("/abs//x", 0o100644, b""),
-            ("block", 0o60644, b""),
-        ]);
-        let tree = Tree::new(Some(&bytes), &settings()).unwrap();
-        let f = tree.lookup(ROOT, b"f").unwrap();
-        assert_eq!(tree.get(f).unwrap().size(), 2);
-        assert_eq!(tree.get(ROOT).unwrap().permissions, 0o700);
-        let a = tree.lookup(ROOT, b"a").unwrap();
-        let b = tree.lookup(a, b"b").unwrap();
-        assert_eq!(tree.path_of(b), b"/a/b");
-        assert!(tree.lookup(ROOT, b"abs").is_ok());
-        assert!(tree.lookup(ROOT, b"block").is_err());
-    }
+    use crate::platform::Settings;
 
     #[test]
     fn the_overlay_copies_on_write_and_has_an_end() {
         let bytes = archive(&[("f", 0o100644, b"abc")]);
-        let mut tree = Tree::new(Some(&bytes), &settings()).unwrap();
+        let mut tree = Tree::new(Some(&bytes), &Settings::default()).unwrap();
         let f = tree.lookup(ROOT, b"f").unwrap();
         assert_eq!(tree.resize(f, 5, 9).unwrap(), b"abc\0\0");
         assert_eq!(tree.resize(f, 1, 9).unwrap(), b"a");
@@ -668,7 +366,7 @@ mod tests {
 
     #[test]
     fn an_unlinked_file_lives_while_it_is_open() {
-        let mut tree = Tree::new(None, &settings()).unwrap();
+        let mut tree = Tree::new(None, &Settings::default()).unwrap();
         let node = Node::new(Kind::File(Contents::Archive(b"")), 0o644);
         let id = tree.add(ROOT, Cow::Borrowed(b"x"), node).unwrap();
         tree.opened(id);
@@ -682,7 +380,7 @@ mod tests {
 
     #[test]
     fn renames_keep_the_tree_a_tree() {
-        let mut tree = Tree::new(None, &settings()).unwrap();
+        let mut tree = Tree::new(None, &Settings::default()).unwrap();
         let a = tree
             .add_directory(ROOT, Cow::Borrowed(b"a"), 0o755)
             .unwrap();
