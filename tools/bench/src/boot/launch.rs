@@ -176,7 +176,7 @@ pub(super) fn first_byte(from: &mut (impl Read + AsFd), who: &str) -> Result<u64
 }
 
 /// Takes the rest of the output, so that the guest is not held up at its end.
-fn drain(mut console: PipeReader) {
+pub(super) fn drain(mut console: PipeReader) {
     // What cannot be read is not wanted either.
     let _ = io::copy(&mut console, &mut io::sink());
 }

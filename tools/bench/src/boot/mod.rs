@@ -4,6 +4,7 @@
 //! of them alike. The parent does as little as a supervisor can do: everything the VMM needs is open
 //! before the clock starts, and the clock starts right before the process is created.
 
+mod command;
 mod floor;
 mod launch;
 mod qemu;
@@ -155,18 +156,21 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
     let empty_vm = floor::EmptyVm::new()?;
     let mut probe = Bulkhead::new(library, launch::Guest::Probe);
     let mut native = Bulkhead::new(library, launch::Guest::Native);
+    let run = command::RunCommand::find(library);
     let qemu = qemu::Qemu::find(library);
-    let (mut processes, mut vms, mut peers) = (vec![], vec![], vec![]);
+    let (mut processes, mut vms, mut whole, mut peers) = (vec![], vec![], vec![], vec![]);
     for round in 0..WARM_UP + runs {
         let counts = round >= WARM_UP;
         let process = empty_process.measure()?;
         let vm = empty_vm.measure()?;
         probe.measure(counts)?;
         native.measure(counts)?;
+        let way = run.as_ref().map(command::RunCommand::measure).transpose()?;
         let peer = qemu.as_ref().map(qemu::Qemu::measure).transpose()?;
         if counts {
             processes.push(process);
             vms.push(vm);
+            whole.extend(way);
             peers.extend(peer);
         }
     }
@@ -204,6 +208,12 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
             native.phases(),
         ),
         subject(
+            "run-linux-abi",
+            "bulkhead run, Linux-ABI program: exec to first output",
+            &whole,
+            vec![],
+        ),
+        subject(
             "qemu-microvm",
             "QEMU microvm, the same probe: exec to first byte",
             &peers,
@@ -211,6 +221,9 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
         ),
     ];
     let mut warnings = Load::warnings(&load_before, &Load::now());
+    if run.is_none() {
+        warnings.push("no bin/bulkhead beside the library: `bulkhead run` is not measured".into());
+    }
     if qemu.is_none() {
         warnings.push("no qemu-system-x86_64 in PATH: no peer beside us".into());
     }
