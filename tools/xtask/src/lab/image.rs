@@ -87,7 +87,7 @@ fn contents(repo: &Repo, agent: &Path, modules: &[PathBuf], extra: &[PathBuf]) -
         }
     }
     for (from, to) in [
-        (repo.dist(), "bulkhead"),
+        (repo.dist(), "opt/bulkhead"),
         (repo.root().join("docs/examples"), "repo/docs/examples"),
         (repo.root().join("tests/data"), "repo/tests/data"),
     ] {

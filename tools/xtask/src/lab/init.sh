@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # PID 1 of the lab's emulated host: mounts, modules, then the agent that runs the command.
 # Everything printed here goes to the serial console, which is shown only when the lab fails.
-export PATH=/bulkhead/bin:/bin:/sbin HOME=/root TERM=dumb LAB=1
+export PATH=/opt/bulkhead/bin:/bin:/sbin HOME=/root TERM=dumb LAB=1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null

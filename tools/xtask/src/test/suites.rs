@@ -65,7 +65,7 @@ pub(crate) fn in_lab(repo: &Repo, modules: &[&str], filter: Option<&str>) -> Res
         memory: 3072,
         with: vec![dir],
         env: vec![
-            "BULKHEAD_DIST=/bulkhead".into(),
+            "BULKHEAD_DIST=/opt/bulkhead".into(),
             format!("BULKHEAD_KERNEL_SHA256={hash}"),
         ],
         ..lab::Options::default()
