@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     pub(crate) results: Vec<u64>,
     pub(crate) slept_ns: u64,
     pub(crate) map_calls: usize,
+    /// Calls of `map`, `protect` and `unmap`.
+    pub(crate) kernel_calls: usize,
     bases: [u64; 2],
 }
 
@@ -47,6 +49,7 @@ impl Machine {
             results: Vec::new(),
             slept_ns: 0,
             map_calls: 0,
+            kernel_calls: 0,
             bases: [0; 2],
         }
     }
@@ -119,6 +122,7 @@ impl Platform for Machine {
 
     fn map(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
         self.map_calls += 1;
+        self.kernel_calls += 1;
         assert!(rights & !7 == 0 && rights & 1 != 0);
         let count = ((range.end - range.start) / PAGE_SIZE) as usize;
         if self.pages.len() + count > self.page_limit {
@@ -134,6 +138,7 @@ impl Platform for Machine {
     }
 
     fn protect(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
+        self.kernel_calls += 1;
         for page in Self::pages_of(&range) {
             self.pages.get_mut(&page).unwrap().0 = rights;
         }
@@ -141,6 +146,7 @@ impl Platform for Machine {
     }
 
     fn unmap(&mut self, range: Range<u64>) -> Result<(), PlatformError> {
+        self.kernel_calls += 1;
         for page in Self::pages_of(&range) {
             self.pages.remove(&page).unwrap();
         }

@@ -610,6 +610,32 @@ fn a_program_starts_faults_and_ends() {
     }
 }
 
+/// Kernel calls are what a start costs where kernel mode is interpreted: one for the segments, one
+/// for the rights of each that is not plain data, one for the stack; then one for the heap, and none
+/// for the guard page that musl makes of its first page.
+#[test]
+fn a_start_takes_few_kernel_calls() {
+    let elf = program();
+    let files = [("bin/x", 0o100755, &elf[..])];
+    let mut machine = Machine::new();
+    machine.script.push_back(Step::Call(231, [0; 6]));
+    assert_eq!(run(&files, &["x"], &mut machine), 0);
+    assert_eq!(machine.kernel_calls, 3);
+
+    let mut machine = Machine::new();
+    let heap = 0x5f_f000;
+    let fixed = u64::from(raw::MAP_PRIVATE | raw::MAP_ANONYMOUS | raw::MAP_FIXED);
+    machine.script.extend([
+        Step::Call(12, [0; 6]),
+        Step::Call(12, [heap + 8192, 0, 0, 0, 0, 0]),
+        Step::Call(9, [heap, 4096, 0, fixed, u64::MAX, 0]),
+        Step::Call(231, [0; 6]),
+    ]);
+    assert_eq!(run(&files, &["x"], &mut machine), 0);
+    assert_eq!(machine.results[1..], [heap, heap + 8192, heap]);
+    assert_eq!(machine.kernel_calls, 4);
+}
+
 #[test]
 fn the_first_stack_is_as_the_abi_has_it() {
     let elf = program();

@@ -453,3 +453,105 @@ impl AddressSpace {
         self.back(platform, gap)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Memory, UserPtr};
+    use crate::testing::Machine;
+    use proptest::prelude::*;
+
+    /// Pages around a 2 MiB border, so that large pages take part.
+    const PAGES: u64 = 1100;
+    const BASE: u64 = 0x40_0000 - 40 * PAGE_SIZE;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Map(Range<u64>, u8),
+        Unmap(Range<u64>),
+        Protect(Range<u64>, u8),
+        Write(u64, u8),
+        Discard(Range<u64>),
+    }
+
+    fn range() -> impl Strategy<Value = Range<u64>> {
+        let edges = prop_oneof![0..80u64, 500..600u64, 1000..PAGES];
+        (edges.clone(), edges).prop_map(|(a, b)| a.min(b)..a.max(b) + 1)
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (range(), 0..8u8).prop_map(|(r, p)| Op::Map(r, p)),
+            range().prop_map(Op::Unmap),
+            (range(), 0..8u8).prop_map(|(r, p)| Op::Protect(r, p)),
+            (0..PAGES, 1..255u8).prop_map(|(page, value)| Op::Write(page, value)),
+            (0..PAGES, 1..255u8).prop_map(|(page, value)| Op::Write(page, value)),
+            range().prop_map(Op::Discard),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+
+        /// Against an array of pages with a protection and a value each.
+        #[test]
+        fn behaves_as_an_array_of_pages(ops in prop::collection::vec(op(), 1..40)) {
+            let mut machine = Machine::new();
+            let mut space = AddressSpace::new();
+            let mut model = [None::<(Protection, u8)>; PAGES as usize];
+            let at = |page: u64| BASE + page * PAGE_SIZE;
+            for op in ops {
+                match op {
+                    Op::Map(r, bits) => {
+                        let protection = Protection(bits);
+                        let len = (r.end - r.start) * PAGE_SIZE;
+                        space.map(&mut machine, Placement::Fixed(at(r.start)), len, protection).unwrap();
+                        model[r.start as usize..r.end as usize].fill(Some((protection, 0)));
+                    }
+                    Op::Unmap(r) => {
+                        let len = (r.end - r.start) * PAGE_SIZE;
+                        space.unmap(&mut machine, at(r.start), len).unwrap();
+                        model[r.start as usize..r.end as usize].fill(None);
+                    }
+                    Op::Protect(r, bits) => {
+                        let len = (r.end - r.start) * PAGE_SIZE;
+                        let pages = &mut model[r.start as usize..r.end as usize];
+                        let whole = pages.iter().all(Option::is_some);
+                        let done = space.protect(&mut machine, at(r.start), len, Protection(bits));
+                        prop_assert_eq!(done.is_ok(), whole);
+                        if whole {
+                            pages.iter_mut().flatten().for_each(|page| page.0 = Protection(bits));
+                        }
+                    }
+                    Op::Write(page, value) => {
+                        let mut memory = Memory { space: &mut space, platform: &mut machine };
+                        let done = memory.write(UserPtr::new(at(page) + 7), &value);
+                        let slot = &mut model[page as usize];
+                        let may = slot.is_some_and(|(p, _)| p.allows(Protection::WRITE));
+                        prop_assert_eq!(done.is_ok(), may);
+                        if let (true, Some(slot)) = (may, slot) {
+                            slot.1 = value;
+                        }
+                    }
+                    Op::Discard(r) => {
+                        space.discard(&mut machine, at(r.start)..at(r.end));
+                        for page in model[r.start as usize..r.end as usize].iter_mut().flatten() {
+                            if page.0.allows(Protection::WRITE) {
+                                page.1 = 0;
+                            }
+                        }
+                    }
+                }
+            }
+            for page in 0..PAGES {
+                let mut memory = Memory { space: &mut space, platform: &mut machine };
+                let found = memory.read(UserPtr::<u8>::new(at(page) + 7)).ok();
+                let expected = model[page as usize];
+                let expected = expected.filter(|(p, _)| p.allows(Protection::READ)).map(|(_, v)| v);
+                prop_assert_eq!(found, expected, "page {}", page);
+            }
+            space.clear(&mut machine);
+            prop_assert!(machine.pages.is_empty());
+        }
+    }
+}
