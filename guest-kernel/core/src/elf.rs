@@ -264,7 +264,8 @@ pub(crate) mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let file = usual();
-        for len in 0..file.len() {
+        let step = if cfg!(miri) { 97 } else { 1 };
+        for len in (0..file.len()).step_by(step) {
             assert!(
                 Image::parse(&file[..len]).is_err(),
                 "{len} bytes were accepted"

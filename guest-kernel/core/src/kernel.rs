@@ -1,7 +1,7 @@
 //! The kernel's state, and what happens at a trap. The architecture calls [`Kernel::trap`] with
 //! the registers already in the running thread's frame, and does what [`Next`] says.
 
-use bulkhead_abi::syscall::Status;
+use bulkhead_abi::syscall::{RESTRICTED_ENTER, Status};
 
 use crate::capability::CNode;
 use crate::hardware::{Hardware, PhysPage};
@@ -112,7 +112,28 @@ impl Kernel {
     }
 
     /// Acts on a trap that came while the running thread ran.
+    ///
+    /// The way of a Linux program's system calls, into its personality and back, is kept apart
+    /// from everything else so that it needs few registers and no stack.
+    #[inline]
     pub fn trap(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
+        let thread = self.threads.current_thread();
+        if trap == Trap::Syscall {
+            if thread.mode == Mode::Restricted {
+                self.restricted_leave(hardware, Exit::Syscall);
+                return Next::Run;
+            }
+            if thread.native.rax == RESTRICTED_ENTER
+                && self.restricted_enter(hardware) == Ok(Outcome::Resume)
+            {
+                return Next::Run;
+            }
+        }
+        self.other_trap(hardware, trap)
+    }
+
+    #[inline(never)]
+    fn other_trap(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
         match (trap, self.threads.current_thread().mode) {
             (Trap::Syscall, Mode::Native) => self.syscall(hardware),
             (Trap::Syscall, Mode::Restricted) => {

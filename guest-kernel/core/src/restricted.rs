@@ -44,7 +44,8 @@ impl Kernel {
         Ok(Outcome::Value(0))
     }
 
-    /// `RESTRICTED_ENTER`.
+    /// `RESTRICTED_ENTER`. A refusal changes nothing.
+    #[inline]
     pub(crate) fn restricted_enter(
         &mut self,
         hardware: &mut impl Hardware,
@@ -69,6 +70,7 @@ impl Kernel {
     }
 
     /// Goes back from the program to its personality.
+    #[inline]
     pub(crate) fn restricted_leave(&mut self, hardware: &mut impl Hardware, exit: Exit) {
         let Some(bound) = self.state_page else { return };
         let thread = self.threads.current_thread();

@@ -1,6 +1,6 @@
 //! Privileged instructions, one function each. All of them are on the list of what KVM hosts
-//! that interpret guest kernel mode can execute (`docs/boot-protocol.md`, "What a kernel may
-//! execute"); `tests/image.rs` checks the whole image by disassembly.
+//! that interpret guest kernel mode can execute; `cargo xtask test` checks the whole image by
+//! disassembly.
 
 use core::arch::asm;
 

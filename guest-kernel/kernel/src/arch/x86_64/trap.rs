@@ -120,7 +120,19 @@ fn interrupt(vector: u64) -> Trap {
     }
 }
 
+/// Gives FS and GS base to the thread that runs next.
+#[cold]
+fn switch_bases(kernel: &mut Kernel, loaded: &mut Loaded) {
+    let before = kernel.threads.thread(loaded.thread);
+    before.fs_base = cpu::fs_base();
+    before.gs_base = cpu::gs_base();
+    loaded.thread = kernel.threads.current();
+    let now = kernel.threads.current_thread();
+    cpu::set_bases(now.fs_base, now.gs_base);
+}
+
 /// Sets the CPU up for what comes next.
+#[inline]
 pub(super) fn perform(kernel: &mut Kernel, next: Next) -> *mut Frame {
     if let Next::End(status) = next {
         end_partition(status);
@@ -131,14 +143,8 @@ pub(super) fn perform(kernel: &mut Kernel, next: Next) -> *mut Frame {
     }
     // SAFETY: one CPU, interrupts off; no other reference lives.
     let loaded = unsafe { &mut *LOADED.as_ptr() };
-    let number = kernel.threads.current();
-    if loaded.thread != number {
-        let before = kernel.threads.thread(loaded.thread);
-        before.fs_base = cpu::fs_base();
-        before.gs_base = cpu::gs_base();
-        let now = kernel.threads.thread(number);
-        cpu::set_bases(now.fs_base, now.gs_base);
-        loaded.thread = number;
+    if loaded.thread != kernel.threads.current() {
+        switch_bases(kernel, loaded);
     }
     let frame = ptr::from_mut(kernel.threads.current_thread().frame());
     if loaded.frame != frame {
