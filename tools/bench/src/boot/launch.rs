@@ -181,7 +181,8 @@ pub(super) fn drain(mut console: PipeReader) {
     let _ = io::copy(&mut console, &mut io::sink());
 }
 
-fn memfd(name: &str) -> Result<File, Error> {
+/// A file without a name.
+pub(super) fn memfd(name: &str) -> Result<File, Error> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
     fd.map(File::from).map_err(Error::io("creating a memfd"))
 }
