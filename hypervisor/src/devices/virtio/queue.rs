@@ -304,6 +304,9 @@ impl Buffers {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
     use super::super::testing::*;
     use super::*;
 
@@ -404,5 +407,53 @@ mod tests {
         assert!(buffers.write_at(rig.memory, 3, &[0; 6]).is_err());
         assert!(buffers.slices(rig.memory, 8, 1).is_err());
         assert!(buffers.slices(rig.memory, 8, 0).unwrap().is_empty());
+    }
+
+    proptest! {
+        /// However a sequence is cut into buffers, it takes and gives the same bytes, and leaves
+        /// all others alone.
+        #[test]
+        fn any_cut_is_one_sequence(
+            cuts in vec((0u64..0x3000, 1u32..0x1800), 1..usize::from(SIZE)),
+            start in 0u64..0x4000,
+            data in vec(any::<u8>(), 0..0x2000),
+        ) {
+            let mut rig = Rig::new(1);
+            let mut descriptors = Vec::new();
+            let mut covered: Vec<u64> = Vec::new();
+            let mut address = DATA;
+            for (gap, len) in cuts {
+                address += gap;
+                if address + u64::from(len) > END {
+                    break;
+                }
+                let next = descriptors.len() as u16 + 1;
+                descriptors.push((address, len, WRITE | NEXT, next));
+                covered.extend(address..address + u64::from(len));
+                address += u64::from(len);
+            }
+            if let Some(last) = descriptors.last_mut() {
+                last.2 = WRITE;
+            }
+            rig.describe(0, 0, &descriptors);
+            rig.offer(0, 0);
+            let buffers = pop(&mut rig).unwrap().unwrap().writable;
+            prop_assert_eq!(buffers.len(), covered.len() as u64);
+
+            let fits = start + data.len() as u64 <= buffers.len();
+            // An empty range fits anywhere.
+            let written = buffers.write_at(rig.memory, start, &data).is_ok();
+            prop_assert_eq!(written, fits || data.is_empty());
+            let mut expected = vec![0; (END - DATA) as usize];
+            if fits {
+                for (byte, address) in data.iter().zip(&covered[start as usize..]) {
+                    expected[(address - DATA) as usize] = *byte;
+                }
+                let mut back = vec![0; data.len()];
+                buffers.read_at(rig.memory, start, &mut back).unwrap();
+                prop_assert_eq!(back, data);
+            }
+            prop_assert!(rig.bytes(DATA, (END - DATA) as usize) == expected);
+        }
     }
 }

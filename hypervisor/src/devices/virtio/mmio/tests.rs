@@ -494,3 +494,38 @@ fn garbage_in_every_register_does_not_matter() {
         bring_up(&transport, queues);
     }
 }
+
+#[test]
+fn vcpus_and_the_event_loop_may_meet() {
+    let rig = Rig::new(2);
+    let (transport, _) = echo(&rig);
+    bring_up(&transport, 2);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let event_loop = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for queue in 0..2 {
+                    let _ = transport.process_queue(queue);
+                }
+                assert_eq!(transport.interests(), []);
+            }
+        });
+        let vcpus = [3, 5].map(|seed| {
+            let transport = &transport;
+            scope.spawn(move || {
+                let mut noise = Noise(seed);
+                for _ in 0..20_000 {
+                    let register = (noise.next() as u32 % 0x104) & !3;
+                    set(transport, register, noise.next() as u32);
+                    get(transport, register);
+                }
+            })
+        });
+        for vcpu in vcpus {
+            vcpu.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        event_loop.join().unwrap();
+    });
+    bring_up(&transport, 2);
+}
