@@ -3,9 +3,11 @@
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 mod kvm {
-    use std::process::Stdio;
+    use std::fs::File;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
 
-    use bulkhead_tests::bulkhead::{Bulkhead, Ended, Running};
+    use bulkhead_tests::bulkhead::{Bulkhead, Ended};
     use bulkhead_tests::leftovers::Census;
 
     fn busybox(args: &[&str]) -> Ended {
@@ -15,6 +17,32 @@ mod kvm {
         let ended = bulkhead.run(start.iter().chain(args));
         before.expect_nothing_new();
         ended
+    }
+
+    /// What `command` prints on a terminal of its own.
+    fn on_a_terminal(command: &mut Command) -> String {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let controller = openpt(flags).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let terminal = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let other = || Stdio::from(terminal.try_clone().unwrap());
+        let mut child = command
+            .stdin(other())
+            .stdout(other())
+            .stderr(other())
+            .spawn()
+            .unwrap();
+        child.wait().unwrap();
+        let mut printed = [0; 4096];
+        let length = File::from(controller).read(&mut printed).unwrap();
+        String::from_utf8_lossy(&printed[..length]).into_owned()
     }
 
     #[test]
@@ -107,15 +135,8 @@ mod kvm {
         let script = "test -t 1 && echo terminal || echo pipe";
         busybox(&["sh", "-c", script]).expect_stdout("pipe");
         let bulkhead = Bulkhead::built();
-        let program = bulkhead.program();
-        let line = format!(
-            "{} run --kernel linux-abi -- /bin/busybox sh -c '{script}'",
-            program.display()
-        );
-        // script(1) runs its command on a terminal of its own.
-        let mut command = std::process::Command::new("script");
-        command.args(["-q", "-c", &line, "/dev/null"]);
-        let ended = Running::start(command.stdin(Stdio::null())).wait();
-        ended.expect_stdout("terminal");
+        let mut command = bulkhead.command(["run", "--", "/bin/busybox", "sh", "-c", script]);
+        let printed = on_a_terminal(&mut command);
+        assert!(printed.contains("terminal"), "{printed}");
     }
 }
