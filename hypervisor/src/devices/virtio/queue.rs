@@ -78,17 +78,17 @@ impl Virtqueue {
     }
 
     /// The rings' addresses, size and positions; for the transport.
-    pub fn ring(&self) -> &Queue {
+    pub(super) fn ring(&self) -> &Queue {
         &self.queue
     }
 
     /// As [`Self::ring`], to change them.
-    pub fn ring_mut(&mut self) -> &mut Queue {
+    pub(super) fn ring_mut(&mut self) -> &mut Queue {
         &mut self.queue
     }
 
     /// Back to what [`Self::new`] made.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.queue.reset();
         self.returned = false;
     }
@@ -134,7 +134,10 @@ impl Virtqueue {
     ///
     /// # Errors
     /// The available ring cannot be read.
-    pub fn take_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
+    pub(super) fn take_notification(
+        &mut self,
+        memory: &GuestMemoryMmap,
+    ) -> Result<bool, QueueError> {
         if !std::mem::take(&mut self.returned) {
             return Ok(false);
         }

@@ -21,7 +21,7 @@ use super::{
     DeviceError, DeviceIo, DeviceType, Interest, Progress, TURN_BYTES, VirtioDevice,
     read_config_bytes,
 };
-pub use stream::{Moved, Stream};
+use stream::{Moved, Stream};
 
 /// Feature bit: the configuration space holds the terminal's size (section 5.3.3).
 const VIRTIO_CONSOLE_F_SIZE: u32 = 0;
@@ -51,7 +51,7 @@ pub struct Console {
 
 impl Console {
     /// A console over the given streams. With `tty` the guest learns the terminal's size as it is
-    /// now. Call before the jail closes (see [`Stream::reader`]).
+    /// now. Call before the jail closes: pipes and terminals are opened anew, through `/proc`.
     pub fn new(input: Option<OwnedFd>, output: OwnedFd, tty: bool) -> Self {
         let size = if tty {
             tcgetwinsize(&output).ok()

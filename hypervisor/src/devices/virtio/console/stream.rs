@@ -15,7 +15,7 @@ const CAUTIOUS_BYTES: usize = 4096;
 
 /// What one attempt did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
+pub(super) enum Moved {
     /// So many bytes, at least one.
     Bytes(usize),
     /// Nothing now; wait for readiness.
@@ -26,7 +26,7 @@ pub enum Moved {
 
 /// One direction of a console.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Stream {
     fd: OwnedFd,
     /// The description is ours alone and non-blocking.
     nonblocking: bool,
@@ -35,12 +35,12 @@ pub struct Stream {
 impl Stream {
     /// Takes over a descriptor to read from. Call before the jail closes: pipes and terminals are
     /// opened anew through `/proc`, to get a description whose flags nobody else sees.
-    pub fn reader(fd: OwnedFd) -> Self {
+    pub(super) fn reader(fd: OwnedFd) -> Self {
         Self::new(fd, OFlags::RDONLY)
     }
 
     /// As [`Self::reader`], to write to.
-    pub fn writer(fd: OwnedFd) -> Self {
+    pub(super) fn writer(fd: OwnedFd) -> Self {
         Self::new(fd, OFlags::WRONLY)
     }
 
@@ -58,19 +58,19 @@ impl Stream {
     }
 
     /// The descriptor to wait on.
-    pub fn raw_fd(&self) -> RawFd {
+    pub(super) fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
     /// Reads once into `slice`.
-    pub fn read(&self, slice: &VolatileSlice<'_>) -> Moved {
+    pub(super) fn read(&self, slice: &VolatileSlice<'_>) -> Moved {
         self.attempt(slice, PollFlags::IN, |fd, slice| {
             (&mut &*fd).read_volatile(slice)
         })
     }
 
     /// Writes once from `slice`.
-    pub fn write(&self, slice: &VolatileSlice<'_>) -> Moved {
+    pub(super) fn write(&self, slice: &VolatileSlice<'_>) -> Moved {
         self.attempt(slice, PollFlags::OUT, |fd, slice| {
             (&mut &*fd).write_volatile(slice)
         })
