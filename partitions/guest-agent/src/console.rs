@@ -1,11 +1,13 @@
 //! The command's standard streams: the virtio console where there is one, else the kernel's.
 
+use bulkhead_guest_agent::READY;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{ioctl_tiocsctty, setsid};
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, tcgetattr, tcsetattr,
 };
 use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
@@ -64,6 +66,13 @@ pub(crate) fn attach(tty: bool) -> Result<(), String> {
     rustix::stdio::dup2_stdin(&console).map_err(failed)?;
     rustix::stdio::dup2_stdout(&console).map_err(failed)?;
     rustix::stdio::dup2_stderr(&console).map_err(failed)
+}
+
+/// Says that input may come now: what came before would have been echoed.
+pub(crate) fn announce() -> Result<(), String> {
+    let mut stdout = io::stdout();
+    let said = stdout.write_all(READY).and_then(|()| stdout.flush());
+    said.map_err(|error| format!("cannot use the console: {error}"))
 }
 
 /// Nobody types at the other end: bytes pass unchanged both ways, without echo. Only Ctrl-D keeps

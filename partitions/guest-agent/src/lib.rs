@@ -11,6 +11,10 @@ pub const AGENT_PATH: &str = "bulkhead/agent";
 /// Where its specification lies, without leading slash.
 pub const SPEC_PATH: &str = "bulkhead/spec.json";
 
+/// What the agent writes to the console when input may come: an operating system command of no
+/// terminal. The supervisor takes it out of the output.
+pub const READY: &[u8] = b"\x1b]bulkhead;ready\x07";
+
 /// What the agent is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,4 +27,6 @@ pub struct Spec {
     pub modules: Vec<String>,
     /// The other side of the console is a terminal.
     pub tty: bool,
+    /// Input waits for [`READY`].
+    pub announce: bool,
 }

@@ -37,5 +37,8 @@ fn run() -> Result<u8, String> {
         serde_json::from_slice(&json).map_err(|error| format!("cannot parse {path}: {error}"))?;
     setup::load_modules(&spec.modules)?;
     console::attach(spec.tty)?;
+    if spec.announce {
+        console::announce()?;
+    }
     process::run(&spec)
 }

@@ -3,8 +3,10 @@
 //! A thread per stream, since either side may block as long as it likes. Whoever waits for the
 //! last byte watches [`Pumps::finished`], which hangs up when the last output thread is done.
 
+mod gate;
 mod output;
 
+pub(crate) use gate::Gate;
 pub(crate) use output::PREFIX_COLOURS;
 pub use output::log_paths;
 pub(crate) use output::{Log, Prefixed, Raw};
@@ -12,6 +14,7 @@ pub(crate) use output::{Log, Prefixed, Raw};
 use crate::error::Error;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::Receiver;
 use std::thread;
 
 /// In raw mode, this byte of input (Ctrl-]) ends the partition.
@@ -129,12 +132,14 @@ impl Ends {
 }
 
 /// How our standard input becomes a partition's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Input {
     /// The terminal is in raw mode: look for [`ESCAPE`].
     pub(crate) escape: bool,
     /// Bytes that stand for the end of input, for a guest whose console is a terminal to it.
     pub(crate) end: &'static [u8],
+    /// Input waits for a message here; a hang-up means that nobody will take it.
+    pub(crate) gate: Option<Receiver<()>>,
 }
 
 fn pump_output(mut from: PipeReader, mut to: Box<dyn Output>, mut notices: PipeWriter) {
@@ -158,6 +163,11 @@ fn pump_output(mut from: PipeReader, mut to: Box<dyn Output>, mut notices: PipeW
 }
 
 fn pump_input(input: &Input, mut to: PipeWriter, mut notices: PipeWriter) {
+    if let Some(gate) = &input.gate
+        && gate.recv().is_err()
+    {
+        return;
+    }
     let mut stdin = io::stdin().lock();
     let mut buffer = vec![0; CHUNK];
     loop {

@@ -18,8 +18,8 @@ const LOAD_ORDER: &str = "load-order";
 /// Kernel arguments of every Linux partition with a command: end on a panic instead of waiting,
 /// and end by the reset that the VMM watches for.
 const ARGUMENTS: &str = "panic=-1 reboot=k";
-/// How a kernel is told to use its console. `quiet`, since every byte of it is an exit.
-const CONSOLE_ARGUMENTS: &str = "console=ttyS0 quiet";
+/// How a kernel is told to use its console: for what is critical only, since every byte is an exit.
+const CONSOLE_ARGUMENTS: &str = "console=ttyS0 loglevel=3";
 
 /// True when the partition has a virtio device, and so needs modules at all.
 fn has_devices(partition: &Partition) -> bool {
@@ -67,6 +67,7 @@ pub(crate) fn initramfs(
     program: &Program,
     library: &Library,
     tty: bool,
+    announce: bool,
 ) -> Result<File, Error> {
     let mut archive = Initramfs::new(partition)?;
     archive.program(program, library)?;
@@ -91,6 +92,7 @@ pub(crate) fn initramfs(
         env: program.env.clone(),
         modules: paths,
         tty,
+        announce,
     };
     let spec = serde_json::to_vec(&spec).map_err(Error::system("describe a command"))?;
     archive.file(SPEC_PATH, 0o600, &spec)?;

@@ -1,6 +1,6 @@
 //! Opens what a machine description asks for, and keeps it until the VMM has it.
 
-use crate::compile::{Descriptors, Want};
+use crate::compile::{Descriptors, Settings, Want};
 use crate::console::Streams;
 use crate::elf::open_program;
 use crate::error::{Error, ProgramProblem};
@@ -23,6 +23,7 @@ pub(crate) struct Opened<'o> {
     control: Option<OwnedFd>,
     streams: Streams,
     tty: bool,
+    input: bool,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -42,14 +43,15 @@ impl<'o> Opened<'o> {
         kvm: &'o File,
         control: OwnedFd,
         streams: Streams,
-        tty: bool,
+        settings: Settings,
     ) -> Self {
         Self {
             library,
             kvm,
             control: Some(control),
             streams,
-            tty,
+            tty: settings.tty,
+            input: settings.input,
             descriptors: Vec::new(),
         }
     }
@@ -112,7 +114,7 @@ impl Descriptors for Opened<'_> {
             }
             Want::AgentFiles(program) => {
                 check_command(program, self.library)?;
-                linux::initramfs(partition, program, self.library, self.tty)?.into()
+                linux::initramfs(partition, program, self.library, self.tty, self.input)?.into()
             }
             Want::Disk { path, write } => open_disk(path, write)?.into(),
         };

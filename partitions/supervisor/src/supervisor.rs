@@ -4,7 +4,7 @@ mod member;
 mod watch;
 
 use crate::compile::{Settings, compile};
-use crate::console::{self, Input, Log, Output, PREFIX_COLOURS, Prefixed, Pumps, Raw};
+use crate::console::{self, Gate, Input, Log, Output, PREFIX_COLOURS, Prefixed, Pumps, Raw};
 use crate::end::End;
 use crate::error::Error;
 use crate::host::{self, Installation};
@@ -166,7 +166,7 @@ impl Supervisor {
                 options.consoles,
                 &directory,
             )?;
-            let input = input(partition, options.consoles);
+            let (output, input) = through_agent(partition, output, input(options.consoles));
             let Pumps { finished } = ends.pump(output, error, input, &notices_writer)?;
             members.push(Member::new(partition, process, finished, lifecycle));
         }
@@ -209,12 +209,12 @@ fn prepare<'s>(
         Consoles::Attached { tty, .. } => (true, tty),
         Consoles::Prefixed { .. } | Consoles::Logged => (false, false),
     };
-    let mut opened = Opened::new(library, kvm, theirs, streams, tty);
     let settings = Settings {
         input,
         tty,
         jail: options.jail,
     };
+    let mut opened = Opened::new(library, kvm, theirs, streams, settings);
     let description = compile(partition, settings, &mut opened)?;
     let _ = lifecycle.step(State::Validated);
     let descriptors = opened.into_descriptors();
@@ -291,21 +291,46 @@ fn outputs(
 }
 
 /// How our standard input becomes the partition's, if it does.
-fn input(partition: &Partition, consoles: Consoles) -> Option<Input> {
+fn input(consoles: Consoles) -> Option<Input> {
     let Consoles::Attached { raw, .. } = consoles else {
         return None;
     };
-    // A Linux guest sees a terminal, whatever it is here: there, input ends with Ctrl-D, twice when
-    // the last line is not whole.
-    let agent = matches!(
+    Some(Input {
+        escape: raw,
+        end: b"",
+        gate: None,
+    })
+}
+
+/// A guest agent's console is a terminal, whatever ours is. So input waits until the agent has set
+/// it up, and ends with Ctrl-D: twice, for a last line that is not whole.
+fn through_agent(
+    partition: &Partition,
+    output: BoxedOutput,
+    input: Option<Input>,
+) -> (BoxedOutput, Option<Input>) {
+    let has_agent = matches!(
         &partition.kernel,
         Kernel::Linux {
             boot: LinuxBoot::Command(_),
             ..
         }
     );
-    let end: &[u8] = if agent && !raw { b"\x04\x04" } else { b"" };
-    Some(Input { escape: raw, end })
+    match input {
+        Some(Input { escape, .. }) if has_agent => {
+            let (gate, opened) = Gate::new(output);
+            let end: &[u8] = if escape { b"" } else { b"\x04\x04" };
+            (
+                Box::new(gate),
+                Some(Input {
+                    escape,
+                    end,
+                    gate: Some(opened),
+                }),
+            )
+        }
+        input => (output, input),
+    }
 }
 
 #[cfg(test)]

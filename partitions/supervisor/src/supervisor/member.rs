@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long a VMM may take to end after it was asked, or after it said that it ends.
 const GRACE: Duration = Duration::from_millis(500);
+/// Most messages taken in at once; a VMM has two to say.
+const MAX_MESSAGES: usize = 16;
 /// How long output may take to drain once its VMM was ended from outside.
 const DRAIN: Duration = Duration::from_millis(200);
 
@@ -84,9 +86,13 @@ impl Member {
         self.exited && self.finished.is_none()
     }
 
-    /// Takes in everything that the VMM has said.
+    /// Takes in what the VMM has said, but not so much at once that nobody else is heard: a VMM
+    /// may have been taken over by its guest.
     pub(super) fn hear(&mut self) {
-        while self.talking {
+        for _ in 0..MAX_MESSAGES {
+            if !self.talking {
+                return;
+            }
             match self.vmm.hear() {
                 Heard::Nothing => return,
                 Heard::Closed => self.talking = false,
