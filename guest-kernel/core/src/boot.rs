@@ -38,7 +38,8 @@ impl core::fmt::Display for StartError {
             Self::NoProgram => f.write_str("there is no initial program among the modules"),
             Self::Program(error) => write!(f, "the initial program cannot be used: {error}"),
             Self::Addresses => f.write_str(
-                "the initial program is not linked for its address range; link it with program.ld",
+                "the initial program is not linked for its address range; link it with program.ld, \
+                 or run a Linux program as linux-abi",
             ),
             Self::Modules => f.write_str("the modules do not lie as the boot protocol says"),
             Self::Memory => f.write_str("the partition has too little memory to start"),

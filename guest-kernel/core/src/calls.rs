@@ -356,6 +356,10 @@ mod tests {
     /// Memory goes round: after everything was used once, mapping restarts while old pages are
     /// zeroed, a few at a time.
     #[test]
+    #[cfg_attr(
+        miri,
+        ignore = "thousands of pages: minutes under Miri, and no unsafe code"
+    )]
     fn mapping_reuses_memory_a_few_pages_at_a_time() {
         let mut p = Partition::usual();
         let all = p.kernel.untyped.ready_pages() - 16;

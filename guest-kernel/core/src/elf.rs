@@ -46,9 +46,9 @@ impl core::fmt::Display for ElfError {
             Self::Truncated => "the file is truncated",
             Self::NotElf => "it is no little-endian ELF64 file",
             Self::WrongMachine => "it is not for x86-64",
-            Self::NotStatic => "it is not a static executable at a fixed address",
+            Self::NotStatic => "it is not a static executable at a fixed address; a Linux program runs as linux-abi",
             Self::Segments => "it has no loadable segment, or too many program headers",
-            Self::Layout => "a segment is not page aligned; link it with program.ld",
+            Self::Layout => "a segment is not page aligned; link it with program.ld, or run a Linux program as linux-abi",
             Self::WriteExecute => "a segment is writable and executable",
             Self::Entry => "its entry point is in no executable segment",
         })

@@ -2,6 +2,8 @@
 //! thread. A few thousand instructions: every one costs half a microsecond on hosts that
 //! interpret guest kernel mode.
 
+use core::fmt;
+
 use bulkhead_abi::boot::{BootInfoView, MAX_SIZE};
 use bulkhead_kernel_core::boot::program;
 use bulkhead_kernel_core::frame::Frame;
@@ -19,6 +21,10 @@ use crate::console;
 const STATUS_CANNOT_START: u8 = 125;
 /// RFLAGS cleared by `syscall`: TF, IF, DF, IOPL, NT, AC.
 const SYSCALL_CLEARS: u64 = 0x4_7700;
+/// `cpuid` leaf 1, ECX: x2APIC mode, and the LAPIC timer's TSC-deadline mode.
+const FEATURES_APIC: u32 = 1 << 21 | 1 << 24;
+/// `cpuid` leaf 7, EBX: instructions for FS and GS base.
+const FEATURE_FSGSBASE: u32 = 1 << 0;
 /// `cpuid` leaf 7, EBX.
 const FEATURE_SMEP: u32 = 1 << 7;
 /// `cpuid` leaf 7, EBX.
@@ -28,7 +34,9 @@ const FEATURE_SMAP: u32 = 1 << 20;
 #[unsafe(no_mangle)]
 extern "C" fn start(blob: *const u8) -> *mut Frame {
     // SAFETY: the first thing that runs, once, with interrupts off.
-    unsafe { set_up_cpu() };
+    unsafe { gdt::load() };
+    // SAFETY: the segments are loaded.
+    unsafe { idt::load() };
     // SAFETY: the boot protocol promises `MAX_SIZE` readable bytes there that nobody changes.
     let blob = unsafe { core::slice::from_raw_parts(blob, MAX_SIZE as usize) };
     let Ok(info) = BootInfoView::parse(blob) else {
@@ -36,6 +44,16 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
         end_partition(STATUS_CANNOT_START)
     };
     use_console(info.head());
+    let (features, _) = cpu::cpuid(7);
+    let (_, apic) = cpu::cpuid(1);
+    if features & FEATURE_FSGSBASE == 0 || apic & FEATURES_APIC != FEATURES_APIC {
+        refuse(format_args!(
+            "this CPU lacks FSGSBASE, x2APIC mode or TSC-deadline mode, which native and \
+             Linux-ABI partitions need"
+        ));
+    }
+    // SAFETY: once, at boot, with interrupts off; the CPU has what is needed.
+    unsafe { set_up_cpu(features) };
     // SAFETY: nothing else runs yet.
     let kernel = unsafe { kernel() };
     let root = cpu::page_table_root();
@@ -47,25 +65,25 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
         kernel.start(&mut Machine, &info, module, bytes, root)
     });
     if let Err(error) = started {
-        console::report(format_args!("bulkhead: {error}"));
-        end_partition(STATUS_CANNOT_START);
+        refuse(format_args!("{error}"));
     }
     perform(kernel, Next::Run)
 }
 
-/// Segments, interrupts, system calls, protection.
+/// Ends a partition that cannot start.
+fn refuse(why: fmt::Arguments<'_>) -> ! {
+    console::report(format_args!("bulkhead: {why}"));
+    end_partition(STATUS_CANNOT_START)
+}
+
+/// Interrupts, protection, system calls.
 ///
 /// # Safety
-/// Called once, at boot, with interrupts off.
-unsafe fn set_up_cpu() {
+/// Called once, at boot, with interrupts off and segments and interrupt gates loaded; the CPU has
+/// an x2APIC with TSC-deadline mode.
+unsafe fn set_up_cpu(features: u32) {
     // SAFETY: the caller's promise.
-    unsafe { gdt::load() };
-    // SAFETY: the segments are loaded.
-    unsafe { idt::load() };
-    // SAFETY: the boot protocol promises an x2APIC with TSC-deadline mode.
     unsafe { apic::enable() };
-
-    let (features, _) = cpu::cpuid(7);
     let mut bits = 0;
     if features & FEATURE_SMEP != 0 {
         bits |= CR4_SMEP;
