@@ -72,13 +72,13 @@ pub(crate) struct RunArgs {
     /// Kernel of the partition
     #[arg(long, value_enum, default_value = "linux-abi")]
     pub(crate) kernel: KernelChoice,
-    /// Memory, such as 64MiB [default: 16MiB native, 128MiB linux-abi, 256MiB linux]
+    /// Memory, such as 64MiB (default: 16MiB native, 128MiB linux-abi, 256MiB linux)
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
-    /// Virtual CPUs [default: 1]
+    /// Virtual CPUs (default: 1)
     #[arg(long, value_name = "N")]
     pub(crate) vcpus: Option<i64>,
-    /// Name for `ps` and `down` [default: run-PID]
+    /// Name for `ps` and `down` (default: run-PID)
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Environment variable; without a value, this process's own
@@ -99,7 +99,7 @@ pub(crate) struct RunArgs {
     /// Grant nothing but --disk and --grant: no console, no entropy, no time
     #[arg(long)]
     pub(crate) no_default_grants: bool,
-    /// Kernel image, with --kernel linux [default: @linux/vmlinuz]
+    /// Kernel image, with --kernel linux (default: @linux/vmlinuz)
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<String>,
     /// Initial RAM filesystem, with --kernel linux and no CMD
