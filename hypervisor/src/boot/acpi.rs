@@ -262,7 +262,16 @@ mod tests {
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
         assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 18);
         assert_eq!(dsdt.windows(8).filter(|w| w == b"ACPI0007").count(), 32);
+        // Offsets of ACPI 6.4, table 5.9.
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), NO_VGA | NO_RTC);
+        let register = |port: u16| {
+            let [low, high] = port.to_le_bytes();
+            [1, 8, 0, 1, low, high, 0, 0, 0, 0, 0, 0]
+        };
+        assert_eq!(fadt[116..128], register(0x602));
+        assert_eq!(fadt[128], 1);
+        assert_eq!(fadt[244..256], register(0x600));
+        assert_eq!(fadt[256..268], register(0x601));
     }
 
     #[test]

@@ -324,3 +324,60 @@ impl Parts<'_> {
 fn taken(overlap: bus::Overlap) -> Error {
     Error::Description(format!("two devices claim one address: {overlap}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn description() -> MachineDescription {
+        MachineDescription {
+            version: VERSION,
+            name: "test".into(),
+            kvm: Fd(-1),
+            control: Fd(-1),
+            vcpus: 1,
+            memory_mib: MIN_MEMORY_MIB,
+            boot: Boot::Pvh {
+                kernel: Fd(-1),
+                initrd: None,
+                cmdline: String::new(),
+                platform: Platform::Bare,
+            },
+            console: None,
+            time: false,
+            entropy: false,
+            blocks: Vec::new(),
+            jail: Jail::None,
+            trace: None,
+        }
+    }
+
+    #[test]
+    fn rules_of_the_description() {
+        type Change = fn(&mut MachineDescription);
+        let cases: [(Change, bool); 7] = [
+            (|_| {}, true),
+            (|d| d.version = VERSION + 1, false),
+            (|d| d.vcpus = 0, false),
+            (|d| d.vcpus = MAX_VCPUS, true),
+            (|d| d.vcpus = MAX_VCPUS + 1, false),
+            (|d| d.memory_mib = MIN_MEMORY_MIB - 1, false),
+            (|d| d.memory_mib = u64::MAX, true),
+        ];
+        for (index, (change, want)) in cases.into_iter().enumerate() {
+            let mut description = description();
+            change(&mut description);
+            assert_eq!(check(&description).is_ok(), want, "case {index}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_kvm_is_named() {
+        let file = File::open("/dev/null").unwrap();
+        let fd = Fd(file.into_raw_fd());
+        let error = open_kvm(fd, &mut Descriptors::default()).unwrap_err();
+        assert_eq!(error.code(), "description-invalid");
+        let error = open_kvm(Fd(-1), &mut Descriptors::default()).unwrap_err();
+        assert_eq!(error.code(), "descriptor-closed");
+    }
+}

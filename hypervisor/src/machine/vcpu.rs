@@ -81,7 +81,7 @@ impl VcpuThread {
     }
 
     /// Stops all threads; the [`Ending`] must have come. A thread that does not return in
-    /// [`STOP_PATIENCE`] is left to the end of the process.
+    /// 200 ms is left to the end of the process.
     pub fn stop(threads: Vec<Self>) {
         let deadline = Instant::now() + STOP_PATIENCE;
         for VcpuThread { thread } in threads {
