@@ -3,7 +3,8 @@
 //!
 //! 1. [`close_inherited`], first of all: descriptors that nobody meant to hand over are closed.
 //! 2. [`enter`], when every descriptor is open, memory is mapped and the vCPUs exist, and while
-//!    the process has a single thread (a user namespace cannot be entered otherwise).
+//!    the process has a single thread: a user namespace cannot be entered otherwise. The first
+//!    `KVM_RUN` would end that too, as recent kernels then give the process a worker of KVM's.
 //! 3. the filters of [`seccomp::compile`]: each vCPU thread puts its own in force when it starts,
 //!    and the event loop last.
 //!

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::os::unix::net::UnixStream;
 
 use super::super::testing::*;
 use super::*;
@@ -98,6 +99,38 @@ fn a_reader_that_sleeps_holds_the_chain_back() {
     drop(device);
     seen.read_to_end(&mut got).unwrap();
     assert!(got == bytes.repeat(4), "every byte, once, in order");
+}
+
+#[test]
+fn what_may_block_is_never_waited_for() {
+    // Sockets cannot be opened anew, so that these stay blocking.
+    let (input, mut typed) = UnixStream::pair().unwrap();
+    let (mut seen, output) = UnixStream::pair().unwrap();
+    let mut device = Console::new(Some(input.into()), output.into(), false);
+    let mut rig = Rig::new(2);
+    rig.describe(TRANSMIT, 0, &[(DATA + 0x1000, 0xe000, 0, 0)]);
+    while waits(&device) == (false, false) {
+        rig.offer(TRANSMIT, 0);
+        let progress = device.process_queue(TRANSMIT, &mut rig.io()).unwrap();
+        assert_eq!(progress, Progress::Idle);
+    }
+    assert_eq!(waits(&device), (false, true), "the socket is full");
+    while waits(&device) == (false, true) {
+        assert_ne!(seen.read(&mut [0; 16384]).unwrap(), 0);
+        serve_backend(&mut device, &mut rig, EventSet::OUT);
+    }
+
+    rig.describe(RECEIVE, 0, &[(DATA, 5, WRITE, 0)]);
+    rig.offer(RECEIVE, 0);
+    assert_eq!(
+        device.process_queue(RECEIVE, &mut rig.io()).unwrap(),
+        Progress::Idle
+    );
+    serve_backend(&mut device, &mut rig, EventSet::IN);
+    assert_eq!(rig.used(RECEIVE), [], "nothing typed");
+    typed.write_all(b"abc").unwrap();
+    serve_backend(&mut device, &mut rig, EventSet::IN);
+    assert_eq!(rig.used(RECEIVE), [(0, 3)]);
 }
 
 #[test]
