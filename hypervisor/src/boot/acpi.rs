@@ -14,7 +14,7 @@ use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::linux::LinuxError;
-use super::ram::{ACPI_TABLES, HIGH_RAM_START};
+use super::ram::{ACPI_TABLES, RESET_VECTOR};
 use crate::devices::{reset, serial};
 use crate::machine::memory::GuestMemory;
 
@@ -74,7 +74,7 @@ pub fn write(memory: &GuestMemory, platform: &Platform<'_>) -> Result<u64, Linux
     let does_not_fit = LinuxError::DoesNotFit {
         what: "the ACPI tables",
     };
-    if blob.bytes.len() as u64 > HIGH_RAM_START - ACPI_TABLES {
+    if blob.bytes.len() as u64 > RESET_VECTOR - ACPI_TABLES {
         return Err(does_not_fit);
     }
     memory

@@ -26,10 +26,21 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End (exclusive) of usable memory below 1 MiB.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables, up to [`HIGH_RAM_START`].
+/// ACPI tables, up to [`RESET_VECTOR`].
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// Start of memory above the legacy hole.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
+
+/// Where a jump into the BIOS goes, in real mode: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// All the BIOS there is: it pulls the keyboard controller's reset line. Linux resets a
+/// hardware-reduced platform through EFI, and where there is none, through this jump.
+const RESET_CODE: [u8; 7] = [
+    0xb0, 0xfe, // mov al, 0xfe
+    0xe6, 0x64, // out 0x64, al
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to the hlt
+];
 
 /// What a range of the memory map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +69,18 @@ pub fn pc_map(memory: &GuestMemory) -> Vec<MapEntry> {
         }
     }
     map
+}
+
+/// Writes the code at [`RESET_VECTOR`].
+///
+/// # Errors
+/// Memory does not reach there.
+pub fn write_reset_code(memory: &GuestMemory) -> Result<(), LinuxError> {
+    memory
+        .write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))
+        .map_err(|_| LinuxError::DoesNotFit {
+            what: "the reset vector",
+        })
 }
 
 /// The map of a machine with nothing in it but RAM.

@@ -98,6 +98,7 @@ pub(super) fn build(
     let (kernel, initrd) = open(parts, files)?;
     let map = ram::pc_map(&parts.memory);
     let rsdp = acpi::write(&parts.memory, &platform)?;
+    ram::write_reset_code(&parts.memory)?;
     let memory = &parts.memory;
     let entry = match protocol {
         Protocol::Linux => {
