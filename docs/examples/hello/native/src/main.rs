@@ -7,7 +7,7 @@
 mod program {
     use core::str;
 
-    use bulkhead_runtime::abi::boot::{FLAG_ENTROPY, FLAG_TIME};
+    use bulkhead_runtime::abi::boot::{FLAG_CONSOLE, FLAG_ENTROPY, FLAG_TIME};
     use bulkhead_runtime::{environment, println, program_main, time};
 
     program_main!(main);
@@ -17,7 +17,9 @@ mod program {
         for argument in environment::args() {
             println!("argument: {}", argument.escape_ascii());
         }
-        println!("granted: console");
+        if environment::has(FLAG_CONSOLE) {
+            println!("granted: console");
+        }
         if environment::has(FLAG_ENTROPY) {
             println!("granted: entropy");
         }
