@@ -53,3 +53,44 @@ pub(crate) fn run(spec: &Spec) -> Result<u8, String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(command: &[&str], env: &[&str]) -> u8 {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let spec = Spec {
+            command: owned(command),
+            env: owned(env),
+            modules: vec![],
+            tty: false,
+            announce: false,
+        };
+        run(&spec).unwrap()
+    }
+
+    /// One test, because each command is waited for among all children of this process.
+    #[test]
+    fn statuses_are_those_of_a_shell() {
+        for (command, expected) in [
+            (&["/bin/sh", "-c", "exit 7"][..], 7),
+            (&["sh", "-c", "exit 255"], 255),
+            (&["sh", "-c", "kill -9 $$"], 137),
+            // An orphan that ends first is not mistaken for the command.
+            (&["sh", "-c", "(exit 3) & sleep 0.1; exit 4"], 4),
+            (&["sh", "-c", "test -n \"$PATH\" && test \"$HOME\" = /"], 0),
+            (&["/nonexistent"], STATUS_NOT_FOUND),
+            (&["/etc/passwd"], STATUS_CANNOT_RUN),
+            (&["/etc"], STATUS_CANNOT_RUN),
+        ] {
+            assert_eq!(status(command, &[]), expected, "{command:?}");
+        }
+        let own = ["A=b=c", "HOME=/srv"];
+        assert_eq!(status(&["sh", "-c", "test \"$A$HOME\" = b=c/srv"], &own), 0);
+        assert_eq!(
+            status(&["sh", "-c", "exit 9"], &["PATH=/nonexistent"]),
+            STATUS_NOT_FOUND
+        );
+    }
+}

@@ -256,7 +256,7 @@ impl Error {
                 _ => "ask `bulkhead doctor`",
             },
             Self::KvmInterpreted { .. } => {
-                "run it in the lab: cargo xtask lab -- bulkhead up system.toml"
+                "run the same command in the lab: cargo xtask lab -- bulkhead ..."
             }
             Self::NoLibrary(_) | Self::NotInstalled { .. } => {
                 "build it with `cargo xtask build`, or name another one in BULKHEAD_LIB"
