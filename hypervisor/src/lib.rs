@@ -51,7 +51,7 @@ pub fn run(description: Fd) -> ExitCode {
     let trace_file = description
         .trace
         .map(|fd| descriptors.take("the trace", fd));
-    let outcome = run_described(&description, &mut descriptors, &control, &trace);
+    let outcome = run_described(&description, descriptors, &control, &trace);
     if let Some(file) = trace_file
         && let Err(error) = file.and_then(|file| write_trace(&trace, file))
     {
@@ -73,13 +73,16 @@ pub fn run(description: Fd) -> ExitCode {
 
 fn run_described(
     description: &MachineDescription,
-    descriptors: &mut Descriptors,
+    mut descriptors: Descriptors,
     control: &File,
     trace: &Trace,
 ) -> Result<Ended, (&'static str, String)> {
     let said = |error: &Error| (error.code(), error.to_string());
     let ending = Ending::new().map_err(|e| said(&e))?;
-    Machine::build(description, descriptors, &ending, trace)
+    let machine = Machine::build(description, &mut descriptors, &ending, trace);
+    // A running partition holds what its devices use, and nothing beside.
+    drop(descriptors);
+    machine
         .and_then(|machine| machine.run(control, trace))
         .map_err(|e| said(&e))?;
     match ending.outcome() {
