@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn the_documentation_lists_exactly_the_codes() {
         let documentation = include_str!("../../../docs/manifest.md");
-        let rows = documentation.lines().filter_map(|line| line.strip_prefix("| `manifest-"));
+        let rows = documentation
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `manifest-"));
         let documented: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
         let codes = Code::ALL.map(|code| code.as_str().trim_start_matches("manifest-"));
         assert_eq!(documented, codes);
