@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_superio::serial::SerialEvents;
@@ -24,6 +25,9 @@ pub const COM1: u16 = 0x3f8;
 pub const PORTS: u16 = 8;
 /// COM1's interrupt on a PC.
 pub const IRQ: u32 = 4;
+
+/// How long the event loop rests before it tries a busy port again.
+const CONTENTION: Duration = Duration::from_millis(1);
 
 /// COM1's interrupt line; none in a machine without interrupt controllers.
 #[derive(Debug)]
@@ -103,29 +107,52 @@ pub fn build(
     Ok((port, pump))
 }
 
+/// What one attempt to move input came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// The FIFO has room: wait for more input.
+    Room,
+    /// The FIFO is full: wait until the guest has emptied it.
+    Full,
+    /// The input has ended.
+    Ended,
+}
+
 impl InputPump {
-    /// Moves what the FIFO takes; true while there may be more to wait for.
-    fn pump(&mut self) -> bool {
-        let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Moves what the FIFO takes.
+    fn pump(&mut self) -> Moved {
+        let mut port = match self.port.try_lock() {
+            Ok(port) => port,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                // The guest is writing, maybe to a reader that does not read. The event loop must
+                // not wait for that: it comes back, and hears commands meanwhile.
+                std::thread::sleep(CONTENTION);
+                return Moved::Room;
+            }
+        };
         let mut buffer = [0; 64];
         let room = port.0.fifo_capacity().min(buffer.len());
         let Some(buffer) = buffer.get_mut(..room).filter(|b| !b.is_empty()) else {
-            return true;
+            return Moved::Full;
         };
         if !is_readable(&self.file) {
-            return true;
+            return Moved::Room;
         }
         match rustix::io::read(&self.file, &mut *buffer) {
-            Ok(0) => false,
+            Ok(0) => return Moved::Ended,
             Ok(len) => {
                 // There is room for all of it. In loop-back mode a UART hears nothing.
                 let _ = port
                     .0
                     .enqueue_raw_bytes(buffer.get(..len).unwrap_or_default());
-                true
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => true,
-            Err(_) => false,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(_) => return Moved::Ended,
+        }
+        match port.0.fifo_capacity() {
+            0 => Moved::Full,
+            _ => Moved::Room,
         }
     }
 
@@ -158,15 +185,8 @@ impl MutEventSubscriber for InputPump {
         if events.fd() == self.emptied.as_raw_fd() {
             let _ = self.emptied.read();
             self.watch(ops);
-        } else if self.pump() {
-            let full = {
-                let port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
-                port.0.fifo_capacity() == 0
-            };
-            // A full FIFO is waited for through `emptied`.
-            if !full {
-                self.watch(ops);
-            }
+        } else if self.pump() == Moved::Room {
+            self.watch(ops);
         }
     }
 }
@@ -235,5 +255,24 @@ mod tests {
             0,
             "no spinning at the end"
         );
+    }
+
+    #[test]
+    fn a_port_that_is_busy_does_not_hold_the_event_loop() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let output = Output::new(file, Ending::new().unwrap(), Trace::default());
+        let (theirs, mut ours) = io::pipe().unwrap();
+        let input = File::from(std::os::fd::OwnedFd::from(theirs));
+        let (port, pump) = build(output, None, Some(input)).unwrap();
+        let mut pump = pump.unwrap();
+        ours.write_all(b"x").unwrap();
+        let busy = port.lock().unwrap();
+        assert_eq!(pump.pump(), Moved::Room);
+        drop(busy);
+        assert_eq!(pump.pump(), Moved::Room);
+        let mut byte = [0];
+        port.lock().unwrap().read(0, &mut byte);
+        assert_eq!(&byte, b"x");
     }
 }
