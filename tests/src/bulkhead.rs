@@ -17,10 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the built tree is.
 pub(crate) fn dist() -> PathBuf {
-    std::env::var_os("BULKHEAD_DIST").map_or_else(
+    let dist = std::env::var_os("BULKHEAD_DIST").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bulkhead"),
         PathBuf::from,
-    )
+    );
+    std::fs::canonicalize(&dist).unwrap_or(dist)
 }
 
 /// The tree that `cargo xtask build` laid out.

@@ -1,10 +1,12 @@
 //! `--trace-syscalls`: one line for each system call on the console's error stream, in the manner
 //! of strace but without decoding.
 //!
-//!     trace: write(0x1, 0x7f00, 0x3) = 0x3
-//!     trace: openat(0xffffff9c, 0x4021a0, 0x0, 0x0) = -1 ENOENT
-//!     trace: exit_group(0x7) ended with 7
-//!     trace: unknown system call 435 (clone3) -> ENOSYS
+//! ```text
+//! trace: write(0x1, 0x7f00, 0x3) = 0x3
+//! trace: openat(0xffffff9c, 0x4021a0, 0x0, 0x0) = -1 ENOENT
+//! trace: exit_group(0x7) ended with 7
+//! trace: unknown system call 435 (clone3) -> ENOSYS
+//! ```
 
 use alloc::format;
 use alloc::string::String;

@@ -29,7 +29,7 @@ pub(crate) fn kvm_usable() -> bool {
 /// The suites' `kvm` tests on this machine.
 pub(crate) fn on_host(repo: &Repo, filter: Option<&str>) -> Result<Counts> {
     let mut command = cargo(repo.root());
-    command.args(["test", "--no-fail-fast", "--tests", "--"]);
+    command.args(["test", "--no-fail-fast", "--test", "*", "--"]);
     command.args(["--show-output", "--test-threads=1"]);
     // The harness cannot ask for both a module and a text: leave the other module out instead.
     command.args([filter.unwrap_or("kvm::"), "--skip", "lab::"]);
