@@ -1,7 +1,7 @@
 //! A system as written, before it is checked: every field may be absent or absurd.
 //!
-//! Made by [`crate::parse`] from a file, or field by field by `bulkhead run` from its options;
-//! read by [`crate::validate`] alone.
+//! Made by [`crate::parse()`] from a file, or field by field by `bulkhead run` from its options;
+//! read by [`crate::validate()`] alone.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! What a person writes, `system.toml`, and its checked form.
 //!
-//! [`parse`] reads text into a [`SystemDraft`] and hands it to [`validate`], the only maker of a
+//! [`parse()`] reads text into a [`SystemDraft`] and hands it to [`validate()`], the only maker of a
 //! [`Validated<System>`]. `bulkhead run`, which has no file, builds a draft itself and takes the
 //! same way. Nothing here opens a file: whether a path exists is the supervisor's question.
 //! Every refusal is a [`Diagnostic`] with a stable [`Code`], its place in the file, and a remedy.

@@ -6,7 +6,7 @@ use bulkhead_capability::Grants;
 use std::fmt;
 use std::ops::Deref;
 
-/// A value that passed validation. Only [`crate::validate`] makes one, and it cannot be changed.
+/// A value that passed validation. Only [`crate::validate()`] makes one, and it cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validated<T>(pub(crate) T);
 
