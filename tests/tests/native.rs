@@ -5,7 +5,7 @@
 mod kvm {
     use std::process::Command;
 
-    use bulkhead_tests::bulkhead::Bulkhead;
+    use bulkhead_tests::bulkhead::{Bulkhead, Ended};
     use bulkhead_tests::in_lab;
     use bulkhead_tests::leftovers::Census;
 
@@ -37,5 +37,47 @@ mod kvm {
             .expect_status(0)
             .expect_stdout("hello");
         before.expect_nothing_new();
+    }
+
+    fn conformance(arguments: &[&str]) -> Ended {
+        let bulkhead = Bulkhead::built();
+        let before = Census::take();
+        let program = bulkhead.library("tests/conformance");
+        let start = ["run", "--kernel", "native", "--", program.to_str().unwrap()];
+        let ended = bulkhead.run(start.iter().chain(arguments));
+        before.expect_nothing_new();
+        ended
+    }
+
+    #[test]
+    fn the_kernel_keeps_its_promises_seen_from_inside() {
+        let ended = conformance(&[]);
+        let failures: Vec<String> = (ended.stdout().lines())
+            .filter(|line| line.contains("... FAILED"))
+            .map(str::to_owned)
+            .collect();
+        assert!(failures.is_empty(), "{failures:#?}");
+        ended.expect_status(0).expect_stdout(" passed, 0 failed");
+    }
+
+    #[test]
+    fn statuses_of_programs_pass_through() {
+        conformance(&["exit-7"]).expect_status(7);
+        conformance(&["exit-threads"]).expect_status(7);
+        conformance(&["panic"]).expect_status(101);
+    }
+
+    #[test]
+    fn every_fault_ends_the_program_as_a_signal_would() {
+        let list = conformance(&["list"]).stdout();
+        let faults: Vec<&str> = (list.lines())
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| name.starts_with("fault-"))
+            .collect();
+        assert!(faults.len() > 5, "{list}");
+        for fault in faults {
+            let status = conformance(&[fault]).status();
+            assert!((129..=159).contains(&status), "{fault} ended with {status}");
+        }
     }
 }

@@ -19,7 +19,8 @@ const STATUS_USAGE: u8 = 2;
 program_main!(main);
 
 fn main() -> u8 {
-    let mut named = environment::args().peekable();
+    // The first is the name of the program itself.
+    let mut named = environment::args().skip(1).peekable();
     if named.peek().is_none() {
         return run(CASES.iter().copied());
     }
