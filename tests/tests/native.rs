@@ -63,7 +63,7 @@ mod kvm {
     #[test]
     fn statuses_of_programs_pass_through() {
         conformance(&["exit-7"]).expect_status(7);
-        conformance(&["exit-threads"]).expect_status(7);
+        conformance(&["exit-threads"]).expect_status(0);
         conformance(&["panic"]).expect_status(101);
     }
 
