@@ -27,8 +27,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{self, Ended, Event};
 use bulkhead_machine::{
-    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Platform, VERSION,
-    trace,
+    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, VERSION, trace,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -76,7 +75,6 @@ fn main() -> ExitCode {
             kernel: Fd(-1),
             initrd: None,
             cmdline: String::new(),
-            platform: Platform::Bare,
         },
         console: Some(Console {
             input: Some(fds.pass(std::io::stdin().as_fd_owned())),
@@ -145,14 +143,10 @@ fn main() -> ExitCode {
             initrd,
             cmdline,
         },
-        "pvh" | "pvh-pc" => Boot::Pvh {
+        "pvh" => Boot::Pvh {
             kernel,
             initrd,
             cmdline,
-            platform: match protocol.as_str() {
-                "pvh" => Platform::Bare,
-                _ => Platform::Pc,
-            },
         },
         other => panic!("unknown protocol {other}"),
     };

@@ -75,7 +75,9 @@ pub enum Boot {
         /// Ask the personality to name unknown system calls.
         trace_syscalls: bool,
     },
-    /// A Linux kernel: bzImage or vmlinux (told apart by content), by the 64-bit boot protocol.
+    /// A kernel that expects a PC, told apart by content: a vmlinux, or another ELF image, with a
+    /// PVH entry note is entered there; a vmlinux without and a bzImage by Linux's 64-bit boot
+    /// protocol.
     Linux {
         /// The kernel image.
         kernel: Fd,
@@ -84,7 +86,9 @@ pub enum Boot {
         /// The kernel's command line.
         cmdline: String,
     },
-    /// An ELF image with a PVH entry note (`XEN_ELFNOTE_PHYS32_ENTRY`).
+    /// An ELF image with a PVH entry note (`XEN_ELFNOTE_PHYS32_ENTRY`) on a bare machine: one CPU,
+    /// RAM, COM1 without its interrupt, the exit port; no interrupt controller, no timer, no ACPI,
+    /// no virtio devices. The quickest machine there is to build.
     Pvh {
         /// The image.
         kernel: Fd,
@@ -92,22 +96,7 @@ pub enum Boot {
         initrd: Option<Fd>,
         /// The command line.
         cmdline: String,
-        /// What stands around the CPU.
-        #[serde(default)]
-        platform: Platform,
     },
-}
-
-/// The machine around the CPU of a PVH guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Platform {
-    /// One CPU, RAM, COM1 without its interrupt, the exit port: no interrupt controller, no timer,
-    /// no ACPI, no virtio devices. The quickest machine there is to build.
-    #[default]
-    Bare,
-    /// What a Linux kernel expects: PIC, IOAPIC, LAPICs, PIT, ACPI, and the granted devices.
-    Pc,
 }
 
 /// A module of the Bulkhead boot protocol.

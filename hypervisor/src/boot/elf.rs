@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use elf::abi;
 use elf::endian::LittleEndian;
@@ -114,6 +115,12 @@ impl Segment {
     pub fn physical_end(&self) -> u64 {
         self.physical_address.saturating_add(self.memory_len)
     }
+}
+
+/// Whether `file` begins as an ELF file does.
+pub fn is_elf(file: &File) -> bool {
+    let mut magic = [0; abi::ELFMAGIC.len()];
+    file.read_exact_at(&mut magic, 0).is_ok() && magic == abi::ELFMAGIC
 }
 
 /// A checked image: every segment lies in the file and no address wraps round.
@@ -316,7 +323,7 @@ fn read_range(file: &File, size: u64, offset: u64, len: u64) -> Result<Vec<u8>, 
         return Err(ElfError::Truncated { needed, size });
     }
     let mut bytes = vec![0; len as usize];
-    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, offset)?;
+    file.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
 }
 

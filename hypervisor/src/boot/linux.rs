@@ -9,7 +9,7 @@ use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::elf::{Image, Wanted};
+use super::elf::{self, Image, Wanted};
 use super::page_tables::{PageTables, Rights};
 use super::ram::{self, CMDLINE, GDT, HIGH_RAM_START, Kind, MapEntry, PAGE_TABLES, ZERO_PAGE};
 use crate::error::Error;
@@ -135,10 +135,10 @@ pub fn load(
     map: &[MapEntry],
     rsdp: u64,
 ) -> Result<Entry, Error> {
-    let mut magic = [0; 4];
-    let loaded = match kernel.read_exact_at(&mut magic, 0) {
-        Ok(()) if magic == elf::abi::ELFMAGIC => load_vmlinux(memory, kernel)?,
-        _ => load_bzimage(memory, kernel)?,
+    let loaded = if elf::is_elf(kernel) {
+        load_vmlinux(memory, kernel)?
+    } else {
+        load_bzimage(memory, kernel)?
     };
     ram::write_cmdline(memory, cmdline, loaded.cmdline_max)?;
     let mut params = boot_params {

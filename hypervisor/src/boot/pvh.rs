@@ -11,7 +11,7 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::GuestAddress;
 
-use super::elf::{Image, Wanted};
+use super::elf::{self, ElfError, Image, Wanted};
 use super::linux::LinuxError;
 use super::ram::{self, CMDLINE, Kind, MEMORY_MAP, MODULE_LIST, MapEntry, START_INFO};
 use crate::error::Error;
@@ -24,6 +24,21 @@ pub struct Entry {
     pub eip: u32,
     /// Physical address of `hvm_start_info`.
     pub ebx: u32,
+}
+
+/// Whether `kernel` is an ELF image with a PVH entry point.
+///
+/// # Errors
+/// It is an ELF image that cannot be used.
+pub fn is_offered(kernel: &File) -> Result<bool, ElfError> {
+    if !elf::is_elf(kernel) {
+        return Ok(false);
+    }
+    match Image::parse(kernel, Wanted::X86)?.pvh_entry() {
+        Ok(_) => Ok(true),
+        Err(ElfError::NoPvhNote) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Loads the image, its module and command line, and what it is told.
@@ -112,6 +127,20 @@ mod tests {
                 (4, 4, 0, 0, &note, 0),
             ],
         ))
+    }
+
+    #[test]
+    fn an_entry_is_offered_by_an_elf_image_with_the_note() {
+        let plain = file(&image(
+            0x10_0000,
+            &[(1, 5, 0x10_0000, 0x10_0000, b"\xf4", 1)],
+        ));
+        assert!(is_offered(&probe()).unwrap());
+        assert!(!is_offered(&plain).unwrap());
+        for other in [&b""[..], b"\x7fEL", b"a bzImage"] {
+            assert!(!is_offered(&file(other)).unwrap(), "{other:?}");
+        }
+        assert!(is_offered(&file(b"\x7fELF, cut off")).is_err());
     }
 
     #[test]

@@ -22,8 +22,7 @@ use std::sync::{Arc, Barrier};
 
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::{
-    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Platform, VERSION,
-    trace as phase,
+    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, VERSION, trace as phase,
 };
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -128,23 +127,19 @@ impl Machine {
                     initrd: *initrd,
                     cmdline,
                 };
-                pc::build(&mut parts, &files, pc::Protocol::Linux)?
+                pc::build(&mut parts, &files)?
             }
             Boot::Pvh {
                 kernel,
                 initrd,
                 cmdline,
-                platform,
             } => {
                 let files = pc::Files {
                     kernel: *kernel,
                     initrd: *initrd,
                     cmdline,
                 };
-                match platform {
-                    Platform::Bare => pc::build_bare(&mut parts, &files)?,
-                    Platform::Pc => pc::build(&mut parts, &files, pc::Protocol::Pvh)?,
-                }
+                pc::build_bare(&mut parts, &files)?
             }
         };
         Ok(Self {
@@ -341,7 +336,6 @@ mod tests {
                 kernel: Fd(-1),
                 initrd: None,
                 cmdline: String::new(),
-                platform: Platform::Bare,
             },
             console: None,
             time: false,

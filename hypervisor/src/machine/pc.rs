@@ -37,19 +37,8 @@ pub(super) struct Files<'a> {
     pub(super) cmdline: &'a str,
 }
 
-/// Which entry the kernel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Linux,
-    Pvh,
-}
-
 /// Builds a PC; its boot CPU is ready to run.
-pub(super) fn build(
-    parts: &mut Parts<'_>,
-    files: &Files<'_>,
-    protocol: Protocol,
-) -> Result<Vec<VcpuFd>, Error> {
+pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<VcpuFd>, Error> {
     parts
         .vm
         .set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -99,18 +88,14 @@ pub(super) fn build(
     let map = ram::pc_map(&parts.memory);
     let rsdp = acpi::write(&parts.memory, &platform)?;
     ram::write_reset_code(&parts.memory)?;
-    let memory = &parts.memory;
-    let entry = match protocol {
-        Protocol::Linux => {
-            let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
-            let entry = linux::load(memory, &kernel, initrd.as_ref(), &cmdline, &map, rsdp)?;
-            registers::Entry::Linux(entry)
-        }
-        Protocol::Pvh => {
-            let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
-            let entry = pvh::load(memory, &kernel, initrd.as_ref(), &cmdline, &map, Some(rsdp))?;
-            registers::Entry::Pvh(entry)
-        }
+    let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
+    let (memory, initrd) = (&parts.memory, initrd.as_ref());
+    let entry = if pvh::is_offered(&kernel)? {
+        let entry = pvh::load(memory, &kernel, initrd, &cmdline, &map, Some(rsdp))?;
+        registers::Entry::Pvh(entry)
+    } else {
+        let entry = linux::load(memory, &kernel, initrd, &cmdline, &map, rsdp)?;
+        registers::Entry::Linux(entry)
     };
     parts.trace.mark(phase::LOAD);
     registers::set(boot_cpu, entry, features)?;
@@ -126,7 +111,7 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec
     }
     if parts.description.entropy || !parts.description.blocks.is_empty() {
         return Err(Error::Description(
-            "a bare machine has no virtio devices; ask for the pc platform".into(),
+            "a bare machine has no virtio devices".into(),
         ));
     }
     let (vcpus, features) = parts.create_vcpus(false)?;

@@ -9,9 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_machine::{
-    Boot as BootProtocol, Console, Fd, Jail, MachineDescription, Platform, VERSION,
-};
+use bulkhead_machine::{Boot as BootProtocol, Console, Fd, Jail, MachineDescription, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Installation;
@@ -143,7 +141,6 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
             kernel: hand_over(probe.into()),
             initrd: None,
             cmdline: format!("probe={what}"),
-            platform: Platform::Bare,
         },
         console: Some(Console {
             input: None,

@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use bulkhead_machine::{
-    Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Platform, VERSION,
-};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -23,7 +21,7 @@ const PATIENCE_S: i64 = 10;
 /// What is booted.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Guest {
-    /// The probe, by PVH, on the barest platform.
+    /// The probe, by PVH, on a bare machine.
     Probe,
     /// The native example program on the microkernel.
     Native,
@@ -48,7 +46,6 @@ impl Guest {
                 kernel: open("probe")?,
                 initrd: None,
                 cmdline: String::new(),
-                platform: Platform::Bare,
             },
             Self::Native => Boot::Bulkhead {
                 kernel: open("kernel")?,
