@@ -2,7 +2,8 @@
 //!
 //! A directory whose lock is free belongs to a system that is over: either it ended in peace and
 //! left its logs ([`Standing::Finished`]), or its supervisor was killed and the next command
-//! removes it. Directories are created and removed under the lock of the whole.
+//! removes it. Directories are created and removed under the lock of the whole. One without a
+//! record is not a system's: people may name a directory that holds other things of theirs.
 
 use crate::error::Error;
 use crate::record::SystemRecord;
@@ -69,19 +70,18 @@ impl StateRoot {
     /// `$XDG_RUNTIME_DIR/bulkhead`, or `/tmp/bulkhead-UID` where there is none. It is not made yet.
     ///
     /// # Errors
-    /// Its path is too long.
+    /// Its path is relative or too long.
     pub fn locate() -> Result<Self, Error> {
         let variable = |name| {
-            env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|p| p.is_absolute())
+            let value = env::var_os(name).filter(|value| !value.is_empty());
+            value.map(PathBuf::from)
         };
         let uid = rustix::process::getuid();
         let path = if let Some(path) = variable("BULKHEAD_STATE_DIR") {
             path
         } else if uid.is_root() {
             PathBuf::from("/run/bulkhead")
-        } else if let Some(runtime) = variable("XDG_RUNTIME_DIR") {
+        } else if let Some(runtime) = variable("XDG_RUNTIME_DIR").filter(|p| p.is_absolute()) {
             runtime.join("bulkhead")
         } else {
             PathBuf::from(format!("/tmp/bulkhead-{}", uid.as_raw()))
@@ -94,8 +94,15 @@ impl StateRoot {
     /// # Errors
     /// See there.
     pub fn at(path: &Path) -> Result<Self, Error> {
-        if path.as_os_str().len() > MAX_PATH {
-            let problem = "has a path of more than 50 bytes";
+        let problem = if path.is_relative() {
+            // It would be another one in every working directory.
+            Some("has no absolute path")
+        } else if path.as_os_str().len() > MAX_PATH {
+            Some("has a path of more than 50 bytes")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
             return Err(Error::StateDirUnsafe {
                 path: path.to_owned(),
                 problem,
@@ -116,11 +123,14 @@ impl StateRoot {
             path: path.clone(),
             source,
         };
-        let _all = self.make_and_lock()?;
+        let all = self.make_and_lock()?;
         self.clean()?;
         if path.exists() {
             if try_lock(&path).map_err(failed)?.is_none() {
                 return Err(Error::AlreadyRunning(system.to_owned()));
+            }
+            if SystemRecord::read(&path.join(RECORD)).is_none() {
+                return Err(failed(io::ErrorKind::AlreadyExists.into()));
             }
             fs::remove_dir_all(&path).map_err(failed)?;
         }
@@ -128,14 +138,23 @@ impl StateRoot {
             .mode(0o700)
             .create(&path)
             .map_err(failed)?;
-        match try_lock(&path).map_err(failed)? {
-            Some(lock) => Ok(SystemDir {
-                root: self.clone(),
-                path,
-                keep: false,
-                _lock: lock,
-            }),
-            None => Err(Error::AlreadyRunning(system.to_owned())),
+        let Some(lock) = try_lock(&path).map_err(failed)? else {
+            return Err(Error::AlreadyRunning(system.to_owned()));
+        };
+        let directory = SystemDir {
+            root: self.clone(),
+            path,
+            keep: false,
+            _lock: lock,
+        };
+        // From the start: it says that the directory is ours to remove.
+        match directory.write(&SystemRecord::default()) {
+            Ok(()) => Ok(directory),
+            Err(error) => {
+                // Dropping it takes the lock of the whole.
+                drop(all);
+                Err(error)
+            }
         }
     }
 
@@ -230,7 +249,7 @@ impl StateRoot {
         } else if metadata.uid() != rustix::process::getuid().as_raw() {
             "belongs to another user"
         } else if metadata.mode() & 0o077 != 0 {
-            "is open to other users"
+            "is open to other users (chmod 700 would close it)"
         } else {
             return Ok(());
         };
@@ -246,8 +265,8 @@ impl StateRoot {
         let _ = fs::remove_dir(&self.path);
     }
 
-    /// Removes what nobody holds and nobody finished; gives back the rest. The caller holds the
-    /// lock of the whole.
+    /// Removes the systems that nobody holds and nobody finished; gives back the others. The caller
+    /// holds the lock of the whole.
     fn clean(&self) -> Result<Vec<Found>, Error> {
         let failed = |source| Error::StateDir {
             path: self.path.clone(),
@@ -265,8 +284,14 @@ impl StateRoot {
             let standing = match (&lock, &record) {
                 (None, _) => Standing::Live,
                 (Some(_), Some(record)) if record.finished => Standing::Finished,
-                (Some(_), _) => {
+                (Some(_), Some(_)) => {
                     fs::remove_dir_all(&path).map_err(failed)?;
+                    continue;
+                }
+                (Some(_), None) => {
+                    // Its supervisor was killed before it wrote anything; or it is no system, and
+                    // is not empty.
+                    let _ = fs::remove_dir(&path);
                     continue;
                 }
             };
@@ -379,12 +404,33 @@ mod tests {
         let dir = tempdir().unwrap();
         let root = StateRoot::at(&dir.path().join("s")).unwrap();
         let _held = root.create("held").unwrap();
-        for file in ["system.json", "web.log"] {
-            fs::create_dir_all(dir.path().join("s/stale")).unwrap();
-            fs::write(dir.path().join("s/stale").join(file), "{}").unwrap();
-            assert_eq!(names(&root), ["held"], "{file}");
-            assert!(!dir.path().join("s/stale").exists());
+        let stale = dir.path().join("s/stale");
+        let record = fs::read(dir.path().join("s/held").join(RECORD)).unwrap();
+        for files in [&[][..], &[RECORD], &[RECORD, "web.log"]] {
+            fs::create_dir(&stale).unwrap();
+            for file in files {
+                fs::write(stale.join(file), &record).unwrap();
+            }
+            assert_eq!(names(&root), ["held"], "{files:?}");
+            assert!(!stale.exists(), "{files:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_system_is_left_alone() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("s");
+        let root = StateRoot::at(&path).unwrap();
+        let held = root.create("held").unwrap();
+        let precious = path.join("web/diary");
+        fs::create_dir(path.join("web")).unwrap();
+        for file in [&precious, &path.join("web").join(RECORD)] {
+            fs::write(file, "{}").unwrap();
+        }
+        assert_eq!(names(&root), ["held"]);
+        assert_eq!(root.create("web").unwrap_err().code(), "state-dir");
+        drop(held);
+        assert!(precious.exists());
     }
 
     #[test]
@@ -430,6 +476,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert_eq!(code(&file), "state-dir-unsafe");
         assert_eq!(code(&dir.path().join("x".repeat(60))), "state-dir-unsafe");
+        assert_eq!(code(Path::new("relative")), "state-dir-unsafe");
         assert_eq!(code(&dir.path().join("a/b")), "state-dir");
     }
 }
