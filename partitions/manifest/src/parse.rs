@@ -68,7 +68,12 @@ pub fn parse(bytes: &[u8], file: &Path) -> Result<Validated<System>, Rejected> {
     };
     let draft = read_system(&mut report, root.get_ref());
     let base = file.parent().unwrap_or(Path::new(""));
+    // A key of the wrong type is not in the draft, and yet not absent.
+    let mistyped = (report.diagnostics.iter()).any(|found| found.code == Code::WrongType);
     let checked = validate_in(&draft, base, &mut |code, span, message, help| {
+        if mistyped && matches!(code, Code::MissingKey | Code::NoPartition) {
+            return;
+        }
         let place = span.map(|span| Place::of(text, span));
         report.diagnostics.push(Diagnostic {
             code,

@@ -222,10 +222,14 @@ fn each_rule_has_its_code() {
 fn a_system_needs_a_name_and_a_partition() {
     assert_eq!(codes(""), [Code::MissingKey, Code::NoPartition]);
     assert_eq!(codes("name = \"x\"\npartition = []"), [Code::NoPartition]);
-    assert_eq!(
-        codes("name = \"x\"\npartition = [1]"),
-        [Code::NoPartition, Code::WrongType]
-    );
+    assert_eq!(codes("name = \"x\"\npartition = [1]"), [Code::WrongType]);
+}
+
+#[test]
+fn what_has_the_wrong_type_is_not_said_to_be_absent() {
+    assert_eq!(codes("name = 3\n[partition]"), [Code::WrongType; 2]);
+    let text = MINIMAL.replace("[\"/bin/hello\", \"x\"]", "\"/bin/hello x\"");
+    assert_eq!(codes(&text), [Code::WrongType]);
 }
 
 #[test]
