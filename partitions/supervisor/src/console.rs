@@ -29,20 +29,42 @@ pub(crate) enum Notice {
     Escape,
     /// Nobody reads our standard output any more.
     BrokenPipe,
+    /// Output could not be written, for another reason: its errno.
+    OutputFailed(u8),
 }
+
+/// What errnos are told apart by from the other notices.
+const ERRNO: u8 = 0x80;
+/// What a failure without an errno, or with an outlandish one, is told as.
+const EIO: u8 = 5;
 
 impl Notice {
     pub(crate) fn to_byte(self) -> u8 {
         match self {
             Self::Escape => b'e',
             Self::BrokenPipe => b'p',
+            Self::OutputFailed(errno) => ERRNO | errno,
         }
     }
 
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Escape, Self::BrokenPipe]
-            .into_iter()
-            .find(|notice| notice.to_byte() == byte)
+        match byte {
+            b'e' => Some(Self::Escape),
+            b'p' => Some(Self::BrokenPipe),
+            ERRNO.. => Some(Self::OutputFailed(byte & !ERRNO)),
+            _ => None,
+        }
+    }
+
+    fn from_error(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::BrokenPipe;
+        }
+        let errno = error
+            .raw_os_error()
+            .and_then(|errno| u8::try_from(errno).ok())
+            .filter(|errno| *errno < ERRNO);
+        Self::OutputFailed(errno.unwrap_or(EIO))
     }
 }
 
@@ -156,9 +178,9 @@ fn pump_output(mut from: PipeReader, mut to: Box<dyn Output>, mut notices: PipeW
             Err(error) => break Err(error),
         }
     };
-    if done.is_err() {
+    if let Err(error) = done {
         // The loop may be gone already; then there is nobody to tell.
-        let _ = notices.write_all(&[Notice::BrokenPipe.to_byte()]);
+        let _ = notices.write_all(&[Notice::from_error(&error).to_byte()]);
     }
 }
 
@@ -190,5 +212,29 @@ fn pump_input(input: &Input, mut to: PipeWriter, mut notices: PipeWriter) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_survive_their_byte() {
+        let errno = io::Error::from_raw_os_error;
+        for (notice, expected) in [
+            (Notice::Escape, Notice::Escape),
+            (Notice::from_error(&errno(32)), Notice::BrokenPipe),
+            (Notice::from_error(&errno(28)), Notice::OutputFailed(28)),
+            (Notice::from_error(&errno(133)), Notice::OutputFailed(EIO)),
+            (
+                Notice::from_error(&io::Error::other("")),
+                Notice::OutputFailed(EIO),
+            ),
+        ] {
+            assert_eq!(notice, expected);
+            assert_eq!(Notice::from_byte(notice.to_byte()), Some(expected));
+        }
+        assert_eq!(Notice::from_byte(b'x'), None);
     }
 }

@@ -60,7 +60,7 @@ pub enum Error {
         bytes: u64,
     },
     /// A disk that somebody else writes, or that is to be written while somebody uses it.
-    #[error("disk `{}` is in use by another partition", .0.display())]
+    #[error("disk `{}` is in use already", .0.display())]
     DiskBusy(PathBuf),
     /// A program that cannot run in its partition.
     #[error("program `{}` {}", path.display(), problem.clause())]
@@ -264,7 +264,7 @@ impl Error {
             Self::DiskSize { bytes: 0, .. } => "give it a size: truncate -s 1G FILE",
             Self::DiskSize { .. } => "a disk is whole sectors of 512 bytes: truncate -s %512 FILE",
             Self::DiskBusy(_) => {
-                "stop that partition, or grant block.read to both instead of block.write"
+                "end the partition that has it, or grant block.read to all instead of block.write"
             }
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "a partition runs static ELF programs",
@@ -278,13 +278,16 @@ impl Error {
             },
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",
-            Self::StateDirUnsafe { .. } => "remove it, or name another place in BULKHEAD_STATE_DIR",
-            Self::StateDir { .. } => "name another place in BULKHEAD_STATE_DIR",
+            Self::StateDirUnsafe { .. } | Self::StateDir { .. } => {
+                "name another place in BULKHEAD_STATE_DIR"
+            }
             Self::AlreadyRunning(name) => {
                 return Some(format!("end it with `bulkhead down {name}`"));
             }
             Self::NoSuchSystem(_) => "list them with `bulkhead ps`",
-            Self::NoSuchLog { .. } => "only partitions started by `bulkhead up` keep a log",
+            Self::NoSuchLog { .. } => {
+                "only partitions started by `bulkhead up --detach` keep a log"
+            }
             Self::StillThere(_) => "try again, and look for it with `ps`",
             Self::FileKind { .. }
             | Self::Open { .. }

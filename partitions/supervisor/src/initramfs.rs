@@ -63,17 +63,23 @@ impl<'p> Initramfs<'p> {
             mounts.push((mount.source.resolve(library.path()), target));
         }
         if let Some(root) = root {
-            if !root.is_dir() {
-                let found = if root.exists() {
-                    "no directory"
-                } else {
-                    "not there"
-                };
-                return Err(Error::FileKind {
-                    what: "root",
-                    path: root,
-                    found,
-                });
+            let what = "root";
+            match fs::metadata(&root) {
+                Ok(kind) if kind.is_dir() => {}
+                Ok(_) => {
+                    return Err(Error::FileKind {
+                        what,
+                        path: root,
+                        found: "no directory",
+                    });
+                }
+                Err(source) => {
+                    return Err(Error::Open {
+                        what,
+                        path: root,
+                        source,
+                    });
+                }
             }
             let hidden: BTreeSet<&str> = mounts.iter().map(|(_, at)| at.below_root()).collect();
             self.tree(&root, "", &hidden)?;
@@ -442,9 +448,13 @@ mod tests {
         assert_eq!(code(Path::new("/nonexistent")), "file-not-found");
         assert_eq!(code(Path::new("/dev/null")), "file-kind");
         let missing = pack(Some(Path::new("/nonexistent")), &[], "16MiB").unwrap_err();
-        assert_eq!(missing.code(), "file-kind");
+        assert_eq!(missing.code(), "file-not-found");
         let big = dir.path().join("big");
         File::create(&big).unwrap().set_len(3 << 20).unwrap();
+        assert_eq!(
+            pack(Some(&big), &[], "16MiB").unwrap_err().code(),
+            "file-kind"
+        );
         let refused = pack(None, &[(&big, "/big")], "2MiB").unwrap_err();
         assert_eq!(refused.code(), "files-exceed-memory");
         symlink("loop", dir.path().join("loop")).unwrap();

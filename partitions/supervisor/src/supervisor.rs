@@ -64,6 +64,11 @@ pub enum Cause {
     Escape,
     /// Nobody reads our standard output any more.
     BrokenPipe,
+    /// Output of a partition could not be written.
+    OutputFailed {
+        /// Why, as Linux numbers it.
+        errno: u8,
+    },
     /// A partition could not be started, and a system runs whole or not at all.
     Incomplete,
 }

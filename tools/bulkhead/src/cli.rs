@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Down(DownArgs),
     /// List systems and their partitions
     Ps(PsArgs),
-    /// Print what a partition started by `up` has written
+    /// Print what a partition started by `up --detach` has written
     Logs(LogsArgs),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
@@ -108,7 +108,7 @@ pub(crate) struct RunArgs {
     /// Kernel arguments, with --kernel linux
     #[arg(long, value_name = "TEXT")]
     pub(crate) cmdline: Option<String>,
-    /// Name unknown system calls on the error stream, with --kernel linux-abi
+    /// Name every system call on the error stream, with --kernel linux-abi
     #[arg(long)]
     pub(crate) trace_syscalls: bool,
     /// Put the terminal into raw mode; Ctrl-] ends the partition

@@ -1,7 +1,7 @@
 //! How a command fails: a stable code, one sentence, a remedy, and an exit status.
 
 use bulkhead_manifest::{Rejected, UnknownPartition};
-use bulkhead_supervisor::Error;
+use bulkhead_supervisor::{Error, reason};
 use std::io::{self, Write};
 
 /// Bulkhead failed (docker's convention, like the two below).
@@ -44,6 +44,15 @@ impl Failure {
         }
     }
 
+    /// A partition's output could not be written.
+    pub(crate) fn output(errno: u8) -> Self {
+        let error = io::Error::from_raw_os_error(errno.into());
+        Self::new(
+            "output",
+            format!("cannot write a partition's output: {}", reason(&error)),
+        )
+    }
+
     /// The same with another remedy.
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         if let Some(complaint) = self.complaints.last_mut() {
@@ -56,6 +65,22 @@ impl Failure {
     pub(crate) fn status(mut self, status: u8) -> Self {
         self.status = status;
         self
+    }
+
+    /// How clap says that the command line is wrong, in our form.
+    pub(crate) fn usage(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        // Its first line is the sentence, behind "error: "; what is indented below belongs to it.
+        let said = text.split("\n\n").next().unwrap_or_default();
+        let said = said.strip_prefix("error: ").unwrap_or(said);
+        let said: Vec<&str> = said.lines().map(str::trim).collect();
+        let said = said.join(" ");
+        let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+        let tip = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("tip: "));
+        let help = tip.or(usage).unwrap_or("see bulkhead --help");
+        Self::new("usage", said.trim_end_matches('.')).help(help)
     }
 
     /// Tells people.

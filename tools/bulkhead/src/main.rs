@@ -25,10 +25,15 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers; everything else is a misuse, and docker's status.
+        // Help and version are answers. Without a word, help is what was missing.
+        Err(error) if !error.use_stderr() || shows_help(&error) => {
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { STATUS_FAILED } else { 0 });
+        }
+        Err(error) => {
+            let failure = Failure::usage(&error);
+            failure.print();
+            return ExitCode::from(failure.status);
         }
     };
     match dispatch(cli.command) {
@@ -38,6 +43,10 @@ fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+fn shows_help(error: &clap::Error) -> bool {
+    error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {

@@ -2,7 +2,7 @@
 
 use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
-use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED};
+use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND};
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{At, MountDraft, PartitionDraft, SystemDraft, validate};
@@ -11,6 +11,7 @@ use bulkhead_supervisor::{
 };
 use std::collections::BTreeMap;
 use std::env;
+use std::io;
 use std::path::Path;
 
 /// What `run` grants beside disks: what a docker user takes for granted.
@@ -58,7 +59,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     conclude(&outcome?)
 }
 
-/// As docker has it: a command that is whole, and that a partition cannot run, is 126. A damaged
+/// As docker has it: a command that is not there is 127; one that is whole, and that a partition cannot run, is 126. A damaged
 /// one is bad input like any other.
 fn cannot_start(error: Error) -> Failure {
     use ProgramProblem::{Dynamic, NotElf, NotExecutable, WrongArchitecture};
@@ -67,6 +68,11 @@ fn cannot_start(error: Error) -> Failure {
             problem: NotElf | WrongArchitecture | NotExecutable | Dynamic { .. },
             ..
         } => STATUS_CANNOT_RUN,
+        Error::Open {
+            what: "program",
+            source,
+            ..
+        } if source.kind() == io::ErrorKind::NotFound => STATUS_NOT_FOUND,
         _ => STATUS_FAILED,
     };
     Failure::from(error).status(status)
@@ -78,6 +84,7 @@ fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
         Some(Cause::Signal(number)) => return Ok(128 + number),
         Some(Cause::Escape) => return Ok(STATUS_INTERRUPTED),
         Some(Cause::BrokenPipe) => return Ok(STATUS_BROKEN_PIPE),
+        Some(Cause::OutputFailed { errno }) => return Err(Failure::output(errno)),
         Some(Cause::Request | Cause::Incomplete) | None => {}
     }
     let Some((name, end)) = outcome.ends.first() else {

@@ -72,6 +72,9 @@ fn read(path: &Path) -> Result<Validated<System>, Failure> {
 }
 
 fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
+    if let Some(Cause::OutputFailed { errno }) = outcome.cause {
+        return Err(Failure::output(errno));
+    }
     let complaints: Vec<Failure> = (outcome.ends.iter())
         .filter_map(|(name, end)| {
             let (code, message, help) = end.complaint(name)?;

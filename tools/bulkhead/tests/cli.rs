@@ -95,14 +95,18 @@ fn misuse_is_125() {
     for args in [
         &["explode"][..],
         &["run", "--memory"],
+        &["run", "--memory", "1MiB", "--memory", "2MiB", "x"],
+        &["run", "--vcpus", "x"],
+        &["run", "--kernel", "windows"],
         &["down"],
         &["ps", "--format", "x"],
-        &[],
+        &["ps", "--fromat", "json"],
     ] {
-        let output = place.run(args);
-        assert_eq!(output.status.code(), Some(125), "{args:?}");
-        assert!(!output.stderr.is_empty());
+        place.refused(args, 125, "usage");
     }
+    let nothing = place.run(&[]);
+    assert_eq!(nothing.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("Commands:"));
     place.refused(&["run", "--no-such-option", "x"], 125, "usage");
     place.refused(&["run"], 125, "no-command");
     place.refused(&["run", "-v", "x", "/bin/sh"], 125, "mount");
@@ -203,6 +207,31 @@ fn a_stale_directory_is_removed_and_an_open_one_refused() {
     fs::create_dir(&state).unwrap();
     fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
     place.refused(&["ps"], 125, "state-dir-unsafe");
+}
+
+#[test]
+fn a_state_directory_with_other_things_in_it_keeps_them() {
+    let place = Place::new();
+    let state = place.path().join("s");
+    let diary = state.join("documents/diary");
+    fs::create_dir_all(state.join("documents")).unwrap();
+    fs::write(&diary, "x").unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(stdout(&place.run(&["ps", "--format", "json"])), "[]\n");
+    assert!(place.run(&["down", "--all"]).status.success());
+    assert!(diary.exists());
+}
+
+#[test]
+fn a_state_directory_is_absolute() {
+    let place = Place::new();
+    let output = place
+        .command(&["ps"])
+        .env("BULKHEAD_STATE_DIR", "here")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("[state-dir-unsafe]"));
 }
 
 #[test]

@@ -154,6 +154,7 @@ impl Supervisor {
         match Notice::from_byte(read_byte(&mut self.notices)?)? {
             Notice::Escape => Some(Cause::Escape),
             Notice::BrokenPipe => Some(Cause::BrokenPipe),
+            Notice::OutputFailed(errno) => Some(Cause::OutputFailed { errno }),
         }
     }
 
