@@ -1,5 +1,5 @@
 //! The root disk of the lab's emulated host: an ext4 image with busybox, the filesystem tools, the
-//! modules, the built tree and the repository's test data. Cached by what went into it.
+//! modules, the built tree and the examples. Cached by what went into it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -89,7 +89,6 @@ fn contents(repo: &Repo, agent: &Path, modules: &[PathBuf], extra: &[PathBuf]) -
     for (from, to) in [
         (repo.dist(), "opt/bulkhead"),
         (repo.root().join("docs/examples"), "repo/docs/examples"),
-        (repo.root().join("tests/data"), "repo/tests/data"),
     ] {
         if from.is_dir() {
             add_tree(&from, Path::new(to), &mut contents)?;
