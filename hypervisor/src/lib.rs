@@ -15,7 +15,7 @@ pub mod machine;
 pub mod trace;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use bulkhead_machine::control::{Ended, Event};
@@ -63,9 +63,13 @@ pub fn run(description: Fd) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err((code, message)) => {
-            eprintln!("bulkhead-vmm: {message}");
-            let code = code.to_owned();
-            tell(&control, &Event::Failed { code, message });
+            // The supervisor first: nobody may be reading standard error.
+            let event = Event::Failed {
+                code: code.to_owned(),
+                message: message.clone(),
+            };
+            tell(&control, &event);
+            report(&message);
             ExitCode::from(FAILED)
         }
     }
@@ -152,8 +156,9 @@ fn write_trace(trace: &Trace, mut file: File) -> Result<(), Error> {
         .map_err(Error::io("cannot write the trace"))
 }
 
-fn report(error: &Error) {
-    eprintln!("bulkhead-vmm: {error}");
+/// Says `what` on standard error, where that can be written to: `eprintln!` would panic.
+fn report(what: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "bulkhead-vmm: {what}");
 }
 
 #[cfg(test)]

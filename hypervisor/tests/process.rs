@@ -1,0 +1,87 @@
+//! The VMM as a process, without KVM: what it says and how it exits when it cannot begin.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Command, ExitStatus, Stdio};
+
+use bulkhead_machine::control::{Event, MAX_MESSAGE_BYTES};
+use bulkhead_machine::{Boot, Fd, Jail, MIN_MEMORY_MIB, MachineDescription, VERSION};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+
+/// A number that is open in no process of these tests.
+const CLOSED: Fd = Fd(1000);
+
+fn description() -> MachineDescription {
+    MachineDescription {
+        version: VERSION,
+        name: "test".into(),
+        kvm: CLOSED,
+        control: CLOSED,
+        vcpus: 1,
+        memory_mib: MIN_MEMORY_MIB,
+        boot: Boot::Pvh {
+            kernel: CLOSED,
+            initrd: None,
+            cmdline: String::new(),
+        },
+        console: None,
+        time: false,
+        entropy: false,
+        blocks: Vec::new(),
+        jail: Jail::None,
+        trace: None,
+    }
+}
+
+fn inherit(fd: impl AsFd) -> Fd {
+    fcntl_setfd(&fd, FdFlags::empty()).unwrap();
+    Fd(fd.as_fd().as_raw_fd())
+}
+
+/// Starts the VMM with `description`, whose control socket is put in; what it says there, and how
+/// it exits.
+fn run(mut description: MachineDescription, stderr: Stdio) -> (Event, ExitStatus) {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    description.control = inherit(&theirs);
+    let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+    file.write_all(&serde_json::to_vec(&description).unwrap())
+        .unwrap();
+    file.rewind().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"))
+        .args(["--description-fd", &inherit(&file).0.to_string()])
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let status = child.wait().unwrap();
+    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+    let (len, _) = recv(&ours, buffer.as_mut_slice(), RecvFlags::DONTWAIT).unwrap();
+    (serde_json::from_slice(&buffer[..len]).unwrap(), status)
+}
+
+fn code(event: Event) -> String {
+    match event {
+        Event::Failed { code, .. } => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_failure_is_told_though_standard_error_is_full() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let other_release = MachineDescription {
+        version: VERSION + 1,
+        ..description()
+    };
+    let (event, status) = run(other_release, full.into());
+    assert_eq!(code(event), "description-invalid");
+    assert_eq!(status.code(), Some(125));
+}
