@@ -33,7 +33,7 @@ const SIZE_MAX: u32 = 64 * 1024;
 /// Most data bytes of a request, which is what the two limits above allow: a little under 16 MiB.
 /// A longer one is answered with an error.
 pub const MAX_REQUEST_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
-/// What a request without data counts against a turn's [`TURN_BYTES`].
+/// What a request counts at least against a turn's [`TURN_BYTES`].
 const REQUEST_COST: u64 = 4096;
 
 /// See the module.
@@ -106,6 +106,9 @@ impl Block {
         };
         let request = request::parse(chain, memory, limits)?;
         let cost = match request {
+            // A flush takes as long as the disk does, whatever it moves: one is a turn.
+            Ok(Request::Flush) => TURN_BYTES,
+            Ok(Request::Write { .. }) if self.write_through => TURN_BYTES,
             Ok(Request::Read { len, .. } | Request::Write { len, .. }) => len.max(REQUEST_COST),
             _ => REQUEST_COST,
         };
