@@ -214,6 +214,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_ended_is_not_watched_though_others_have_it_open() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_seen, output) = pipe().unwrap();
+        let rig = Rig::new(2);
+        let shared = ours.try_clone().unwrap();
+        let console = Console::new(Some(ours.into()), output.into(), false);
+        let (mut manager, _transport) = start(console, &rig);
+        rig.describe(RECEIVE, 0, &[(DATA, 5, WRITE, 0)]);
+        rig.offer(RECEIVE, 0);
+        settle(&mut manager);
+        drop(theirs);
+        settle(&mut manager);
+        drop(shared);
+    }
+
+    #[test]
     fn what_epoll_cannot_watch_is_always_ready() {
         let mut input = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
         input.write_all(b"0123456789").unwrap();

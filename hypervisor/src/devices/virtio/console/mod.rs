@@ -41,6 +41,10 @@ pub struct Console {
     input: Option<Stream>,
     /// None once the output is closed.
     output: Option<Stream>,
+    /// Streams that have ended. They stay open, so that the event loop can take them out of epoll:
+    /// closed here while another process has the same description open, they would be reported
+    /// for ever.
+    ended: Vec<Stream>,
     config: [u8; 12],
     has_size: bool,
     /// A driver's buffer that waits for input.
@@ -66,6 +70,7 @@ impl Console {
         Self {
             input: input.map(Stream::reader),
             output: Some(Stream::writer(output)),
+            ended: Vec::new(),
             config,
             has_size: size.is_some(),
             receiving: None,
@@ -109,7 +114,7 @@ impl Console {
                 self.arm_receive(io)?;
             }
             Moved::WouldBlock => {}
-            Moved::Closed => self.input = None,
+            Moved::Closed => self.ended.extend(self.input.take()),
         }
         Ok(())
     }
@@ -132,7 +137,13 @@ impl Console {
                 .readable
                 .len()
                 .min(done.saturating_add(TURN_BYTES - spent));
-            let now = write_some(&mut self.output, &chain, done..end, io.memory)?;
+            let now = match write_some(self.output.as_ref(), &chain, done..end, io.memory)? {
+                Some(now) => now,
+                None => {
+                    self.ended.extend(self.output.take());
+                    end
+                }
+            };
             spent += CHAIN_COST.max(now - done);
             if now == chain.readable.len() {
                 queue.push(io.memory, &chain, 0)?;
@@ -147,15 +158,16 @@ impl Console {
     }
 }
 
-/// Writes `range` of the bytes of `chain`, or a first part of it; returns where the rest begins.
+/// Writes `range` of the bytes of `chain`, or a first part of it; returns where the rest begins, or
+/// nothing when nobody takes output any more.
 fn write_some(
-    output: &mut Option<Stream>,
+    output: Option<&Stream>,
     chain: &Chain,
     range: Range<u64>,
     memory: &GuestMemoryMmap,
-) -> Result<u64, DeviceError> {
+) -> Result<Option<u64>, DeviceError> {
     let Some(stream) = output else {
-        return Ok(range.end);
+        return Ok(None);
     };
     let mut done = range.start;
     for slice in chain
@@ -169,15 +181,12 @@ fn write_some(
                     done += count as u64;
                     rest = rest.offset(count).map_err(std::io::Error::other)?;
                 }
-                Moved::WouldBlock => return Ok(done),
-                Moved::Closed => {
-                    *output = None;
-                    return Ok(range.end);
-                }
+                Moved::WouldBlock => return Ok(Some(done)),
+                Moved::Closed => return Ok(None),
             }
         }
     }
-    Ok(done)
+    Ok(Some(done))
 }
 
 impl VirtioDevice for Console {

@@ -12,6 +12,9 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile}
 /// Most bytes moved at once on a description that may block: what a pipe that is ready takes
 /// without blocking (`PIPE_BUF`).
 const CAUTIOUS_BYTES: usize = 4096;
+/// Most bytes moved at once: a device such as `/dev/urandom` would fill a buffer of any size, and
+/// hold the event loop as long.
+const MOST_BYTES: usize = 1024 * 1024;
 
 /// What one attempt did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,16 +85,17 @@ impl Stream {
         ready: PollFlags,
         act: impl Fn(&OwnedFd, &mut VolatileSlice<'_>) -> Result<usize, VolatileMemoryError>,
     ) -> Moved {
-        let mut part = *slice;
-        if !self.nonblocking {
-            if !self.is_ready(ready) {
-                return Moved::WouldBlock;
-            }
-            let Ok(start) = slice.subslice(0, slice.len().min(CAUTIOUS_BYTES)) else {
-                return Moved::Closed;
-            };
-            part = start;
+        if !self.nonblocking && !self.is_ready(ready) {
+            return Moved::WouldBlock;
         }
+        let most = if self.nonblocking {
+            MOST_BYTES
+        } else {
+            CAUTIOUS_BYTES
+        };
+        let Ok(mut part) = slice.subslice(0, slice.len().min(most)) else {
+            return Moved::Closed;
+        };
         loop {
             return match act(&self.fd, &mut part) {
                 Ok(0) => Moved::Closed,
@@ -124,4 +128,21 @@ fn reopen(fd: &OwnedFd, access: OFlags) -> Option<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     open(path, flags, Mode::empty()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+    use super::*;
+
+    #[test]
+    fn an_endless_stream_is_read_in_bounded_parts() {
+        let endless = std::fs::File::open("/dev/zero").unwrap();
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        let slices = memory.get_slices(GuestAddress(0), 4 << 20, Permissions::ReadWrite);
+        let slice = slices.unwrap().next().unwrap().unwrap();
+        let stream = Stream::reader(endless.into());
+        assert_eq!(stream.read(&slice), Moved::Bytes(MOST_BYTES));
+    }
 }
