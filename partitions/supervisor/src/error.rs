@@ -6,6 +6,9 @@
 use std::io;
 use std::path::PathBuf;
 
+/// Too many open files in this process.
+const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
+
 /// Why the supervisor refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -289,6 +292,14 @@ impl Error {
                 "only partitions started by `bulkhead up --detach` keep a log"
             }
             Self::StillThere(_) => "try again, and look for it with `ps`",
+            Self::Open { source, .. }
+            | Self::Pack { source, .. }
+            | Self::Spawn { source, .. }
+            | Self::System { source, .. }
+                if source.raw_os_error() == Some(EMFILE) =>
+            {
+                "raise the limit of open files: ulimit -n 4096"
+            }
             Self::FileKind { .. }
             | Self::Open { .. }
             | Self::Pack { .. }
@@ -311,5 +322,11 @@ mod tests {
         let error = Error::Kvm(io::Error::from_raw_os_error(13));
         assert_eq!(error.to_string(), "cannot open /dev/kvm: permission denied");
         assert_eq!(error.code(), "kvm-permission");
+        let remedy = |errno| {
+            let failed = Error::system("create a pipe")(io::Error::from_raw_os_error(errno));
+            failed.help().unwrap_or_default()
+        };
+        assert!(remedy(24).contains("ulimit"));
+        assert_eq!(remedy(12), "");
     }
 }

@@ -7,7 +7,7 @@ use bulkhead_manifest::{MAX_BYTES, System, Validated, parse};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
 };
-use rustix::process::setsid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use std::env;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -42,6 +42,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         jail: args.jail.into(),
         keep_logs: args.in_background,
     };
+    raise_open_files();
     let supervisor = Supervisor::start(&system, &root, &library, options)?;
     let in_background = args.in_background;
     let outcome = supervisor.wait(signals, || {
@@ -50,6 +51,18 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         }
     })?;
     conclude(&outcome)
+}
+
+/// Lets this process open as many files as it may: a partition takes about ten, and the usual soft
+/// limit of 1024, there for the sake of `select`, ends at a hundred partitions.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // Without it a large system is refused, and told why.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Reads and checks the manifest; a longer one is not read to its end.
@@ -145,5 +158,24 @@ fn leave() {
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_is_what_it_may_be() {
+        let before = getrlimit(Resource::Nofile);
+        let low = Rlimit {
+            current: Some(256),
+            ..before
+        };
+        setrlimit(Resource::Nofile, low).unwrap();
+        raise_open_files();
+        let after = getrlimit(Resource::Nofile);
+        assert_eq!(after.current, before.maximum);
+        assert_eq!(after.maximum, before.maximum);
     }
 }
