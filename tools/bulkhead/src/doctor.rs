@@ -1,10 +1,10 @@
 //! `bulkhead doctor`: what this host can run, why not, and what to do about it.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::failure::Failure;
 use bulkhead_supervisor::host::{self, Finding, Installation, Level, Report, Verdict};
 
 /// How the report is printed.
@@ -26,21 +26,17 @@ pub(crate) struct DoctorArgs {
 }
 
 /// Inspects the host and prints the report. Status 0 if native partitions run here, else 1.
-pub(crate) fn run(args: &DoctorArgs, library: PathBuf) -> ExitCode {
+pub(crate) fn run(args: &DoctorArgs, library: PathBuf) -> Result<ExitCode, Failure> {
     let report = host::inspect(&Installation::new(library));
     let text = match args.format {
         Format::Text => text(&report),
-        Format::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => json + "\n",
-            Err(error) => {
-                eprintln!("bulkhead: cannot print the report: {error}");
-                return ExitCode::from(125);
-            }
-        },
+        Format::Json => {
+            let json = serde_json::to_string_pretty(&report);
+            json.map_err(|error| Failure::new("output", error.to_string()))? + "\n"
+        }
     };
-    // A reader that went away (`| head`) has what it wanted.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::from(u8::from(!report.runs_native()))
+    crate::print(text.as_bytes())?;
+    Ok(ExitCode::from(u8::from(!report.runs_native())))
 }
 
 /// The report for people: verdicts first, then the facts.

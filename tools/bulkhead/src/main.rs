@@ -56,10 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Down(args) => down::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Ps(args) => ps::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Logs(args) => logs::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Doctor(args) => Ok(doctor::run(
-            &args,
-            bulkhead_supervisor::Library::location()?,
-        )),
+        Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;
             Ok(ExitCode::SUCCESS)
