@@ -12,7 +12,11 @@ use bulkhead_machine::trace::FIRST_CONSOLE_BYTE;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileMemoryError, VolatileSlice,
+    WriteVolatile,
+};
 
 use crate::machine::ending::Ending;
 use crate::machine::memory::GuestMemory;
@@ -69,7 +73,7 @@ impl Output {
             let at = memory
                 .checked_offset(address, done)
                 .ok_or(GuestMemoryError::InvalidGuestAddress(address))?;
-            let mut file = &*self.file;
+            let mut file = Interruptible(&self.file);
             match memory.write_volatile_to(at, &mut file, len - done) {
                 Ok(0) => return Ok(()),
                 Ok(n) => {
@@ -108,6 +112,24 @@ impl Output {
             }
             _ => false,
         }
+    }
+}
+
+/// A file whose writes a signal ends: vm-memory would begin an interrupted write again, without a
+/// look at the end of the partition.
+struct Interruptible<'a>(&'a File);
+
+impl WriteVolatile for Interruptible<'_> {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        from: &VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        self.0.write_volatile(from).map_err(|error| match error {
+            VolatileMemoryError::IOError(e) if e.kind() == io::ErrorKind::Interrupted => {
+                VolatileMemoryError::IOError(io::ErrorKind::WouldBlock.into())
+            }
+            other => other,
+        })
     }
 }
 
@@ -175,5 +197,39 @@ pub fn read_guest(
             })
         }
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::time::{Duration, Instant};
+
+    use bulkhead_machine::control::Ended;
+    use vmm_sys_util::signal::{Killable, SIGRTMIN};
+
+    use super::*;
+    use crate::machine::memory;
+    use crate::machine::vcpu::prepare_stop_signal;
+
+    #[test]
+    fn the_end_and_a_signal_end_a_write_that_nobody_reads() {
+        prepare_stop_signal().unwrap();
+        let (_reader, writer) = io::pipe().unwrap();
+        let ending = Ending::new().unwrap();
+        let file = File::from(OwnedFd::from(writer));
+        let output = Output::new(file, ending.clone(), Trace::default());
+        let memory = memory::create(2).unwrap();
+        // More than a pipe holds.
+        let writer =
+            std::thread::spawn(move || output.write_guest(&memory, GuestAddress(0), 1 << 20));
+        ending.end(Ended::Stopped);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !writer.is_finished() {
+            assert!(Instant::now() < deadline, "the write goes on");
+            writer.kill(SIGRTMIN()).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        writer.join().unwrap().unwrap();
     }
 }
