@@ -119,8 +119,8 @@ pub fn write_cmdline(memory: &GuestMemory, cmdline: &str, max: usize) -> Result<
         })
 }
 
-/// Loads an initial RAM filesystem as high as it goes: below `limit`, above `floor`. Its start and
-/// length.
+/// Loads an initial RAM filesystem as high as it goes: below `limit`, above `floor` and what this
+/// room puts below 1 MiB. Its start and length.
 ///
 /// # Errors
 /// It does not fit, or cannot be read.
@@ -138,7 +138,7 @@ pub fn load_initrd(
     let Some(start) = end.checked_sub(len).map(|start| start & !0xfff) else {
         return Err(does_not_fit);
     };
-    if start < floor {
+    if start < floor.max(HIGH_RAM_START) {
         return Err(does_not_fit);
     }
     memory
@@ -194,7 +194,13 @@ mod tests {
             load_initrd(&memory, &small, 0x10_0000, 0x18_0000).unwrap(),
             (0x17_e000, 5000)
         );
-        for (floor, limit) in [(0x1f_f000, u64::MAX), (0x10_0000, 0x1000), (0, 4999)] {
+        for (floor, limit) in [
+            (0x1f_f000, u64::MAX),
+            (0x10_0000, 0x1000),
+            (0, 4999),
+            // A kernel may end below 1 MiB, where tables lie.
+            (0x1000, 0x10_1000),
+        ] {
             let error = load_initrd(&memory, &small, floor, limit).unwrap_err();
             assert_eq!(error.code(), "memory-too-small");
         }
