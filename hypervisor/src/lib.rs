@@ -34,9 +34,8 @@ const FAILED: u8 = 125;
 /// Runs the partition that descriptor `description` describes; returns the process's exit status.
 pub fn run(description: Fd) -> ExitCode {
     let start = now_ns();
-    let mut descriptors = Descriptors::default();
-    let (description, control) = match read(description, &mut descriptors) {
-        Ok(both) => both,
+    let (description, control, mut descriptors) = match read(description) {
+        Ok(all) => all,
         Err(error) => {
             report(&error);
             return ExitCode::from(FAILED);
@@ -97,19 +96,21 @@ fn run_described(
 }
 
 /// Ties this process's life to its parent's, and reads the description.
-fn read(fd: Fd, descriptors: &mut Descriptors) -> Result<(MachineDescription, File), Error> {
+fn read(fd: Fd) -> Result<(MachineDescription, File, Descriptors), Error> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(Error::io("cannot follow the supervisor's end"))?;
     let mut text = Vec::new();
     // Owned apart from the others, and closed before they are taken.
-    let file = Descriptors::default().take("the machine description", fd)?;
+    let file = Descriptors::among(&[fd.0]).take("the machine description", fd)?;
     file.take(MAX_DESCRIPTION_BYTES + 1)
         .read_to_end(&mut text)
         .map_err(Error::io("cannot read the machine description"))?;
     let description = parse(&text)?;
-    jail::close_inherited(&named(&description))?;
+    let named = named(&description);
+    jail::close_inherited(&named)?;
+    let mut descriptors = Descriptors::among(&named);
     let control = descriptors.take("the control socket", description.control)?;
-    Ok((description, control))
+    Ok((description, control, descriptors))
 }
 
 /// Every descriptor that `description` names.

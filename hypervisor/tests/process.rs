@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, ExitStatus, Stdio};
 
 use bulkhead_machine::control::{Event, MAX_MESSAGE_BYTES};
 use bulkhead_machine::{Boot, Fd, Jail, MIN_MEMORY_MIB, MachineDescription, VERSION};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
 /// A number that is open in no process of these tests.
@@ -36,9 +36,11 @@ fn description() -> MachineDescription {
     }
 }
 
-fn inherit(fd: impl AsFd) -> Fd {
-    fcntl_setfd(&fd, FdFlags::empty()).unwrap();
-    Fd(fd.as_fd().as_raw_fd())
+/// A duplicate that children inherit, far from the numbers that they use themselves.
+fn inherit(fd: impl AsFd) -> OwnedFd {
+    let high = fcntl_dupfd_cloexec(fd, 100).unwrap();
+    fcntl_setfd(&high, FdFlags::empty()).unwrap();
+    high
 }
 
 /// Starts the VMM with `description`, whose control socket is put in; what it says there, and how
@@ -51,13 +53,15 @@ fn run(mut description: MachineDescription, stderr: Stdio) -> (Event, ExitStatus
         None,
     )
     .unwrap();
-    description.control = inherit(&theirs);
+    let control = inherit(&theirs);
+    description.control = Fd(control.as_raw_fd());
     let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
     file.write_all(&serde_json::to_vec(&description).unwrap())
         .unwrap();
     file.rewind().unwrap();
+    let file = inherit(&file);
     let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"))
-        .args(["--description-fd", &inherit(&file).0.to_string()])
+        .args(["--description-fd", &file.as_raw_fd().to_string()])
         .stderr(stderr)
         .spawn()
         .unwrap();
@@ -84,4 +88,21 @@ fn a_failure_is_told_though_standard_error_is_full() {
     let (event, status) = run(other_release, full.into());
     assert_eq!(code(event), "description-invalid");
     assert_eq!(status.code(), Some(125));
+}
+
+#[test]
+fn a_closed_descriptor_is_not_mistaken_for_what_the_vmm_opened() {
+    // Among these are the numbers of the files that the VMM opens first: none is a kernel.
+    for number in 3..12 {
+        let mut description = description();
+        description.kvm = Fd(number);
+        let (event, status) = run(description, Stdio::null());
+        assert_eq!(status.code(), Some(125), "{number}: {event:?}");
+        // Whoever started this test may have given all its children a descriptor of that number.
+        let code = code(event);
+        assert!(
+            ["descriptor-closed", "description-invalid"].contains(&code.as_str()),
+            "{number}: {code}"
+        );
+    }
 }

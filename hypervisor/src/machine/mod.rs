@@ -369,9 +369,9 @@ mod tests {
     fn a_descriptor_that_is_not_kvm_is_named() {
         let file = File::open("/dev/null").unwrap();
         let fd = Fd(file.into_raw_fd());
-        let error = open_kvm(fd, &mut Descriptors::default()).unwrap_err();
+        let error = open_kvm(fd, &mut Descriptors::among(&[fd.0])).unwrap_err();
         assert_eq!(error.code(), "description-invalid");
-        let error = open_kvm(Fd(-1), &mut Descriptors::default()).unwrap_err();
+        let error = open_kvm(Fd(-1), &mut Descriptors::among(&[])).unwrap_err();
         assert_eq!(error.code(), "descriptor-closed");
     }
 }
