@@ -110,6 +110,11 @@ pub fn parse(file: &[u8]) -> Result<Image<'_>, ElfError> {
     for header in headers.iter() {
         match header.p_type {
             abi::PT_INTERP => return Err(ElfError::Dynamic),
+            abi::PT_PHDR if header.p_vaddr > MMAP_TOP / 2 => {
+                return Err(ElfError::Damaged(
+                    "its program headers lie outside of the address space",
+                ));
+            }
             abi::PT_PHDR => image.headers = header.p_vaddr,
             abi::PT_LOAD if header.p_memsz > 0 => {
                 let outside = ElfError::Damaged(
@@ -275,6 +280,9 @@ mod tests {
         for header in hostile {
             assert!(outcome(&[header]).is_some(), "{header:x?}");
         }
+        // A position-independent program's bias is added to it.
+        let headers_far_away = (6, 4, 64, u64::MAX, 112, 112);
+        assert!(outcome(&[headers_far_away, base]).is_some());
         assert!(outcome(&[base, base]).is_some());
         assert!(outcome(&[DATA, base]).is_some());
         assert!(outcome(&[]).is_some());
