@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) map_calls: usize,
     /// Calls of `map`, `protect` and `unmap`.
     pub(crate) kernel_calls: usize,
+    /// A `protect` that begins there fails, as for want of memory.
+    pub(crate) refuses_protect: Option<u64>,
     bases: [u64; 2],
 }
 
@@ -50,6 +52,7 @@ impl Machine {
             slept_ns: 0,
             map_calls: 0,
             kernel_calls: 0,
+            refuses_protect: None,
             bases: [0; 2],
         }
     }
@@ -139,6 +142,9 @@ impl Platform for Machine {
 
     fn protect(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
         self.kernel_calls += 1;
+        if self.refuses_protect == Some(range.start) {
+            return Err(PlatformError::OutOfMemory);
+        }
         for page in Self::pages_of(&range) {
             self.pages.get_mut(&page).unwrap().0 = rights;
         }

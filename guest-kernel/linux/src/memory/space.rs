@@ -210,7 +210,8 @@ impl AddressSpace {
     /// Takes a range out.
     ///
     /// # Errors
-    /// `EINVAL` for bounds, `ENOMEM` when the kernel cannot split a large page.
+    /// `EINVAL` for bounds, `ENOMEM` when the kernel cannot split a large page, or a hole in the
+    /// middle would make one range too many.
     pub fn unmap(
         &mut self,
         platform: &mut dyn Platform,
@@ -221,6 +222,11 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, len).ok_or(Errno::EINVAL)?;
+        let is_hole =
+            |(around, _): (Range<u64>, _)| around.start < range.start && range.end < around.end;
+        if self.ranges.len() >= MAX_RANGES && self.ranges.get(range.start).is_some_and(is_hole) {
+            return Err(Errno::ENOMEM);
+        }
         self.release(platform, range)
     }
 
@@ -259,9 +265,12 @@ impl AddressSpace {
         let mut from = range.start;
         while let Some((piece, has)) = self.first_backed(from..range.end) {
             if has != wanted {
-                platform
-                    .protect(piece.clone(), wanted)
-                    .map_err(|_| Errno::ENOMEM)?;
+                if platform.protect(piece.clone(), wanted).is_err() {
+                    // What is done stays done, as on Linux. The books must not promise more rights
+                    // than the kernel gives: the personality itself would fault.
+                    self.ranges.insert(range.start..from, protection);
+                    return Err(Errno::ENOMEM);
+                }
                 self.backed.insert(piece.clone(), wanted);
             }
             from = piece.end;
@@ -417,8 +426,20 @@ impl AddressSpace {
                 return self.heap_end;
             }
         } else if new < old {
-            // Whoever grows the heap again finds zeros.
-            self.discard(platform, new..old);
+            // Whoever grows the heap again finds zeros, and may write to them: what has got other
+            // rights meanwhile is given back.
+            let heap = Protection::READ_WRITE.rights();
+            let mut from = new;
+            while let Some((piece, has)) = self.first_backed(from..old) {
+                from = piece.end;
+                if has == heap {
+                    platform.zero_memory(piece);
+                } else if platform.unmap(piece.clone()).is_ok() {
+                    self.backed.remove(piece);
+                } else {
+                    return self.heap_end;
+                }
+            }
             self.ranges.remove(new..old);
         }
         self.heap_end = wanted;
@@ -488,6 +509,84 @@ mod tests {
             (0..PAGES, 1..255u8).prop_map(|(page, value)| Op::Write(page, value)),
             range().prop_map(Op::Discard),
         ]
+    }
+
+    #[test]
+    fn a_heap_that_comes_again_is_zero_and_writable() {
+        let mut machine = Machine::new();
+        let mut space = AddressSpace::new();
+        space.start_heap(0x40_0000);
+        let start = space.set_break(&mut machine, 0);
+        let end = start + 0x20_0000;
+        assert_eq!(space.set_break(&mut machine, end), end);
+        let at = start + 2 * PAGE_SIZE;
+        let write = |space: &mut AddressSpace, machine: &mut Machine, value: u8| {
+            let mut memory = Memory {
+                space,
+                platform: machine,
+            };
+            memory.write(UserPtr::new(at), &value)
+        };
+        write(&mut space, &mut machine, 7).unwrap();
+        for rights in [Protection::READ, Protection(7)] {
+            space.protect(&mut machine, at, PAGE_SIZE, rights).unwrap();
+            assert_eq!(space.set_break(&mut machine, start), start);
+            assert_eq!(space.set_break(&mut machine, end), end);
+            let mut memory = Memory {
+                space: &mut space,
+                platform: &mut machine,
+            };
+            assert_eq!(memory.read::<u8>(UserPtr::new(at)), Ok(0));
+            assert_eq!(write(&mut space, &mut machine, 8), Ok(()));
+            let has = space.first_backed(at..at + 1).map(|(_, has)| has);
+            assert_eq!(has, Some(Protection::READ_WRITE.rights()));
+        }
+    }
+
+    #[test]
+    fn half_a_change_of_rights_is_in_the_books() {
+        let mut machine = Machine::new();
+        let mut space = AddressSpace::new();
+        let (len, page) = (3 * PAGE_SIZE, PAGE_SIZE);
+        let placement = Placement::Fixed(BASE);
+        space
+            .map(&mut machine, placement, len, Protection::READ_WRITE)
+            .unwrap();
+        space.back(&mut machine, BASE..BASE + len).unwrap();
+        // Two pieces: the rights differ. The kernel lacks the memory to change the second.
+        let second = BASE + page;
+        space
+            .protect(&mut machine, second, page, Protection(7))
+            .unwrap();
+        machine.refuses_protect = Some(second);
+        let done = space.protect(&mut machine, BASE, len, Protection::READ);
+        assert_eq!(done, Err(Errno::ENOMEM));
+        let mut memory = Memory {
+            space: &mut space,
+            platform: &mut machine,
+        };
+        assert_eq!(memory.write(UserPtr::new(BASE), &1u8), Err(Errno::EFAULT));
+        assert_eq!(memory.write(UserPtr::new(second), &1u8), Ok(()));
+    }
+
+    #[test]
+    fn holes_have_an_end() {
+        let mut machine = Machine::new();
+        let mut space = AddressSpace::new();
+        let len = 2 * (MAX_RANGES as u64 + 10) * PAGE_SIZE;
+        let placement = Placement::Fixed(BASE);
+        space
+            .map(&mut machine, placement, len, Protection::READ_WRITE)
+            .unwrap();
+        let mut hole =
+            |n: u64| space.unmap(&mut machine, BASE + (2 * n + 1) * PAGE_SIZE, PAGE_SIZE);
+        for n in 1..MAX_RANGES as u64 {
+            assert_eq!(hole(n), Ok(()), "{n}");
+        }
+        assert_eq!(hole(MAX_RANGES as u64), Err(Errno::ENOMEM));
+        // What makes no more ranges still works.
+        assert_eq!(hole(1), Ok(()));
+        assert_eq!(space.unmap(&mut machine, BASE, len), Ok(()));
     }
 
     proptest! {
