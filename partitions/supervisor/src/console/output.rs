@@ -133,10 +133,8 @@ impl Log {
             .open(&path)?;
         Ok(Self { path, file })
     }
-}
 
-impl Output for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let is_full = |len: u64| len.saturating_add(bytes.len() as u64) > MAX_LOG;
         if is_full(self.file.metadata()?.len()) {
             // The other stream may have turned the page already; then we follow it.
@@ -151,6 +149,14 @@ impl Output for Log {
                 .open(&self.path)?;
         }
         self.file.write_all(bytes)
+    }
+}
+
+impl Output for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // A full disk costs lines of the log, not the system.
+        let _ = self.append(bytes);
+        Ok(())
     }
 
     fn finish(&mut self) -> io::Result<()> {
@@ -198,6 +204,17 @@ mod tests {
             "web   | ^[[1Gnative | x\ty^?\n"
         );
         assert!(prefixed(false, None, &[forged]).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_of_the_log_only() {
+        let dir = tempdir().unwrap();
+        let [_, path] = log_paths(dir.path(), "web");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let log = Log::open(dir.path(), "web").unwrap();
+        let mut output = Prefixed::new(Vec::new(), "web", 3, None, false, Some(log));
+        output.write(b"a\n").unwrap();
+        assert_eq!(output.to, b"web | a\n");
     }
 
     #[test]
