@@ -19,8 +19,9 @@ pub(crate) const HELLO: &str = "docs/examples/hello/system.toml";
 /// Builds, then boots the system in `file`; the worst of the statuses.
 pub(crate) fn run(repo: &Repo, file: &Path) -> Result<i32> {
     let say = Say::new("up");
-    build::run_all(repo)?;
+    // Nobody wants to wait for a build to be told of a typing error.
     let partitions = partitions(file)?;
+    build::run_all(repo)?;
     let kinds = runnable(repo)?;
     let (here, lab): (Vec<_>, Vec<_>) =
         (partitions.iter()).partition(|(_, kind)| kinds.contains(kind));
