@@ -8,16 +8,14 @@ use bulkhead_supervisor::{StateRoot, down};
 pub(crate) fn run(args: &DownArgs) -> Result<(), Failure> {
     let root = StateRoot::locate()?;
     let systems = if args.all {
-        root.list()?
+        root.list()?.into_iter().map(Ok).collect()
     } else {
-        args.names
-            .iter()
-            .map(|name| root.find(name))
-            .collect::<Result<_, _>>()?
+        let find = |name: &String| root.find(name);
+        args.names.iter().map(find).collect::<Vec<_>>()
     };
     let mut first = Ok(());
-    for system in &systems {
-        let done = down(&root, system);
+    for system in systems {
+        let done = system.and_then(|system| down(&root, &system));
         if first.is_ok() {
             first = done;
         }

@@ -197,6 +197,20 @@ fn without_systems_there_is_nothing_to_list_or_end() {
 }
 
 #[test]
+fn one_unknown_name_does_not_keep_down_from_the_others() {
+    let place = Place::new();
+    let state = place.path().join("s");
+    fs::create_dir_all(state.join("old")).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let record = r#"{"supervisor":0,"started":0,"finished":true,"partitions":[]}"#;
+    fs::write(state.join("old/system.json"), record).unwrap();
+    let output = place.run(&["down", "nobody", "old"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("[no-such-system]"));
+    assert!(!state.exists());
+}
+
+#[test]
 fn a_stale_directory_is_removed_and_an_open_one_refused() {
     let place = Place::new();
     let state = place.path().join("s");
