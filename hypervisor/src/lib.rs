@@ -97,6 +97,7 @@ fn run_described(
 
 /// Ties this process's life to its parent's, and reads the description.
 fn read(fd: Fd) -> Result<(MachineDescription, File, Descriptors), Error> {
+    jail::outlive_file_size_limit()?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(Error::io("cannot follow the supervisor's end"))?;
     let mut text = Vec::new();

@@ -14,9 +14,9 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use bulkhead_machine::Jail;
 use hypervisor::jail::seccomp::{self, Thread};
-use hypervisor::jail::{JailError, close_inherited, enter};
+use hypervisor::jail::{JailError, close_inherited, enter, outlive_file_size_limit};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use rustix::process::{Signal, getuid, parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, getuid, parent_process_death_signal, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 /// First argument of the program when it runs as its own subject.
@@ -67,6 +67,7 @@ fn inside(case: &str) -> ExitCode {
             tell_jail(enter(Jail::Full));
         }
         "descriptors" => tell_descriptors(),
+        "file size limit" => tell_file_size_limit(),
         other => match other.split_once(' ') {
             Some(("loop", act)) => do_filtered(Thread::EventLoop, act),
             Some(("vcpu", act)) => do_filtered(Thread::Vcpu, act),
@@ -127,6 +128,18 @@ fn tell_descriptors() {
     say("open", open.collect::<String>());
 }
 
+/// Asks for more memory than a file may be long.
+fn tell_file_size_limit() {
+    outlive_file_size_limit().unwrap();
+    let limit = Rlimit {
+        current: Some(1 << 20),
+        maximum: Some(1 << 20),
+    };
+    setrlimit(Resource::Fsize, limit).unwrap();
+    let error = hypervisor::machine::memory::create(2).unwrap_err();
+    say("code", error.code());
+}
+
 /// Installs a filter and does one thing.
 fn do_filtered(thread: Thread, act: &str) {
     let other = rustix::process::getppid().unwrap().as_raw_nonzero().get();
@@ -173,6 +186,7 @@ fn trials() -> Vec<Trial> {
     let mut trials = vec![
         Trial::test("no jail changes nothing", none),
         Trial::test("inherited descriptors are closed", descriptors),
+        Trial::test("a file size limit is an error", file_size_limit),
     ];
     let mut users = vec![("as it is", None)];
     if getuid().is_root() {
@@ -335,6 +349,10 @@ fn none() -> Result<(), Failed> {
 
 fn descriptors() -> Result<(), Failed> {
     Subject::start("descriptors", None).expect(&[("open", "0101")])
+}
+
+fn file_size_limit() -> Result<(), Failed> {
+    Subject::start("file size limit", None).expect(&[("code", "memory-refused")])
 }
 
 /// Why this host does not offer every layer to that user, if so.

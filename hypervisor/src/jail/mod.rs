@@ -1,7 +1,8 @@
 //! The jail: how the process gives up everything it does not need, before guest code runs.
 //! Called by `main` alone, in this order:
 //!
-//! 1. [`close_inherited`], first of all: descriptors that nobody meant to hand over are closed.
+//! 1. [`outlive_file_size_limit`], and [`close_inherited`] before anything is opened: descriptors
+//!    that nobody meant to hand over are closed.
 //! 2. [`enter`], when every descriptor is open, memory is mapped and the vCPUs exist, and while
 //!    the process has a single thread: a user namespace cannot be entered otherwise. The first
 //!    `KVM_RUN` would end that too, as recent kernels then give the process a worker of KVM's.
@@ -25,6 +26,7 @@ use rustix::process::{
     Resource, Rlimit, getppid, parent_process_death_signal, set_parent_process_death_signal,
     setrlimit,
 };
+use vmm_sys_util::signal::register_signal_handler;
 
 /// Newest Landlock ABI whose rights are all denied. A host that knows fewer enforces those.
 const LANDLOCK_ABI: ABI = ABI::V6;
@@ -138,6 +140,20 @@ fn close_range(first: u32, last: u32) -> Result<(), JailError> {
         Err(JailError::Close(io::Error::last_os_error()))
     }
 }
+
+/// Makes a write beyond the user's limit on file sizes an error of that write, as on a full disk:
+/// `SIGXFSZ` would end the process, at a moment the guest chooses.
+///
+/// # Errors
+/// The host refuses.
+pub fn outlive_file_size_limit() -> Result<(), JailError> {
+    register_signal_handler(libc::SIGXFSZ, pass_over).map_err(|error| JailError::Layer {
+        layer: Layer::Limits,
+        source: error.into(),
+    })
+}
+
+extern "C" fn pass_over(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Locks the process in. Returns the layers that the host does not offer, by name; with
 /// [`Jail::Full`] a missing layer is an error instead, and with [`Jail::None`] nothing happens.
