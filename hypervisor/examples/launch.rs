@@ -2,7 +2,7 @@
 //! The real door is `bulkhead run`.
 //!
 //! ```text
-//! launch --kernel K [--protocol bulkhead|linux|pvh|pvh-pc] [--program P] [--initramfs C]
+//! launch --kernel K [--protocol bulkhead|linux|pvh] [--program P] [--initramfs C]
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
 //!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
 //!        [--trace-syscalls] [--trace] [--stop-after MS]

@@ -151,7 +151,7 @@ impl ReadVolatile for FileAt<'_> {
     ) -> Result<usize, VolatileMemoryError> {
         let guard = buf.ptr_guard_mut();
         // SAFETY: the guard keeps `len` bytes mapped and writable. Nobody else reads or writes them
-        // while the slice lives: files are loaded before any vCPU exists. Bytes need no init.
+        // while the slice lives: files are loaded before any vCPU runs. Bytes need no init.
         let bytes = unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), guard.len()) };
         let read =
             rustix::io::retry_on_intr(|| rustix::io::pread(self.file, &mut *bytes, self.position))
