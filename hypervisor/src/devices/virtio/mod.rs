@@ -16,6 +16,7 @@ pub mod subscriber;
 mod testing;
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
 use vm_memory::GuestMemoryMmap;
@@ -45,6 +46,10 @@ pub const COMMON_FEATURES: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1
 /// queue as fast as it is served cannot starve the control socket. A single request may be longer
 /// only where its device says so.
 pub const TURN_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Longest time for which a device whose host side may make it wait begins further requests in a
+/// turn.
+pub const TURN_TIME: Duration = Duration::from_millis(20);
 
 /// What a device may touch while it works on its queues.
 pub struct DeviceIo<'a> {
