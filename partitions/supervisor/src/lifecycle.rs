@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Where a partition stands. DESIGN's later states (suspended, archived) come with what enters
-/// them.
+/// Where a partition stands. Later states (suspended, archived) come with what enters them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
