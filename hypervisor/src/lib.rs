@@ -29,7 +29,7 @@ use machine::ending::Ending;
 use trace::{Trace, now_ns};
 
 /// Exit status when the VMM itself failed; the partition's own status goes over the control socket.
-const FAILED: u8 = 125;
+pub const FAILED: u8 = 125;
 
 /// Runs the partition that descriptor `description` describes; returns the process's exit status.
 pub fn run(description: Fd) -> ExitCode {

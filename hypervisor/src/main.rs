@@ -1,9 +1,11 @@
 //! The VMM binary: `bulkhead-vmm --description-fd N`. Started by the supervisor, not by people.
 #![forbid(unsafe_code)]
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bulkhead_machine::Fd;
+use hypervisor::FAILED;
 
 const USAGE: &str = "usage: bulkhead-vmm --description-fd N\n\
                      started by the supervisor; people use `bulkhead run`";
@@ -20,14 +22,17 @@ fn main() -> ExitCode {
             Err(_) => usage(),
         },
         ["--version"] => {
-            println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+            match writeln!(io::stdout(), "bulkhead-vmm {}", env!("CARGO_PKG_VERSION")) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::from(FAILED),
+            }
         }
         _ => usage(),
     }
 }
 
 fn usage() -> ExitCode {
-    eprintln!("{USAGE}");
-    ExitCode::from(125)
+    // `eprintln!` would panic where standard error cannot be written to.
+    let _ = writeln!(io::stderr(), "{USAGE}");
+    ExitCode::from(FAILED)
 }

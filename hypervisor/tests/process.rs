@@ -106,3 +106,14 @@ fn a_closed_descriptor_is_not_mistaken_for_what_the_vmm_opened() {
         );
     }
 }
+
+#[test]
+fn wrong_arguments_and_full_streams_are_failures_and_no_panics() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&[][..], &["--version"], &["--description-fd", "x"], &["-x"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"));
+        command.args(arguments).stdout(full()).stderr(full());
+        let status = command.status().unwrap();
+        assert_eq!(status.code(), Some(125), "{arguments:?}");
+    }
+}
