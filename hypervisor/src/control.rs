@@ -13,13 +13,28 @@ use vmm_sys_util::epoll::EventSet;
 use crate::error::Error;
 use crate::machine::ending::Ending;
 
+/// Characters of a sentence that surely fit into a packet: JSON takes up to six bytes for each.
+const MAX_TEXT_CHARS: usize = MAX_MESSAGE_BYTES / 8;
+
 /// Sends `event`; a supervisor that is gone or does not read is not waited for.
 pub fn tell(socket: &File, event: &Event) {
     // Events are plain data: they always serialise.
     let Ok(mut message) = serde_json::to_vec(event) else {
         return;
     };
-    message.truncate(MAX_MESSAGE_BYTES);
+    if message.len() > MAX_MESSAGE_BYTES
+        && let Event::Failed {
+            code,
+            message: text,
+        } = event
+    {
+        // A sentence may hold a name of any length.
+        let short = Event::Failed {
+            code: code.clone(),
+            message: text.chars().take(MAX_TEXT_CHARS).collect(),
+        };
+        message = serde_json::to_vec(&short).unwrap_or_default();
+    }
     let _ = send(socket, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
@@ -130,14 +145,19 @@ mod tests {
     #[test]
     fn events_arrive_as_one_packet_each() {
         let (supervisor, listener) = pair();
-        let event = Event::Failed {
-            code: "kernel-empty".into(),
-            message: "the kernel image is empty".into(),
-        };
-        tell(&listener.socket, &event);
-        let mut buffer = [0; 1024];
-        let (len, _) = recv(&supervisor, &mut buffer[..], RecvFlags::empty()).unwrap();
-        let got: Event = serde_json::from_slice(&buffer[..len]).unwrap();
-        assert_eq!(got, event);
+        for (text, kept) in [
+            ("the kernel image is empty".to_owned(), 25),
+            ("\u{1}".repeat(100_000), MAX_TEXT_CHARS),
+        ] {
+            let failed = |message: &str| Event::Failed {
+                code: "kernel-empty".into(),
+                message: message.into(),
+            };
+            tell(&listener.socket, &failed(&text));
+            let mut buffer = [0; MAX_MESSAGE_BYTES];
+            let (len, _) = recv(&supervisor, &mut buffer[..], RecvFlags::DONTWAIT).unwrap();
+            let got: Event = serde_json::from_slice(&buffer[..len]).unwrap();
+            assert_eq!(got, failed(&text[..kept]));
+        }
     }
 }
