@@ -55,6 +55,8 @@ const EMPTY: RestrictedState = RestrictedState {
     fault_address: 0,
 };
 
+/// MXCSR of a new program (System V ABI, AMD64 supplement, section 3.4.1): all exceptions masked.
+static INITIAL_MXCSR: u32 = 0x1f80;
 /// CPUID leaf 1, ECX: `rdrand` exists.
 const HAS_RDRAND: u32 = 1 << 30;
 
@@ -200,6 +202,13 @@ impl Platform for Partition {
     fn set_gs_base(&mut self, base: u64) {
         // SAFETY: the personality itself does not use GS; `base` is canonical by contract.
         unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    }
+
+    fn reset_fpu(&mut self) {
+        // SAFETY: the personality is built without FPU and SSE: the state is the program's alone.
+        unsafe {
+            asm!("fninit", "ldmxcsr [{}]", in(reg) &raw const INITIAL_MXCSR, options(nostack));
+        }
     }
 
     fn monotonic_ns(&self) -> u64 {

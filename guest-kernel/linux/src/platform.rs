@@ -74,6 +74,8 @@ pub trait Platform {
     fn gs_base(&self) -> u64;
     /// Sets the program's GS base; `base` is below `RESTRICTED_END`.
     fn set_gs_base(&mut self, base: u64);
+    /// Gives the program's FPU and SSE the control words that a new program finds.
+    fn reset_fpu(&mut self);
     /// Nanoseconds since an arbitrary moment before the program started.
     fn monotonic_ns(&self) -> u64;
     /// Waits that many nanoseconds.

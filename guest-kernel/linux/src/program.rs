@@ -204,6 +204,7 @@ pub fn start(process: &mut Process<'_>, invocation: Invocation) -> Result<(), St
     };
     process.platform.set_fs_base(0);
     process.platform.set_gs_base(0);
+    process.platform.reset_fpu();
     process.set_program(&invocation.path);
     Ok(())
 }

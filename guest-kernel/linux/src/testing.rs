@@ -36,6 +36,8 @@ pub(crate) struct Machine {
     pub(crate) kernel_calls: usize,
     /// A `protect` that begins there fails, as for want of memory.
     pub(crate) refuses_protect: Option<u64>,
+    /// Calls of `reset_fpu`.
+    pub(crate) fpu_resets: usize,
     bases: [u64; 2],
 }
 
@@ -53,6 +55,7 @@ impl Machine {
             map_calls: 0,
             kernel_calls: 0,
             refuses_protect: None,
+            fpu_resets: 0,
             bases: [0; 2],
         }
     }
@@ -188,6 +191,9 @@ impl Platform for Machine {
     fn set_gs_base(&mut self, base: u64) {
         assert!(base < RESTRICTED_END);
         self.bases[1] = base;
+    }
+    fn reset_fpu(&mut self) {
+        self.fpu_resets += 1;
     }
     fn monotonic_ns(&self) -> u64 {
         5_000_000_000

@@ -780,6 +780,8 @@ fn execve_replaces_the_program_or_leaves_it_alone() {
     assert_eq!(run(&files, &["x"], &mut machine), 3);
     assert_eq!(machine.results[2], Errno::ENOENT.to_return());
     assert_eq!(machine.results[3], 0);
+    // A new program must not find the exceptions that the old one unmasked.
+    assert_eq!(machine.fpu_resets, 2);
 }
 
 /// Values that break naive arithmetic and checks, and ordinary ones.
