@@ -153,7 +153,7 @@ table! {
     91 fchmod(2) => path::fchmod, "all", "";
     95 umask(1) => path::umask, "all", "";
     96 gettimeofday(2) => time::gettimeofday, "with the `time` grant", "without it `EINVAL`, and zeros";
-    97 getrlimit(2) => identity::getrlimit, "stack, descriptors; all else unlimited", "";
+    97 getrlimit(2) => identity::getrlimit, "stack, descriptors, no core files; all else unlimited", "";
     98 getrusage(2) => process::getrusage, "elapsed time as user time", "all other fields are 0";
     99 sysinfo(1) => identity::sysinfo, "uptime, memory", "free memory is given as all memory";
     100 times(1) => process::times, "elapsed time", "no process times (`EINVAL` unless the buffer is null)";
