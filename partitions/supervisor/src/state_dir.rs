@@ -130,7 +130,7 @@ impl StateRoot {
                 return Err(Error::AlreadyRunning(system.to_owned()));
             }
             if SystemRecord::read(&path.join(RECORD)).is_none() {
-                return Err(failed(io::ErrorKind::AlreadyExists.into()));
+                return Err(failed(rustix::io::Errno::EXIST.into()));
             }
             fs::remove_dir_all(&path).map_err(failed)?;
         }
