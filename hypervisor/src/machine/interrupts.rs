@@ -1,12 +1,12 @@
 //! Interrupt controllers, and the eventfds that raise interrupts in a guest.
 //!
 //! Three machines: none at all, LAPICs alone with messages as the only way in (Bulkhead kernels), or
-//! the PC's PIC, IOAPIC, PIT and LAPICs (Linux). All are KVM's own. They are created after the
+//! the PC's PIC, IOAPIC and LAPICs (Linux). All are KVM's own. They are created after the
 //! memory slots: see [`super::memory::register`].
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -33,19 +33,14 @@ pub fn create_lapics(vm: &VmFd) -> Result<(), Error> {
         .map_err(Error::kvm("KVM_CAP_SPLIT_IRQCHIP"))
 }
 
-/// Gives `vm` the PC's interrupt controllers and timer.
+/// Gives `vm` the PC's interrupt controllers. It has no PIT: a hardware-reduced PC has none, Linux
+/// takes its time from the LAPIC, and a guest could make KVM's PIT wake the host every 200 us.
 ///
 /// # Errors
 /// [`Error::Kvm`].
 pub fn create_pc_controllers(vm: &VmFd) -> Result<(), Error> {
     vm.create_irq_chip()
-        .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
-    let pit = kvm_pit_config {
-        // KVM answers port 0x61 too: Linux watches the PIT's output there to calibrate its TSC.
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..kvm_pit_config::default()
-    };
-    vm.create_pit2(pit).map_err(Error::kvm("KVM_CREATE_PIT2"))
+        .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))
 }
 
 /// Raises `vector` on CPU 0 at once. A vector raised from this process needs no route, and a route
