@@ -120,6 +120,18 @@ pub fn looks_for_virtio(index: u32) -> Vec<u8> {
     image(&code)
 }
 
+/// The same guest in the place of a Linux kernel: entered by the 64-bit boot protocol at its
+/// physical address, on a PC.
+pub fn for_pc(mut image: Vec<u8>) -> Vec<u8> {
+    const ENTRY: usize = 24;
+    const VIRTUAL_ADDRESSES: [usize; 2] = [64 + 16, 64 + 56 + 16];
+    for at in VIRTUAL_ADDRESSES.into_iter().chain([ENTRY]) {
+        let field: &mut [u8; 8] = (&mut image[at..at + 8]).try_into().expect("eight bytes");
+        *field = (u64::from_le_bytes(*field) - KERNEL_BASE).to_le_bytes();
+    }
+    image
+}
+
 /// `mov al, status; mov dx, EXIT_PORT; out dx, al; jmp $`.
 fn exit(status: u8) -> Vec<u8> {
     let [low, high] = EXIT_PORT.to_le_bytes();
@@ -205,6 +217,15 @@ mod tests {
     fn jumps_land_on_their_targets() {
         assert_eq!(back(10, 10), 0);
         assert_eq!(back(12, 10), 0xfe);
+    }
+
+    #[test]
+    fn a_pc_enters_at_physical_addresses() {
+        let image = for_pc(exits(7));
+        let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
+        assert_eq!(word(24), KERNEL_LOAD);
+        assert_eq!(word(64 + 16), word(64 + 24));
+        assert_eq!(word(64 + 56 + 16), word(64 + 56 + 24));
     }
 
     #[test]

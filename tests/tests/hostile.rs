@@ -2,98 +2,113 @@
 //! ends it.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
+use std::ffi::OsString;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::bulkhead::{Bulkhead, Ended, Running};
+use bulkhead_tests::leftovers::Census;
+use bulkhead_tests::scratch::Scratch;
+use bulkhead_tests::{guest, library};
+
+/// Every kind of device.
+const GRANTS: &str = r#"
+    grants = [
+        "console", "entropy", "time",
+        { capability = "block.write", path = "disk.img" },
+    ]
+"#;
+
+/// A partition with a hostile kernel and every kind of device.
+struct Hostile {
+    bulkhead: Bulkhead,
+    scratch: Scratch,
+    before: Census,
+}
+
+impl Hostile {
+    /// In the microkernel's place.
+    fn native(image: &[u8]) -> Self {
+        let (built, scratch) = (Bulkhead::built(), Scratch::new());
+        let lib = library::with(&built, &scratch, "kernel", image);
+        let boot = r#"kernel = "native"
+            program = "@examples/hello-native""#;
+        Self::new(built.env("BULKHEAD_LIB", lib), scratch, boot)
+    }
+
+    /// In the place of a Linux kernel, on a PC.
+    fn pc(image: Vec<u8>) -> Self {
+        let scratch = Scratch::new();
+        scratch.file("guest.elf", guest::for_pc(image));
+        let boot = r#"kernel = "linux"
+            image = "guest.elf"
+            cmdline = "hostile""#;
+        Self::new(Bulkhead::built(), scratch, boot)
+    }
+
+    fn new(bulkhead: Bulkhead, scratch: Scratch, boot: &str) -> Self {
+        scratch.file("disk.img", vec![0; 1 << 20]);
+        let manifest =
+            format!("name = \"hostile\"\n[[partition]]\nname = \"guest\"\n{boot}\n{GRANTS}");
+        scratch.file("system.toml", manifest);
+        let before = Census::take();
+        Self {
+            bulkhead,
+            scratch,
+            before,
+        }
+    }
+
+    fn start(&self) -> Running {
+        let file = self.scratch.path().join("system.toml");
+        let words = [OsString::from("up"), file.into()];
+        Running::start(&mut self.bulkhead.command(words))
+    }
+
+    #[track_caller]
+    fn ends(&self, running: Running) -> Ended {
+        let ended = running.wait();
+        assert!(!ended.stderr().contains("panicked"), "{}", ended.stderr());
+        self.before.expect_nothing_new();
+        ended
+    }
+
+    /// Runs it, lets it do its worst for a while, and takes it down.
+    #[track_caller]
+    fn goes_down(&self) {
+        let running = self.start();
+        let end = Instant::now() + Duration::from_secs(60);
+        while !self.is_running() {
+            assert!(Instant::now() < end, "it never ran");
+            thread::sleep(Duration::from_millis(20));
+        }
+        thread::sleep(Duration::from_millis(300));
+        let since = Instant::now();
+        self.bulkhead.run(["down", "hostile"]).expect_status(0);
+        self.ends(running);
+        let took = since.elapsed();
+        println!("down took {} ms", took.as_millis());
+        // The promise is a second on an idle machine; this tells a hang from a busy one.
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+
+    fn is_running(&self) -> bool {
+        self.bulkhead.run(["ps"]).stdout().contains("running")
+    }
+}
+
 mod kvm {
-    use std::ffi::OsString;
-    use std::thread;
-    use std::time::{Duration, Instant};
-
-    use bulkhead_tests::bulkhead::{Bulkhead, Ended, Running};
-    use bulkhead_tests::leftovers::Census;
-    use bulkhead_tests::scratch::Scratch;
-    use bulkhead_tests::{guest, library};
-
-    /// A partition whose kernel is `image`, with every kind of device.
-    struct Hostile {
-        bulkhead: Bulkhead,
-        scratch: Scratch,
-        before: Census,
-    }
-
-    impl Hostile {
-        fn new(image: &[u8]) -> Self {
-            let (built, scratch) = (Bulkhead::built(), Scratch::new());
-            let lib = library::with(&built, &scratch, "kernel", image);
-            scratch.file("disk.img", vec![0; 1 << 20]);
-            scratch.file(
-                "system.toml",
-                r#"
-                    name = "hostile"
-                    [[partition]]
-                    name = "guest"
-                    kernel = "native"
-                    program = "@examples/hello-native"
-                    grants = [
-                        "console", "entropy", "time",
-                        { capability = "block.write", path = "disk.img" },
-                    ]
-                "#,
-            );
-            let before = Census::take();
-            let bulkhead = built.env("BULKHEAD_LIB", lib);
-            Self {
-                bulkhead,
-                scratch,
-                before,
-            }
-        }
-
-        fn start(&self) -> Running {
-            let file = self.scratch.path().join("system.toml");
-            let words = [OsString::from("up"), file.into()];
-            Running::start(&mut self.bulkhead.command(words))
-        }
-
-        #[track_caller]
-        fn ends(&self, running: Running) -> Ended {
-            let ended = running.wait();
-            assert!(!ended.stderr().contains("panicked"), "{}", ended.stderr());
-            self.before.expect_nothing_new();
-            ended
-        }
-
-        /// Runs it, lets it do its worst for a while, and takes it down.
-        #[track_caller]
-        fn goes_down(&self) {
-            let running = self.start();
-            let end = Instant::now() + Duration::from_secs(60);
-            while !self.is_running() {
-                assert!(Instant::now() < end, "it never ran");
-                thread::sleep(Duration::from_millis(20));
-            }
-            thread::sleep(Duration::from_millis(300));
-            let since = Instant::now();
-            self.bulkhead.run(["down", "hostile"]).expect_status(0);
-            self.ends(running);
-            let took = since.elapsed();
-            println!("down took {} ms", took.as_millis());
-            // The promise is a second on an idle machine; this tells a hang from a busy one.
-            assert!(took < Duration::from_secs(20), "{took:?}");
-        }
-
-        fn is_running(&self) -> bool {
-            self.bulkhead.run(["ps"]).stdout().contains("running")
-        }
-    }
+    use super::*;
 
     #[test]
     fn a_guest_of_ours_ends_with_its_status() {
-        let guest = Hostile::new(&guest::exits(77));
+        let guest = Hostile::native(&guest::exits(77));
         guest.ends(guest.start()).expect_status(77);
     }
 
     #[test]
     fn a_triple_fault_is_reported() {
-        let guest = Hostile::new(&guest::triple_faults());
+        let guest = Hostile::native(&guest::triple_faults());
         let ended = guest.ends(guest.start());
         assert_ne!(ended.status(), 0);
         assert!(!ended.stderr().is_empty(), "nobody said why");
@@ -101,28 +116,62 @@ mod kvm {
 
     #[test]
     fn a_loop_with_interrupts_off_goes_down() {
-        Hostile::new(&guest::spins_with_interrupts_off()).goes_down();
+        Hostile::native(&guest::spins_with_interrupts_off()).goes_down();
     }
 
     #[test]
     fn a_flood_of_the_serial_port_goes_down() {
-        Hostile::new(&guest::floods_the_serial_port()).goes_down();
+        Hostile::native(&guest::floods_the_serial_port()).goes_down();
     }
 
     #[test]
     fn a_flood_of_console_doorbells_goes_down() {
-        Hostile::new(&guest::floods_the_console()).goes_down();
+        Hostile::native(&guest::floods_the_console()).goes_down();
     }
 
     #[test]
     fn garbage_on_every_port_is_survived() {
-        let guest = Hostile::new(&guest::sweeps_every_port(42));
+        let guest = Hostile::native(&guest::sweeps_every_port(42));
         guest.ends(guest.start()).expect_status(42);
     }
 
     #[test]
     fn garbage_in_every_virtio_register_is_survived() {
-        let guest = Hostile::new(&guest::scribbles_on_virtio(43));
+        let guest = Hostile::native(&guest::scribbles_on_virtio(43));
         guest.ends(guest.start()).expect_status(43);
+    }
+}
+
+mod lab {
+    use super::*;
+
+    #[test]
+    fn a_pc_guest_of_ours_ends_with_its_status() {
+        let guest = Hostile::pc(guest::exits(78));
+        guest.ends(guest.start()).expect_status(78);
+    }
+
+    #[test]
+    fn a_pc_that_triple_faults_is_reported() {
+        let guest = Hostile::pc(guest::triple_faults());
+        let ended = guest.ends(guest.start());
+        assert_ne!(ended.status(), 0);
+        assert!(!ended.stderr().is_empty(), "nobody said why");
+    }
+
+    #[test]
+    fn a_pc_that_loops_with_interrupts_off_goes_down() {
+        Hostile::pc(guest::spins_with_interrupts_off()).goes_down();
+    }
+
+    #[test]
+    fn a_pc_that_floods_its_serial_port_goes_down() {
+        Hostile::pc(guest::floods_the_serial_port()).goes_down();
+    }
+
+    #[test]
+    fn garbage_in_every_virtio_register_of_a_pc_is_survived() {
+        let guest = Hostile::pc(guest::scribbles_on_virtio(45));
+        guest.ends(guest.start()).expect_status(45);
     }
 }

@@ -164,4 +164,75 @@ busybox poweroff -f
         ended.expect_status(9).expect_stdout("cloud-amd64");
         before.expect_nothing_new();
     }
+
+    /// The kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
+    /// `payload_offset`, `payload_length`), which Debian's cloud kernel holds as a legacy LZ4 frame:
+    /// a magic number, then blocks of 8 MiB, each behind its packed length.
+    fn vmlinux(bulkhead: &Bulkhead) -> Vec<u8> {
+        let image = fs::read(bulkhead.library("linux/vmlinuz")).unwrap();
+        let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+        let start = (usize::from(image[0x1f1]) + 1) * 512 + word(0x248);
+        assert_eq!(
+            word(start),
+            0x184c_2102,
+            "the kernel is packed in another way"
+        );
+        // Behind the frame stands its unpacked size.
+        let end = start + word(0x24c) - 4;
+        let mut at = start + 4;
+        let mut vmlinux = Vec::new();
+        while at < end {
+            let block = &image[at + 4..at + 4 + word(at)];
+            vmlinux.extend(lz4_flex::block::decompress(block, 8 << 20).unwrap());
+            at += 4 + block.len();
+        }
+        assert_eq!(vmlinux.len(), word(end));
+        vmlinux
+    }
+
+    /// The header of the note that names the PVH entry: sizes of name and value, type 18, `Xen`.
+    fn pvh_note(vmlinux: &[u8]) -> usize {
+        let is_note = |at: &usize| {
+            let header = &vmlinux[*at..*at + 16];
+            header[..4] == [4, 0, 0, 0]
+                && matches!(header[4..8], [4 | 8, 0, 0, 0])
+                && header[8..] == *b"\x12\0\0\0Xen\0"
+        };
+        (0..vmlinux.len() - 16)
+            .step_by(4)
+            .find(is_note)
+            .expect("the stock kernel has a PVH entry")
+    }
+
+    fn loader_type(bulkhead: &Bulkhead, image: &Path) -> String {
+        let before = Census::take();
+        let ended = bulkhead.run([
+            "run".as_ref(),
+            "--kernel".as_ref(),
+            "linux".as_ref(),
+            "--image".as_ref(),
+            image.as_os_str(),
+            "--".as_ref(),
+            "busybox".as_ref(),
+            "cat".as_ref(),
+            "/proc/sys/kernel/bootloader_type".as_ref(),
+        ]);
+        before.expect_nothing_new();
+        let ended = ended.expect_status(0);
+        ended.stdout().trim().to_owned()
+    }
+
+    #[test]
+    fn a_vmlinux_is_entered_by_pvh_or_the_64_bit_protocol() {
+        let bulkhead = Bulkhead::built();
+        let scratch = Scratch::new();
+        let mut kernel = vmlinux(&bulkhead);
+        let image = scratch.file("with-note", &kernel);
+        // What Linux itself notes when PVH starts it (arch/x86/platform/pvh/enlighten.c).
+        assert_eq!(loader_type(&bulkhead, &image), "176");
+        let note = pvh_note(&kernel);
+        kernel[note + 8] = 0xff;
+        let image = scratch.file("without-note", &kernel);
+        assert_eq!(loader_type(&bulkhead, &image), "255");
+    }
 }
