@@ -50,18 +50,24 @@ pub fn floods_the_console() -> Vec<u8> {
     ])
 }
 
-/// Writes to and reads from every I/O port but those that end the partition, in all widths, then
-/// ends with `status`.
-pub fn sweeps_every_port(status: u8) -> Vec<u8> {
-    let exit_port = u32::from(EXIT_PORT);
+/// Writes to every I/O port but those that end the partition and those of `avoid` (first port and
+/// number of ports), in all widths, reads every port, then ends with `status`.
+pub fn sweeps_every_port(status: u8, avoid: &[(u16, u8)]) -> Vec<u8> {
+    let mut avoid = avoid.to_vec();
+    avoid.push((EXIT_PORT, 1));
     let mut code = vec![0x31, 0xc9]; // xor ecx, ecx
     let top = code.len();
-    code.extend([0x8d, 0x81]); // lea eax, [rcx + ...]: distance from the first port to avoid
-    code.extend(0u32.wrapping_sub(exit_port - 3).to_le_bytes());
-    code.extend([0x83, 0xf8, 0x03]); // cmp eax, 3
-    code.extend([0x76, 11]); // jbe next: a wide write would reach the exit port
+    let mut to_next = 11 * avoid.len() as u8;
+    for (first, count) in avoid {
+        // A wide write to one of the three ports before would reach it.
+        code.extend([0x8d, 0x81]); // lea eax, [rcx + ...]: distance from the first port to avoid
+        code.extend(0u32.wrapping_sub(u32::from(first) - 3).to_le_bytes());
+        code.extend([0x83, 0xf8, count + 2]); // cmp eax, count + 2
+        code.extend([0x76, to_next]); // jbe next
+        to_next -= 11;
+    }
     code.extend([0x89, 0xca]); // mov edx, ecx
-    code.extend([0xb8, 0x01, 0x01, 0x01, 0x01]); // mov eax, 0x01010101: asks no port to reset
+    code.extend([0xb8, 0x02, 0x02, 0x02, 0x02]); // mov eax, 0x02020202: no port resets by it
     code.extend([0xee]); // out dx, al
     code.extend([0x66, 0xef]); // out dx, ax
     code.extend([0xef]); // out dx, eax
