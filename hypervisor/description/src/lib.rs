@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod fs;
 pub mod trace;
 
 use serde::{Deserialize, Serialize};
