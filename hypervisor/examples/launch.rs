@@ -26,8 +26,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{self, Ended, Event};
+use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
 use bulkhead_machine::{
-    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, VERSION, trace,
+    Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Transport, trace,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -64,30 +65,21 @@ fn main() -> ExitCode {
     .unwrap();
     let mut trace_file = File::from(memfd_create("trace", MemfdFlags::CLOEXEC).unwrap());
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    let mut description = MachineDescription {
-        version: VERSION,
-        name: "launch".into(),
-        kvm: fds.pass(kvm.expect("/dev/kvm")),
-        control: fds.pass(theirs),
-        vcpus: 1,
-        memory_mib: 64,
-        boot: Boot::Pvh {
-            kernel: Fd(-1),
-            initrd: None,
-            cmdline: String::new(),
-        },
-        console: Some(Console {
-            input: Some(fds.pass(std::io::stdin().as_fd_owned())),
-            output: fds.pass(std::io::stdout().as_fd_owned()),
-            error: Some(fds.pass(std::io::stderr().as_fd_owned())),
-            tty: rustix::termios::isatty(std::io::stdin()),
-        }),
-        time: false,
-        entropy: false,
-        blocks: Vec::new(),
-        jail: Jail::BestEffort,
-        trace: None,
+    let boot = Boot::Pvh {
+        kernel: Fd(-1),
+        initrd: None,
+        cmdline: String::new(),
     };
+    let (kvm, theirs) = (fds.pass(kvm.expect("/dev/kvm")), fds.pass(theirs));
+    let mut description = MachineDescription::new("launch", kvm, theirs, 64, boot);
+    description.jail = Jail::BestEffort;
+    description.console = Some(Console {
+        input: Some(fds.pass(std::io::stdin().as_fd_owned())),
+        output: fds.pass(std::io::stdout().as_fd_owned()),
+        error: Some(fds.pass(std::io::stderr().as_fd_owned())),
+        tty: rustix::termios::isatty(std::io::stdin()),
+        ports: Vec::new(),
+    });
     let (mut kernel, mut protocol, mut cmdline) = (None, "bulkhead".to_owned(), String::new());
     let (mut program, mut initramfs, mut args, mut env) = (None, None, Vec::new(), Vec::new());
     let (mut trace_syscalls, mut stop_after) = (false, None);
@@ -106,11 +98,12 @@ fn main() -> ExitCode {
             "--arg" => args.push(value()),
             "--env" => env.push(value()),
             "--cmdline" => cmdline = value(),
-            "--memory" => description.memory_mib = value().parse().unwrap(),
+            "--memory" => description.memory.mib = value().parse().unwrap(),
             "--vcpus" => description.vcpus = value().parse().unwrap(),
             "--jail" => description.jail = serde_json::from_value(value().into()).unwrap(),
-            "--blk" => description.blocks.push(block(&mut fds, &value())),
+            "--blk" => description.devices.push(block(&mut fds, &value())),
             "--time" => description.time = true,
+            "--pci" => description.transport = Transport::Pci,
             "--entropy" => description.entropy = true,
             "--no-console" => description.console = None,
             "--trace-syscalls" => trace_syscalls = true,
@@ -177,7 +170,11 @@ fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
         let control = control.try_clone().unwrap();
         std::thread::spawn(move || {
             std::thread::sleep(delay);
-            let stop = serde_json::to_vec(&control::Command::Stop).unwrap();
+            let stop = serde_json::to_vec(&control::Request {
+                id: 0,
+                command: control::Command::Stop,
+            })
+            .unwrap();
             let asked = Instant::now();
             let _ = send(&control, &stop, SendFlags::NOSIGNAL);
             eprintln!("launch: stop sent at {asked:?}");
@@ -199,16 +196,22 @@ fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
     status
 }
 
-fn block(fds: &mut Inherited, spec: &str) -> Block {
+fn block(fds: &mut Inherited, spec: &str) -> Device {
     let (path, read_only) = match spec.strip_suffix(":ro") {
         Some(path) => (path, true),
         None => (spec, false),
     };
     let file = OpenOptions::new().read(true).write(!read_only).open(path);
-    Block {
+    Device {
         name: format!("disk{}", fds.0.len()),
-        file: fds.pass(file.unwrap_or_else(|e| panic!("{path}: {e}"))),
-        read_only,
+        kind: DeviceKind::Block(Block {
+            file: fds.pass(file.unwrap_or_else(|e| panic!("{path}: {e}"))),
+            read_only,
+            direct: false,
+            overlay: None,
+            queues: 1,
+            rate: RateLimit::default(),
+        }),
     }
 }
 

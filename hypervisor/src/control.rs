@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 
-use bulkhead_machine::control::{Command, Ended, Event, MAX_MESSAGE_BYTES};
+use bulkhead_machine::control::{Command, Ended, Event, MAX_MESSAGE_BYTES, Reply, Request};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use vmm_sys_util::epoll::EventSet;
@@ -55,12 +55,26 @@ impl Listener {
         match recv(&self.socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.ending.end(Ended::Stopped),
             Ok((len, _)) => match serde_json::from_slice(buffer.get(..len).unwrap_or_default()) {
-                Ok(Command::Stop) => self.ending.end(Ended::Stopped),
+                Ok(Request {
+                    command: Command::Stop,
+                    ..
+                }) => self.ending.end(Ended::Stopped),
+                Ok(Request { id, .. }) => tell(&self.socket, &not_known(id)),
                 Err(e) => self.ending.fail(Error::Control(e.to_string())),
             },
             Err(e) if is_passing(e) => {}
             Err(_) => self.ending.end(Ended::Stopped),
         }
+    }
+}
+
+fn not_known(id: u64) -> Event {
+    Event::Reply {
+        id,
+        outcome: Reply::Refused {
+            code: "command-unsupported".into(),
+            message: "this partition does not take that command".into(),
+        },
     }
 }
 
@@ -113,8 +127,8 @@ mod tests {
     #[test]
     fn commands_and_their_absence() {
         for (message, want) in [
-            (Some(&br#"{"command":"stop"}"#[..]), "Stopped"),
-            (Some(b"{\"command\":\"fly\"}"), "control-invalid"),
+            (Some(&br#"{"id":1,"command":"stop"}"#[..]), "Stopped"),
+            (Some(b"{\"id\":1,\"command\":\"fly\"}"), "control-invalid"),
             (Some(b"\xff\xfe"), "control-invalid"),
             (None, "none"),
         ] {

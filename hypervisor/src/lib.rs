@@ -133,8 +133,15 @@ fn named(description: &MachineDescription) -> Vec<i32> {
         fds.push(console.output);
         fds.extend(console.input);
         fds.extend(console.error);
+        for port in &console.ports {
+            fds.push(port.output);
+            fds.extend(port.input);
+        }
     }
-    fds.extend(description.blocks.iter().map(|block| block.file));
+    for device in &description.devices {
+        fds.extend(device.kind.descriptors());
+    }
+    fds.extend(description.gdb);
     fds.extend(description.trace);
     fds.into_iter().map(|fd| fd.0).collect()
 }

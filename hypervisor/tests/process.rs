@@ -15,24 +15,14 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 const CLOSED: Fd = Fd(1000);
 
 fn description() -> MachineDescription {
+    let boot = Boot::Pvh {
+        kernel: CLOSED,
+        initrd: None,
+        cmdline: String::new(),
+    };
     MachineDescription {
-        version: VERSION,
-        name: "test".into(),
-        kvm: CLOSED,
-        control: CLOSED,
-        vcpus: 1,
-        memory_mib: MIN_MEMORY_MIB,
-        boot: Boot::Pvh {
-            kernel: CLOSED,
-            initrd: None,
-            cmdline: String::new(),
-        },
-        console: None,
-        time: false,
-        entropy: false,
-        blocks: Vec::new(),
         jail: Jail::None,
-        trace: None,
+        ..MachineDescription::new("test", CLOSED, CLOSED, MIN_MEMORY_MIB, boot)
     }
 }
 

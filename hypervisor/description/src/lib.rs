@@ -7,13 +7,16 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod device;
 pub mod fs;
 pub mod trace;
 
 use serde::{Deserialize, Serialize};
 
+use device::Device;
+
 /// Version of this format; the VMM refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Smallest partition memory in MiB.
 pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most vCPUs of one partition.
@@ -40,8 +43,11 @@ pub struct MachineDescription {
     pub control: Fd,
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// Guest memory in MiB, at least [`MIN_MEMORY_MIB`].
-    pub memory_mib: u64,
+    /// What the guest's CPUs can do.
+    #[serde(default)]
+    pub cpu: CpuTemplate,
+    /// Guest memory.
+    pub memory: Memory,
     /// What runs first.
     pub boot: Boot,
     /// The console, with the `console` grant.
@@ -50,13 +56,102 @@ pub struct MachineDescription {
     pub time: bool,
     /// With the `entropy` grant: virtio-rng, and a seed in `BootInfo`.
     pub entropy: bool,
-    /// Virtio block devices in the order of their grants.
-    pub blocks: Vec<Block>,
+    /// How a guest with a PC finds its virtio devices; others have [`Transport::Mmio`].
+    #[serde(default)]
+    pub transport: Transport,
+    /// Virtio devices in the order of their grants; console, entropy and pluggable memory come of
+    /// themselves, before them.
+    pub devices: Vec<Device>,
+    /// With a PC: a watchdog that ends a partition which does not feed it.
+    #[serde(default)]
+    pub watchdog: bool,
+    /// A listening `SOCK_STREAM` socket, Unix or TCP, for one debugger (GDB's remote protocol). The
+    /// vCPUs stand still until it has come.
+    #[serde(default)]
+    pub gdb: Option<Fd>,
     /// How far the process locks itself in before guest code runs.
     pub jail: Jail,
     /// Where the VMM writes its [`trace`] when the partition has ended; absent: nowhere.
     #[serde(default)]
     pub trace: Option<Fd>,
+}
+
+impl MachineDescription {
+    /// A machine with one vCPU, `mib` MiB, and no device at all.
+    pub fn new(name: &str, kvm: Fd, control: Fd, mib: u64, boot: Boot) -> Self {
+        Self {
+            version: VERSION,
+            name: name.to_owned(),
+            kvm,
+            control,
+            vcpus: 1,
+            cpu: CpuTemplate::Host,
+            memory: Memory::of_mib(mib),
+            boot,
+            console: None,
+            time: false,
+            entropy: false,
+            transport: Transport::Mmio,
+            devices: Vec::new(),
+            watchdog: false,
+            gdb: None,
+            jail: Jail::Full,
+            trace: None,
+        }
+    }
+}
+
+/// Guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// MiB from the start, at least [`MIN_MEMORY_MIB`].
+    pub mib: u64,
+    /// MiB that can be plugged in later (virtio-mem), with a PC; a multiple of 128.
+    #[serde(default)]
+    pub pluggable_mib: u64,
+    /// Pages of 2 MiB from the host's pool (hugetlbfs); `mib` is then even.
+    #[serde(default)]
+    pub hugepages: bool,
+    /// Touch every page before the guest starts.
+    #[serde(default)]
+    pub prefault: bool,
+}
+
+impl Memory {
+    /// `mib` MiB, touched as needed.
+    pub fn of_mib(mib: u64) -> Self {
+        Self {
+            mib,
+            pluggable_mib: 0,
+            hugepages: false,
+            prefault: false,
+        }
+    }
+}
+
+/// What the guest's CPUs can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuTemplate {
+    /// All that the host's KVM offers.
+    #[default]
+    Host,
+    /// The same on every host: x86-64-v2 and what goes with it.
+    V2,
+    /// The same on every host with AVX2: x86-64-v3 and what goes with it.
+    V3,
+}
+
+/// How a guest finds its virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Windows of registers: the shortest boot.
+    #[default]
+    Mmio,
+    /// A PCI bus: MSI-X and hot plug.
+    Pci,
 }
 
 /// What the VMM loads, and by which protocol it enters it.
@@ -132,18 +227,21 @@ pub struct Console {
     pub error: Option<Fd>,
     /// The other side is a terminal.
     pub tty: bool,
+    /// Further ports of a virtio console, which a guest finds by name.
+    #[serde(default)]
+    pub ports: Vec<ConsolePort>,
 }
 
-/// A virtio block device.
+/// A port of a virtio console beside the console itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Block {
-    /// Name from the manifest: at most 20 bytes; the device's serial.
+pub struct ConsolePort {
+    /// Its name in the guest (`/dev/virtio-ports/NAME`): 1 to 32 bytes.
     pub name: String,
-    /// Raw image file or block device, opened as `read_only` says.
-    pub file: Fd,
-    /// Offer `VIRTIO_BLK_F_RO` and refuse writes.
-    pub read_only: bool,
+    /// Input; absent means that it ends at once.
+    pub input: Option<Fd>,
+    /// Output.
+    pub output: Fd,
 }
 
 /// The jail's strength.

@@ -85,7 +85,7 @@ impl Machine {
         let kvm = open_kvm(description.kvm, descriptors)?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         trace.mark(phase::VM);
-        let memory = memory::create(description.memory_mib)?;
+        let memory = memory::create(description.memory.mib)?;
         memory::register(&vm, &memory)?;
         trace.mark(phase::MEMORY);
         let mut parts = Parts {
@@ -265,10 +265,10 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
             description.vcpus
         ));
     }
-    if description.memory_mib < MIN_MEMORY_MIB {
+    if description.memory.mib < MIN_MEMORY_MIB {
         return invalid(format!(
             "{} MiB of memory are fewer than {MIN_MEMORY_MIB}",
-            description.memory_mib
+            description.memory.mib
         ));
     }
     Ok(())
@@ -325,25 +325,12 @@ mod tests {
     use super::*;
 
     fn description() -> MachineDescription {
-        MachineDescription {
-            version: VERSION,
-            name: "test".into(),
-            kvm: Fd(-1),
-            control: Fd(-1),
-            vcpus: 1,
-            memory_mib: MIN_MEMORY_MIB,
-            boot: Boot::Pvh {
-                kernel: Fd(-1),
-                initrd: None,
-                cmdline: String::new(),
-            },
-            console: None,
-            time: false,
-            entropy: false,
-            blocks: Vec::new(),
-            jail: Jail::None,
-            trace: None,
-        }
+        let boot = Boot::Pvh {
+            kernel: Fd(-1),
+            initrd: None,
+            cmdline: String::new(),
+        };
+        MachineDescription::new("test", Fd(-1), Fd(-1), MIN_MEMORY_MIB, boot)
     }
 
     #[test]
@@ -355,8 +342,8 @@ mod tests {
             (|d| d.vcpus = 0, false),
             (|d| d.vcpus = MAX_VCPUS, true),
             (|d| d.vcpus = MAX_VCPUS + 1, false),
-            (|d| d.memory_mib = MIN_MEMORY_MIB - 1, false),
-            (|d| d.memory_mib = u64::MAX, true),
+            (|d| d.memory.mib = MIN_MEMORY_MIB - 1, false),
+            (|d| d.memory.mib = u64::MAX, true),
         ];
         for (index, (change, want)) in cases.into_iter().enumerate() {
             let mut description = description();

@@ -109,7 +109,7 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec
             "a bare machine has one vcpu: there is nothing to start others with".into(),
         ));
     }
-    if parts.description.entropy || !parts.description.blocks.is_empty() {
+    if parts.description.entropy || !parts.description.devices.is_empty() {
         return Err(Error::Description(
             "a bare machine has no virtio devices".into(),
         ));

@@ -9,11 +9,13 @@ use bulkhead_abi::boot::{DEVICE_VIRTIO_MMIO, Device, PhysRange};
 use bulkhead_abi::machine::{
     DEVICE_VECTOR_BASE, MAX_DEVICES, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE,
 };
+use bulkhead_machine::device::{Device as Described, DeviceKind};
 use kvm_ioctls::IoEventAddress;
 
 use super::bus::BusDevice;
 use super::{Parts, taken};
 use crate::boot::acpi::Window;
+use crate::descriptors::Descriptors;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::Block;
 use crate::devices::virtio::console::Console;
@@ -129,12 +131,29 @@ fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Erro
     if description.entropy {
         devices.push((ENTROPY_NAME.into(), Box::new(Entropy::new())));
     }
-    for block in &description.blocks {
-        let file = parts.descriptors.take("a block device", block.file)?;
-        let device = Block::new(&block.name, file.into(), block.read_only)?;
-        devices.push((block.name.clone(), Box::new(device)));
+    for device in &description.devices {
+        let built = build(device, parts.descriptors)?;
+        devices.push((device.name.clone(), built));
     }
     Ok(devices)
+}
+
+/// Builds the device that `device` describes.
+fn build(
+    device: &Described,
+    descriptors: &mut Descriptors,
+) -> Result<Box<dyn VirtioDevice>, Error> {
+    match &device.kind {
+        DeviceKind::Block(block) if block.overlay.is_none() => {
+            let file = descriptors.take("a block device", block.file)?;
+            let block = Block::new(&device.name, file.into(), block.read_only)?;
+            Ok(Box::new(block))
+        }
+        _ => Err(Error::Description(format!(
+            "this VMM has no device of the kind of `{}`",
+            device.name
+        ))),
+    }
 }
 
 fn place(

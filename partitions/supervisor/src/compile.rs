@@ -8,9 +8,8 @@ use crate::error::Error;
 use crate::library::LibraryFile;
 use crate::linux;
 use bulkhead_capability::Capability;
-use bulkhead_machine::{
-    Block, Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, VERSION,
-};
+use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind};
 use bulkhead_manifest::{Kernel, KernelKind, LinuxBoot, Partition, Program, Source};
 use std::path::Path;
 
@@ -68,19 +67,9 @@ pub(crate) fn compile(
     let control = open(Want::Control)?;
     let boot = boot(partition, &mut open)?;
     let mut description = MachineDescription {
-        version: VERSION,
-        name: partition.name.clone(),
-        kvm,
-        control,
         vcpus: partition.vcpus,
-        memory_mib: partition.memory_mib,
-        boot,
-        console: None,
-        time: false,
-        entropy: false,
-        blocks: Vec::new(),
         jail: settings.jail,
-        trace: None,
+        ..MachineDescription::new(&partition.name, kvm, control, partition.memory_mib, boot)
     };
     for grant in partition.grants.iter() {
         match grant {
@@ -91,16 +80,23 @@ pub(crate) fn compile(
                     output: open(Want::Output)?,
                     error: own_errors.then(|| open(Want::ErrorOutput)).transpose()?,
                     tty: settings.tty,
+                    ports: Vec::new(),
                 });
             }
             Capability::Time => description.time = true,
             Capability::Entropy => description.entropy = true,
             Capability::BlockRead(path) | Capability::BlockWrite(path) => {
                 let write = matches!(grant, Capability::BlockWrite(_));
-                description.blocks.push(Block {
-                    name: format!("disk{}", description.blocks.len()),
-                    file: open(Want::Disk { path, write })?,
-                    read_only: !write,
+                description.devices.push(Device {
+                    name: format!("disk{}", description.devices.len()),
+                    kind: DeviceKind::Block(Block {
+                        file: open(Want::Disk { path, write })?,
+                        read_only: !write,
+                        direct: false,
+                        overlay: None,
+                        queues: 1,
+                        rate: RateLimit::default(),
+                    }),
                 });
             }
         }
@@ -238,7 +234,7 @@ pub(crate) mod tests {
         for lines in kernels {
             let (description, opened) = compiled(lines);
             assert_eq!(description.console, None);
-            assert!(!description.time && !description.entropy && description.blocks.is_empty());
+            assert!(!description.time && !description.entropy && description.devices.is_empty());
             let devices = ["Input", "Output", "ErrorOutput"];
             assert!(
                 !opened.iter().any(|want| devices.contains(&want.as_str())),
@@ -253,11 +249,15 @@ pub(crate) mod tests {
             "{NATIVE}grants = [\"time\", \"block.read:a\", \"console\", \"block.write:/b\"]"
         ));
         assert!(description.time && !description.entropy);
-        let [a, b] = description.blocks.as_slice() else {
+        let [a, b] = description.devices.as_slice() else {
             panic!("two")
         };
-        assert_eq!((a.name.as_str(), a.read_only), ("disk0", true));
-        assert_eq!((b.name.as_str(), b.read_only), ("disk1", false));
+        for (device, name, want) in [(a, "disk0", true), (b, "disk1", false)] {
+            let DeviceKind::Block(block) = &device.kind else {
+                panic!("a disk")
+            };
+            assert_eq!((device.name.as_str(), block.read_only), (name, want));
+        }
         assert_eq!(
             opened,
             [
@@ -346,7 +346,7 @@ pub(crate) mod tests {
             prop_assert_eq!(first.entropy, grants.contains(&"entropy"));
             prop_assert_eq!(first.time, grants.contains(&"time"));
             let disks = grants.iter().filter(|grant| grant.starts_with("block")).count();
-            prop_assert_eq!(first.blocks.len(), disks);
+            prop_assert_eq!(first.devices.len(), disks);
         }
     }
 }

@@ -31,7 +31,7 @@ impl End {
         match self {
             Self::Ended(Ended::Exit { status }) => *status,
             Self::Ended(Ended::PowerOff | Ended::Reset) => 0,
-            Self::Ended(Ended::TripleFault) => STATUS_CRASHED,
+            Self::Ended(Ended::TripleFault | Ended::Watchdog) => STATUS_CRASHED,
             Self::Ended(Ended::Stopped) => STATUS_STOPPED,
             Self::Ended(Ended::CannotRun { .. }) | Self::Failed { .. } | Self::Vanished(_) => {
                 STATUS_FAILED
@@ -47,6 +47,11 @@ impl End {
                 "guest-crashed",
                 format!("partition `{partition}` crashed its CPU (triple fault)"),
                 Some("its kernel is at fault: see its output"),
+            ),
+            Self::Ended(Ended::Watchdog) => (
+                "guest-hung",
+                format!("partition `{partition}` did not feed its watchdog"),
+                Some("it hung: see its output"),
             ),
             Self::Ended(Ended::CannotRun { rip }) => (
                 "kvm-cannot-run",

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::initramfs::memory_file;
 use bulkhead_machine::MachineDescription;
-use bulkhead_machine::control::{Command as Order, Event, MAX_MESSAGE_BYTES};
+use bulkhead_machine::control::{Command as Order, Event, MAX_MESSAGE_BYTES, Request};
 use command_fds::CommandFdExt;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -16,6 +16,12 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 /// Most bytes of a VMM's last words that are kept.
 const LAST_WORDS: usize = 2048;
+
+/// The request to end a partition; it has no reply.
+const STOP: Request = Request {
+    id: 0,
+    command: Order::Stop,
+};
 
 /// A running VMM. Dropping it kills it.
 #[derive(Debug)]
@@ -133,7 +139,7 @@ impl Vmm {
 
     /// Asks the VMM to end its partition. A VMM that cannot be asked will be killed.
     pub(crate) fn ask_to_stop(&self) {
-        if let Ok(order) = serde_json::to_vec(&Order::Stop) {
+        if let Ok(order) = serde_json::to_vec(&STOP) {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let _ = rustix::net::send(&self.control, &order, flags);
         }
@@ -195,30 +201,17 @@ impl Drop for Vmm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_machine::{Boot, Fd, Jail, VERSION};
+    use bulkhead_machine::{Boot, Fd};
     use std::io::Write;
     use tempfile::tempdir;
 
     fn description() -> MachineDescription {
-        MachineDescription {
-            version: VERSION,
-            name: "p".to_owned(),
-            kvm: Fd(0),
-            control: Fd(0),
-            vcpus: 1,
-            memory_mib: 2,
-            boot: Boot::Linux {
-                kernel: Fd(0),
-                initrd: None,
-                cmdline: String::new(),
-            },
-            console: None,
-            time: false,
-            entropy: false,
-            blocks: vec![],
-            jail: Jail::Full,
-            trace: None,
-        }
+        let boot = Boot::Linux {
+            kernel: Fd(0),
+            initrd: None,
+            cmdline: String::new(),
+        };
+        MachineDescription::new("p", Fd(0), Fd(0), 2, boot)
     }
 
     /// Runs a shell script in the VMM's place and gives back how it ended, and its environment.

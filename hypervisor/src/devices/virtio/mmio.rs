@@ -25,7 +25,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
-use super::{COMMON_FEATURES, DeviceError, DeviceIo, DeviceType, Interest, Progress, VirtioDevice};
+use super::{
+    Activation, COMMON_FEATURES, DeviceError, DeviceIo, DeviceType, Interest, Progress,
+    VirtioDevice,
+};
 
 /// Offset of `QueueNotify`, for `KVM_IOEVENTFD`: queue `n` is notified by writing `n` as 32 bits.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -61,6 +64,7 @@ struct Registers {
     driver_features_sel: u32,
     driver_features: u64,
     queue_sel: u32,
+    config_generation: u32,
 }
 
 /// One virtio device behind its MMIO window.
@@ -217,7 +221,10 @@ impl MmioTransport {
             self.signal(0);
             return;
         }
-        if state.advance(value) {
+        if state.advance(value, &self.queue_events) {
+            if state.fault.is_some() {
+                self.interrupt.raise_config();
+            }
             drop(state);
             // Buffers may have been made available before `DRIVER_OK`, unnoticed.
             for index in 0..self.queue_events.len() {
@@ -241,9 +248,11 @@ impl State {
         if !self.running() {
             return Progress::Idle;
         }
+        let mut config_changed = false;
         let mut io = DeviceIo {
             memory: &self.memory,
             queues: &mut self.queues,
+            config_changed: &mut config_changed,
         };
         let mut outcome = work(self.device.as_mut(), &mut io);
         for queue in &mut self.queues {
@@ -252,6 +261,10 @@ impl State {
                 Ok(false) => {}
                 Err(error) => outcome = Err(error.into()),
             }
+        }
+        if config_changed {
+            self.registers.config_generation = self.registers.config_generation.wrapping_add(1);
+            interrupt.raise_config();
         }
         outcome.unwrap_or_else(|error| {
             self.registers.status |= NEEDS_RESET;
@@ -281,7 +294,7 @@ impl State {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // `ConfigGeneration` among them: no configuration changes while its device lives.
+            VIRTIO_MMIO_CONFIG_GENERATION => registers.config_generation,
             _ => 0,
         }
     }
@@ -363,7 +376,7 @@ impl State {
     }
 
     /// Takes a non-zero status write; true when it made the device run.
-    fn advance(&mut self, value: u32) -> bool {
+    fn advance(&mut self, value: u32, doorbells: &[EventFd]) -> bool {
         // The driver writes back what it read, our `DEVICE_NEEDS_RESET` included.
         let wanted = value & !NEEDS_RESET;
         let current = self.registers.status & !NEEDS_RESET;
@@ -385,7 +398,7 @@ impl State {
             }
             self.registers.status |= bit;
             if bit == DRIVER_OK {
-                self.activate();
+                self.activate(doorbells);
                 started = true;
             }
         }
@@ -397,17 +410,29 @@ impl State {
         features & !self.offered() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
-    fn activate(&mut self) {
+    fn activate(&mut self, doorbells: &[EventFd]) {
         let features = self.registers.driver_features;
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         for queue in &mut self.queues {
             queue.ring_mut().set_event_idx(event_idx);
         }
-        self.device.activate(features);
+        let activation = Activation {
+            features,
+            memory: &self.memory,
+            queues: &mut self.queues,
+            doorbells,
+        };
+        if let Err(error) = self.device.activate(activation) {
+            self.registers.status |= NEEDS_RESET;
+            self.fault = Some(error);
+        }
     }
 
     fn reset(&mut self) {
-        self.registers = Registers::default();
+        self.registers = Registers {
+            config_generation: self.registers.config_generation,
+            ..Registers::default()
+        };
         self.fault = None;
         for queue in &mut self.queues {
             queue.reset();

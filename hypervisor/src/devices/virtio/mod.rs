@@ -21,6 +21,7 @@ use std::time::Duration;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 use queue::{QueueError, Virtqueue};
 
@@ -34,6 +35,18 @@ pub enum DeviceType {
     Console = virtio_ids::VIRTIO_ID_CONSOLE,
     /// Entropy source, section 5.4.
     Entropy = virtio_ids::VIRTIO_ID_RNG,
+    /// Network interface, section 5.1.
+    Net = virtio_ids::VIRTIO_ID_NET,
+    /// Traditional memory balloon, section 5.5.
+    Balloon = virtio_ids::VIRTIO_ID_BALLOON,
+    /// Sockets, section 5.10.
+    Vsock = virtio_ids::VIRTIO_ID_VSOCK,
+    /// File system, section 5.11.
+    Fs = virtio_ids::VIRTIO_ID_FS,
+    /// Memory, section 5.15.
+    Mem = virtio_ids::VIRTIO_ID_MEM,
+    /// Persistent memory, section 5.19 of virtio 1.3.
+    Pmem = virtio_ids::VIRTIO_ID_PMEM,
 }
 
 /// Feature bits every device offers, whatever it is: a modern device, indirect descriptors, and
@@ -57,6 +70,21 @@ pub struct DeviceIo<'a> {
     pub memory: &'a GuestMemoryMmap,
     /// The device's queues, by index; one that the driver did not enable yields nothing.
     pub queues: &'a mut [Virtqueue],
+    /// Set by the device when its configuration space has changed: the driver is told.
+    pub config_changed: &'a mut bool,
+}
+
+/// What a device gets when its driver is ready.
+pub struct Activation<'a> {
+    /// The negotiated features: a subset of what was offered.
+    pub features: u64,
+    /// Guest memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// The device's queues, by index, as the driver has set them up.
+    pub queues: &'a mut [Virtqueue],
+    /// The eventfd of each queue's doorbell. A device that serves its queues itself leaves them
+    /// alone; one whose queues are foreign ([`VirtioDevice::queues_are_foreign`]) hands them on.
+    pub doorbells: &'a [EventFd],
 }
 
 /// Whether a device has work left that nothing will announce.
@@ -78,7 +106,7 @@ pub struct Interest {
     pub events: EventSet,
 }
 
-/// Why a device cannot go on; always the driver's fault. The transport answers with
+/// Why a device cannot go on: the driver's fault, or a foreign back end's. The transport answers with
 /// `DEVICE_NEEDS_RESET` (virtio 1.2, section 2.1.2).
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -88,6 +116,9 @@ pub enum DeviceError {
     /// Guest memory could not be accessed after all.
     #[error("guest memory of a request is not accessible: {0}")]
     Memory(#[from] std::io::Error),
+    /// What stands behind the device does not answer, or not as it should.
+    #[error("the back end failed: {0}")]
+    Backend(String),
     /// A well-formed chain that holds no request this device can answer.
     #[error("the request has no room for its answer")]
     Unanswerable,
@@ -106,8 +137,8 @@ pub enum DeviceError {
 ///      +-------------- needs reset     (no calls but reset and read_config)
 /// ```
 ///
-/// The transport calls `activate` when the driver has set `DRIVER_OK`, with the negotiated
-/// features, and guarantees that they are a subset of what was offered. `read_config` and
+/// The transport calls `activate` when the driver has set `DRIVER_OK`, and guarantees that the
+/// features are a subset of what was offered. `read_config` and
 /// `write_config` may come in any state. `reset` returns the device to its state at construction,
 /// except for what the host side has irrevocably done (input consumed, disk written).
 pub trait VirtioDevice: Send {
@@ -123,12 +154,26 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the configuration space at `offset`; bytes past its end are zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Takes a driver's write to the configuration space. None of today's devices has a writable
-    /// field: the default ignores it.
+    /// Takes a driver's write to the configuration space. Few devices have a writable field: the
+    /// default ignores it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver is ready; `features` are the negotiated ones.
-    fn activate(&mut self, features: u64);
+    /// The driver is ready.
+    ///
+    /// # Errors
+    /// The device cannot be brought up with what the driver has set; it needs a reset.
+    fn activate(&mut self, activation: Activation<'_>) -> Result<(), DeviceError>;
+
+    /// Another process serves the queues and waits for their doorbells: `process_queue` is never
+    /// called.
+    fn queues_are_foreign(&self) -> bool {
+        false
+    }
+
+    /// Name and value of each counter, for the supervisor.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 
     /// Serves queue `index`, which the driver has notified (or might have).
     ///

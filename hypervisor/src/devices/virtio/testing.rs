@@ -8,8 +8,8 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::{AvailRing, DescriptorTable, UsedRing};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::DeviceIo;
 use super::queue::Virtqueue;
+use super::{Activation, DeviceIo};
 
 /// The chain goes on.
 pub(super) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -32,6 +32,8 @@ pub(super) struct Rig {
     pub(super) memory: &'static GuestMemoryMmap,
     pub(super) queues: Vec<Virtqueue>,
     rings: Vec<Rings>,
+    /// The device has announced a change of its configuration space.
+    pub(super) config_changed: bool,
 }
 
 struct Rings {
@@ -61,6 +63,7 @@ impl Rig {
             memory,
             queues: Vec::new(),
             rings: Vec::new(),
+            config_changed: false,
         };
         for index in 0..count {
             let [table, avail, used] = ring_addresses(index);
@@ -85,6 +88,17 @@ impl Rig {
         DeviceIo {
             memory: self.memory,
             queues: &mut self.queues,
+            config_changed: &mut self.config_changed,
+        }
+    }
+
+    /// What a device gets from a driver that has negotiated `features`; without doorbells.
+    pub(super) fn activation(&mut self, features: u64) -> Activation<'_> {
+        Activation {
+            features,
+            memory: self.memory,
+            queues: &mut self.queues,
+            doorbells: &[],
         }
     }
 

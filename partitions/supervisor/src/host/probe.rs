@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_machine::{Boot as BootProtocol, Console, Fd, Jail, MachineDescription, VERSION};
+use bulkhead_machine::{Boot as BootProtocol, Console, Fd, Jail, MachineDescription};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Installation;
@@ -130,29 +130,22 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
         descriptors.push(descriptor);
         fd
     };
+    let (kvm, theirs_control) = (hand_over(kvm.into()), hand_over(their_control));
+    let boot = BootProtocol::Pvh {
+        kernel: hand_over(probe.into()),
+        initrd: None,
+        cmdline: format!("probe={what}"),
+    };
     let description = MachineDescription {
-        version: VERSION,
-        name: "probe".into(),
-        kvm: hand_over(kvm.into()),
-        control: hand_over(their_control),
-        vcpus: 1,
-        memory_mib: MEMORY_MIB,
-        boot: BootProtocol::Pvh {
-            kernel: hand_over(probe.into()),
-            initrd: None,
-            cmdline: format!("probe={what}"),
-        },
         console: Some(Console {
             input: None,
             output: hand_over(theirs.into()),
             error: None,
             tty: false,
+            ports: Vec::new(),
         }),
-        time: false,
-        entropy: false,
-        blocks: vec![],
         jail: Jail::BestEffort,
-        trace: None,
+        ..MachineDescription::new("probe", kvm, theirs_control, MEMORY_MIB, boot)
     };
     let path = installation.file("bulkhead-vmm");
     let mut vmm = Vmm::spawn(&path, &description, control, descriptors)?;
@@ -180,6 +173,7 @@ fn watch(vmm: &mut Vmm, mut console: PipeReader) -> Result<Boot, ProbeError> {
         match vmm.hear() {
             Heard::Nothing => wait_for(&vmm.control, deadline)?,
             Heard::Event(Event::Running { jail_gaps: gaps }) => jail_gaps = gaps,
+            Heard::Event(Event::Reply { .. } | Event::GuestPanicked | Event::WatchdogExpired) => {}
             Heard::Event(Event::Failed { message, .. }) => return Err(ProbeError::Vmm(message)),
             Heard::Event(Event::Ended { how }) => {
                 let cannot_run = matches!(how, Ended::CannotRun { .. });

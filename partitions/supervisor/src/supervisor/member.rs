@@ -102,6 +102,9 @@ impl Member {
                         self.jail_gaps = jail_gaps;
                     }
                 }
+                Heard::Event(
+                    Event::Reply { .. } | Event::GuestPanicked | Event::WatchdogExpired,
+                ) => {}
                 Heard::Event(Event::Ended { how }) => self.say(End::Ended(how)),
                 Heard::Event(Event::Failed { code, message }) => {
                     let line = message.lines().next().unwrap_or_default();

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, VERSION};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -74,25 +74,20 @@ pub(super) fn boot(library: &Path, guest: Guest) -> Result<TracedBoot, Error> {
     )
     .map_err(Error::io("creating the control socket"))?;
     let mut trace = memfd("trace")?;
+    let kvm = handover.give(kvm.map_err(Error::io("opening /dev/kvm"))?)?;
+    let their_control = handover.give(their_control)?;
+    let boot = guest.boot(library, &mut handover)?;
     let description = MachineDescription {
-        version: VERSION,
-        name: "bench".into(),
-        kvm: handover.give(kvm.map_err(Error::io("opening /dev/kvm"))?)?,
-        control: handover.give(their_control)?,
-        vcpus: 1,
-        memory_mib: guest.memory_mib(),
-        boot: guest.boot(library, &mut handover)?,
         console: Some(Console {
             input: None,
             output: handover.give(their_console)?,
             error: None,
             tty: false,
+            ports: Vec::new(),
         }),
-        time: false,
-        entropy: false,
-        blocks: vec![],
         jail: Jail::BestEffort,
         trace: Some(handover.give(&trace)?),
+        ..MachineDescription::new("bench", kvm, their_control, guest.memory_mib(), boot)
     };
     let mut file = memfd("description")?;
     serde_json::to_writer(&file, &description)

@@ -19,7 +19,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::queue::Chain;
 use super::{
-    DeviceError, DeviceIo, DeviceType, Progress, TURN_BYTES, TURN_TIME, VirtioDevice,
+    Activation, DeviceError, DeviceIo, DeviceType, Progress, TURN_BYTES, TURN_TIME, VirtioDevice,
     read_config_bytes,
 };
 pub use disk::DiskError;
@@ -170,8 +170,9 @@ impl VirtioDevice for Block {
         read_config_bytes(&self.config, offset, data);
     }
 
-    fn activate(&mut self, features: u64) {
-        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+    fn activate(&mut self, activation: Activation<'_>) -> Result<(), DeviceError> {
+        self.write_through = activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        Ok(())
     }
 
     fn process_queue(

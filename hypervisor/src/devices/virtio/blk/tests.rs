@@ -88,7 +88,7 @@ fn writes_reach_the_file_and_flush() {
     let (mut device, file) = disk(4, false);
     let mut rig = Rig::new(1);
     for features in [0, 1 << VIRTIO_BLK_F_FLUSH] {
-        device.activate(features);
+        device.activate(rig.activation(features)).unwrap();
         rig.fill(BUFFER, &[0x77; 512]);
         let data = [(BUFFER, 512, 0, 0)];
         assert_eq!(

@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::queue::Chain;
 use super::{
-    DeviceError, DeviceIo, DeviceType, Interest, Progress, TURN_BYTES, VirtioDevice,
+    Activation, DeviceError, DeviceIo, DeviceType, Interest, Progress, TURN_BYTES, VirtioDevice,
     read_config_bytes,
 };
 use stream::{Moved, Stream};
@@ -210,7 +210,9 @@ impl VirtioDevice for Console {
         read_config_bytes(&self.config, offset, data);
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, _activation: Activation<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     fn process_queue(
         &mut self,

@@ -42,9 +42,11 @@ impl VirtioDevice for Echo {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(offset as u8);
     }
-    fn activate(&mut self, features: u64) {
+    fn activate(&mut self, activation: Activation<'_>) -> Result<(), DeviceError> {
+        let features = activation.features;
         self.0.activations.fetch_add(1, Ordering::SeqCst);
         self.0.features.store(features, Ordering::SeqCst);
+        Ok(())
     }
     fn process_queue(
         &mut self,

@@ -3,7 +3,7 @@
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{DeviceError, DeviceIo, DeviceType, Progress, VirtioDevice};
+use super::{Activation, DeviceError, DeviceIo, DeviceType, Progress, VirtioDevice};
 
 /// Entries of the request queue.
 const QUEUE_SIZE: u16 = 64;
@@ -43,7 +43,9 @@ impl VirtioDevice for Entropy {
         data.fill(0);
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, _activation: Activation<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     fn process_queue(
         &mut self,
