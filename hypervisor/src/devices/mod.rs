@@ -2,10 +2,11 @@
 //!
 //! Devices that a vCPU thread serves on its own exits live here, one file each; they implement
 //! [`BusDevice`](crate::machine::bus::BusDevice). Virtio devices, served by the event loop, live in
-//! [`virtio`].
+//! [`virtio`]; [`rate_limiter`] serves those of them that can be held back.
 
 pub mod exit;
 pub mod mailbox;
+pub mod rate_limiter;
 pub mod reset;
 pub mod rtc;
 pub mod serial;

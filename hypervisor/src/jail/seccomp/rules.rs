@@ -141,6 +141,7 @@ rules! {
     SYS_pwritev         LOOP ANY        "writes of virtio-blk"
     SYS_fdatasync       LOOP ANY        "flushes of virtio-blk"
     SYS_getrandom       LOOP ANY        "virtio-rng; seeds of hash maps"
+    SYS_timerfd_settime LOOP ANY        "the timer of a device's rate limit"
     SYS_nanosleep       LOOP ANY        "waiting for vCPUs to stop, by musl"
     SYS_clock_nanosleep LOOP ANY        "waiting for vCPUs to stop, by glibc"
 }
