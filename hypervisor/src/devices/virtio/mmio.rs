@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bulkhead_machine::control::Resize;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
@@ -27,7 +28,7 @@ use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
 use super::{
     Activation, COMMON_FEATURES, DeviceError, DeviceIo, DeviceType, Interest, Progress,
-    VirtioDevice,
+    ResizeError, VirtioDevice,
 };
 
 /// Offset of `QueueNotify`, for `KVM_IOEVENTFD`: queue `n` is notified by writing `n` as 32 bits.
@@ -197,6 +198,31 @@ impl MmioTransport {
         }
     }
 
+    /// Gives the device a new size; see [`VirtioDevice::resize`].
+    ///
+    /// # Errors
+    /// See [`ResizeError`].
+    pub fn resize(&self, resize: &Resize) -> Result<(), ResizeError> {
+        let mut outcome = Ok(());
+        let _ = self.state().work(&self.interrupt, |device, io| {
+            outcome = device.resize(resize, io);
+            Ok(Progress::Idle)
+        });
+        outcome
+    }
+
+    /// Brings the device to a point between two requests; see [`VirtioDevice::quiesce`].
+    pub fn quiesce(&self) {
+        let _ = self.state().turn(&self.interrupt, |device, io| {
+            device.quiesce(io).map(|()| Progress::Idle)
+        });
+    }
+
+    /// Name and value of each of the device's counters.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.state().device.counters()
+    }
+
     /// Makes the event loop serve queue `index`.
     pub(super) fn signal(&self, index: usize) {
         if let Some(event) = self.queue_events.get(index) {
@@ -245,9 +271,19 @@ impl State {
         interrupt: &Interrupt,
         work: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo<'_>) -> Result<Progress, DeviceError>,
     ) -> Progress {
-        if !self.running() {
-            return Progress::Idle;
+        if self.running() {
+            self.work(interrupt, work)
+        } else {
+            Progress::Idle
         }
+    }
+
+    /// As [`Self::turn`], in any state.
+    fn work(
+        &mut self,
+        interrupt: &Interrupt,
+        work: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo<'_>) -> Result<Progress, DeviceError>,
+    ) -> Progress {
         let mut config_changed = false;
         let mut io = DeviceIo {
             memory: &self.memory,
@@ -264,7 +300,10 @@ impl State {
         }
         if config_changed {
             self.registers.config_generation = self.registers.config_generation.wrapping_add(1);
-            interrupt.raise_config();
+            // A driver that is not at work may not be interrupted, and reads it all later.
+            if self.running() {
+                interrupt.raise_config();
+            }
         }
         outcome.unwrap_or_else(|error| {
             self.registers.status |= NEEDS_RESET;

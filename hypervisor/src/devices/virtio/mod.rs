@@ -18,6 +18,7 @@ mod testing;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use bulkhead_machine::control::Resize;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
@@ -124,6 +125,31 @@ pub enum DeviceError {
     Unanswerable,
 }
 
+/// Why a size is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// The device has no size that changes.
+    #[error("this device has no size to change")]
+    Fixed,
+    /// The size is not one the device can have; the text says which can.
+    #[error("{0}")]
+    OutOfRange(String),
+    /// The host refused.
+    #[error("the host refuses the new size: {0}")]
+    Host(#[from] std::io::Error),
+}
+
+impl ResizeError {
+    /// Stable code for the control socket.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Fixed => "resize-unsupported",
+            Self::OutOfRange(_) => "resize-out-of-range",
+            Self::Host(_) => "resize-failed",
+        }
+    }
+}
+
 /// A virtio device as its transport sees it.
 ///
 /// ```text
@@ -173,6 +199,28 @@ pub trait VirtioDevice: Send {
     /// Name and value of each counter, for the supervisor.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+
+    /// Takes the size that the supervisor asks for, in any state: a driver that is not ready yet
+    /// finds it when it is. A device whose configuration space shows it sets
+    /// [`DeviceIo::config_changed`]. `resize` is of the kind that this device has.
+    ///
+    /// # Errors
+    /// See [`ResizeError`]; nothing has changed then.
+    fn resize(&mut self, _resize: &Resize, _io: &mut DeviceIo<'_>) -> Result<(), ResizeError> {
+        Err(ResizeError::Fixed)
+    }
+
+    /// Brings the device to a point between two requests, because the partition pauses: requests
+    /// that somebody else works on (io_uring, a foreign back end) are completed before it returns;
+    /// what waits in a queue or for a descriptor stays where it is. No call follows but `counters`,
+    /// `resize` and `read_config` until the partition goes on; then the event loop serves the device
+    /// as before.
+    ///
+    /// # Errors
+    /// As [`Self::process_queue`].
+    fn quiesce(&mut self, _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     /// Serves queue `index`, which the driver has notified (or might have).

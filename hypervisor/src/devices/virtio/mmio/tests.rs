@@ -48,6 +48,13 @@ impl VirtioDevice for Echo {
         self.0.features.store(features, Ordering::SeqCst);
         Ok(())
     }
+    fn resize(&mut self, resize: &Resize, io: &mut DeviceIo<'_>) -> Result<(), ResizeError> {
+        match resize {
+            Resize::Balloon { target_mib: 0 } => *io.config_changed = true,
+            _ => return Err(ResizeError::OutOfRange("only 0 will do".into())),
+        }
+        Ok(())
+    }
     fn process_queue(
         &mut self,
         index: usize,
@@ -361,6 +368,28 @@ fn nothing_is_served_before_driver_ok() {
     assert_eq!(transport.process_backend(0), Progress::Idle);
     assert_eq!(transport.interests(), []);
     assert_eq!(calls.turns.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_new_size_is_announced_to_a_driver_at_work() {
+    let rig = Rig::new(2);
+    let (transport, _) = echo(&rig);
+    let generation = || get(&transport, VIRTIO_MMIO_CONFIG_GENERATION);
+    let resize = |target_mib| transport.resize(&Resize::Balloon { target_mib });
+    for (works, announced) in [(false, 0), (true, VIRTIO_MMIO_INT_CONFIG)] {
+        if works {
+            bring_up(&transport, 2);
+        }
+        let before = generation();
+        assert_eq!(resize(1).unwrap_err().code(), "resize-out-of-range");
+        assert_eq!(generation(), before);
+        resize(0).unwrap();
+        assert_eq!(generation(), before + 1);
+        assert_eq!(transport.interrupt().status(), announced);
+    }
+    let fixed = MmioTransport::new(Box::new(Entropy::new()), rig.memory.clone()).unwrap();
+    let error = fixed.resize(&Resize::Balloon { target_mib: 0 });
+    assert_eq!(error.unwrap_err().code(), "resize-unsupported");
 }
 
 #[test]
