@@ -11,13 +11,15 @@ use crate::repo::{BARE, MUSL, Repo, in_ci};
 use crate::say::Say;
 
 /// Every package, and what for.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("gcc", "links programs of the host"),
     ("libc6-dev", "links programs of the host"),
     ("binutils", "reads the kernel image in tests"),
     ("qemu-system-x86", "the lab's emulated host"),
     ("busybox-static", "the lab's commands, and a guest's"),
     ("e2fsprogs", "the lab's disk"),
+    ("mmdebstrap", "the Debian that suites boot"),
+    ("fakeroot", "its disk"),
 ];
 
 /// Installs what is missing.

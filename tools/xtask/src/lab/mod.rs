@@ -1,6 +1,7 @@
 //! The lab: an emulated host with real KVM semantics, for machines whose own KVM cannot run
 //! everything. `cargo xtask lab -- COMMAND` boots it, runs the command and returns its status.
 
+mod debian;
 mod image;
 pub(crate) mod kernel;
 mod qemu;
@@ -41,6 +42,10 @@ pub(crate) struct Options {
     /// One more NVMe disk, a raw image that the command may write to (repeatable)
     #[arg(long, value_name = "FILE")]
     pub(crate) disk: Vec<PathBuf>,
+    /// Bring a Debian: its root filesystem on /dev/nvme1n1, its kernel and initial RAM filesystem
+    /// in debian/
+    #[arg(long)]
+    pub(crate) debian: bool,
     /// A file or directory to copy beside the command's working directory (repeatable)
     #[arg(long, value_name = "PATH")]
     pub(crate) with: Vec<PathBuf>,
@@ -65,6 +70,7 @@ impl Default for Options {
             cpus: 1,
             memory: 2048,
             disk: Vec::new(),
+            debian: false,
             with: Vec::new(),
             env: Vec::new(),
             out: Vec::new(),
@@ -81,6 +87,8 @@ pub(crate) fn missing() -> Option<String> {
         ("busybox", "busybox-static"),
         ("mke2fs", "e2fsprogs"),
         ("setpriv", "util-linux"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("fakeroot", "fakeroot"),
     ]
     .iter()
     .find(|(program, _)| which(program).is_none())
@@ -104,12 +112,20 @@ pub(crate) fn run_into(
 ) -> Result<i32> {
     let say = Say::new("lab");
     let kernel = Kernel::get(repo, &say)?;
-    let root = image::get(repo, &kernel, &options.with, &say)?;
+    let mut with = options.with.clone();
+    let mut scratch_disks = Vec::new();
+    if options.debian {
+        let debian = debian::get(repo, &say)?;
+        scratch_disks.push(debian.root);
+        with.push(debian.boot);
+    }
+    let root = image::get(repo, &kernel, &with, &say)?;
     let machine = Machine {
         kernel: kernel.image,
         root,
         cpus: options.cpus,
         memory_mib: options.memory,
+        scratch_disks,
         disks: options.disk.clone(),
     };
     let out = repo.lab().join("out");

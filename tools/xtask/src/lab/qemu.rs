@@ -19,6 +19,8 @@ pub(crate) struct Machine {
     pub(crate) cpus: u32,
     /// Memory in MiB.
     pub(crate) memory_mib: u64,
+    /// NVMe disks of which writes are thrown away, behind the root.
+    pub(crate) scratch_disks: Vec<PathBuf>,
     /// More NVMe disks: raw images that are written to.
     pub(crate) disks: Vec<PathBuf>,
 }
@@ -46,6 +48,14 @@ impl Machine {
             .arg(&self.kernel)
             .args(["-append", &self.command_line()]);
         disk(&mut command, "root", &self.root, ",snapshot=on");
+        for (index, path) in self.scratch_disks.iter().enumerate() {
+            disk(
+                &mut command,
+                &format!("scratch{index}"),
+                path,
+                ",snapshot=on",
+            );
+        }
         for (index, path) in self.disks.iter().enumerate() {
             disk(&mut command, &format!("disk{index}"), path, "");
         }

@@ -67,6 +67,7 @@ pub(crate) fn in_lab(repo: &Repo, modules: &[&str], filter: Option<&str>) -> Res
         timeout: LIMIT.as_secs(),
         memory: 3072,
         with: vec![dir],
+        debian: true,
         env: vec![
             "BULKHEAD_DIST=/opt/bulkhead".into(),
             format!("BULKHEAD_KERNEL_SHA256={hash}"),
