@@ -11,8 +11,8 @@
 //!
 //! What each layer is for, and what it costs: docs/threat-model.md.
 
-mod namespaces;
-mod privileges;
+pub mod namespaces;
+pub mod privileges;
 pub mod seccomp;
 
 use std::io;
@@ -26,6 +26,7 @@ use rustix::process::{
     Resource, Rlimit, getppid, parent_process_death_signal, set_parent_process_death_signal,
     setrlimit,
 };
+use rustix::thread::CapabilitySet;
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Newest Landlock ABI whose rights are all denied. A host that knows fewer enforces those.
@@ -182,7 +183,10 @@ pub fn enter(level: Jail) -> Result<Vec<String>, JailError> {
     gaps.note(Layer::Landlock, deny_all())?;
     privileges::drop_bounding_set();
     gaps.note(Layer::User, privileges::leave_root())?;
-    gaps.note(Layer::Capabilities, privileges::drop_capabilities())?;
+    gaps.note(
+        Layer::Capabilities,
+        privileges::drop_capabilities(CapabilitySet::empty()),
+    )?;
     gaps.note(Layer::Limits, limit())?;
 
     set_parent_process_death_signal(death_signal).map_err(|errno| JailError::Layer {

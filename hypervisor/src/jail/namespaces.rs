@@ -1,4 +1,4 @@
-//! Namespaces and the empty root. Used by the jail alone.
+//! Namespaces and the empty root. Used by the jails of the VMM and of its back ends.
 
 use std::fs;
 use std::io;
@@ -11,11 +11,14 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Directories one of which every Linux system has; an empty filesystem is mounted there, in a
 /// namespace nobody else sees, to become the root.
-const MOUNT_POINTS: [&str; 3] = ["/tmp", "/proc", "/dev"];
+pub const MOUNT_POINTS: [&str; 3] = ["/tmp", "/proc", "/dev"];
 
 /// Enters new mount, network, IPC and host-name namespaces; inside a new user namespace where the
 /// process is not privileged to create them.
-pub(super) fn enter() -> io::Result<()> {
+///
+/// # Errors
+/// The host refuses.
+pub fn enter() -> io::Result<()> {
     let flags =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if unshare(flags).is_ok() {

@@ -1,4 +1,4 @@
-//! Users, capabilities and privileges. Used by the jail alone.
+//! Users, capabilities and privileges. Used by the jails of the VMM and of its back ends.
 
 use std::io;
 
@@ -17,7 +17,10 @@ const FIRST_UID: u32 = 1_879_048_192;
 const NOBODY: u32 = 65_534;
 
 /// No `execve` gives privileges from here on.
-pub(super) fn no_new_privileges() -> io::Result<()> {
+///
+/// # Errors
+/// The host refuses.
+pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
@@ -39,7 +42,7 @@ fn become_user(id: u32) -> io::Result<()> {
 }
 
 /// Empties the bounding set, while that is still allowed: before [`leave_root`].
-pub(super) fn drop_bounding_set() {
+pub fn drop_bounding_set() {
     for capability in CapabilitySet::all().iter() {
         // Refused without CAP_SETPCAP, which a process that was never privileged does not have,
         // and for capabilities this kernel does not know. With no new privileges, no `execve`
@@ -48,16 +51,18 @@ pub(super) fn drop_bounding_set() {
     }
 }
 
-/// Empties all other capability sets.
-pub(super) fn drop_capabilities() -> io::Result<()> {
+/// Empties all other capability sets but for `kept`, which no `execve` passes on.
+///
+/// # Errors
+/// The host refuses, or the process does not have `kept`.
+pub fn drop_capabilities(kept: CapabilitySet) -> io::Result<()> {
     clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
     set_capabilities(
         None,
         CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
         },
     )?;
     Ok(())

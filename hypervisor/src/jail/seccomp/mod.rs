@@ -29,8 +29,16 @@ pub enum Thread {
 /// # Errors
 /// [`rules::RULES`] contradicts itself; tests keep that from happening.
 pub fn compile(thread: Thread) -> Result<BpfProgram, JailError> {
+    allow(RULES.iter().filter(|rule| rule.threads.contains(&thread)))
+}
+
+/// A filter that allows `rules` and nothing else.
+///
+/// # Errors
+/// The rules contradict each other.
+pub fn allow<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, JailError> {
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in RULES.iter().filter(|rule| rule.threads.contains(&thread)) {
+    for rule in rules {
         let conditions = conditions(rule)?;
         let entry = allowed.entry(rule.number).or_default();
         for condition in conditions {
