@@ -44,6 +44,17 @@ pub enum Error {
         /// RAM and swap of the host.
         host_mib: u64,
     },
+    /// The host's pool of huge pages does not hold the memory.
+    #[error(
+        "the host's pool of 2 MiB pages does not hold {wanted_mib} MiB: {source}; raise \
+         vm.nr_hugepages, or ask for less"
+    )]
+    HugepagesTooFew {
+        /// The description's figure.
+        wanted_mib: u64,
+        /// The host's answer.
+        source: std::io::Error,
+    },
     /// What has to be loaded does not fit.
     #[error("{memory_mib} MiB of memory does not hold {what}; at least {needed_mib} MiB is needed")]
     MemoryTooSmall {
@@ -104,6 +115,7 @@ impl Error {
             Self::Kvm { .. } => "kvm-refused",
             Self::KvmVersion(_) => "kvm-version",
             Self::MemoryTooLarge { .. } => "memory-too-large",
+            Self::HugepagesTooFew { .. } => "memory-hugepages",
             Self::MemoryTooSmall { .. } => "memory-too-small",
             Self::Memory(_) => "memory-refused",
             Self::Elf(e) => e.code(),

@@ -21,8 +21,10 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
 use bulkhead_machine::control::{Ended, Event};
+use bulkhead_machine::device::DeviceKind;
 use bulkhead_machine::{
-    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, VERSION, trace as phase,
+    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
+    trace as phase,
 };
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -53,6 +55,9 @@ struct Parts<'a> {
     trace: &'a Trace,
     kvm: Kvm,
     vm: Arc<VmFd>,
+    /// What the guest has from the start.
+    ram: GuestMemory,
+    /// What devices reach: both.
     memory: GuestMemory,
     ports: PortBus,
     mmio: Bus,
@@ -85,8 +90,8 @@ impl Machine {
         let kvm = open_kvm(description.kvm, descriptors)?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         trace.mark(phase::VM);
-        let memory = memory::create(description.memory.mib)?;
-        memory::register(&vm, &memory)?;
+        let mapped = memory::map(&description.memory, memory_is_shared(description))?;
+        memory::register(&vm, &mapped.all)?;
         trace.mark(phase::MEMORY);
         let mut parts = Parts {
             description,
@@ -94,7 +99,8 @@ impl Machine {
             trace,
             kvm,
             vm: Arc::new(vm),
-            memory,
+            ram: mapped.ram,
+            memory: mapped.all,
             ports: PortBus::default(),
             mmio: Bus::default(),
             ending: ending.clone(),
@@ -265,13 +271,40 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
             description.vcpus
         ));
     }
-    if description.memory.mib < MIN_MEMORY_MIB {
+    check_memory(description)
+}
+
+fn check_memory(description: &MachineDescription) -> Result<(), Error> {
+    let invalid = |text: String| Err(Error::Description(text));
+    let memory = &description.memory;
+    if memory.mib < MIN_MEMORY_MIB {
         return invalid(format!(
             "{} MiB of memory are fewer than {MIN_MEMORY_MIB}",
-            description.memory.mib
+            memory.mib
         ));
     }
+    if memory.hugepages && !memory.mib.is_multiple_of(2) {
+        return invalid(format!("{} MiB are not whole pages of 2 MiB", memory.mib));
+    }
+    if !memory.pluggable_mib.is_multiple_of(128) {
+        return invalid(format!(
+            "{} MiB of pluggable memory are not a multiple of 128",
+            memory.pluggable_mib
+        ));
+    }
+    if memory.pluggable_mib > 0 && !matches!(description.boot, Boot::Linux { .. }) {
+        return invalid("only a PC has pluggable memory".into());
+    }
     Ok(())
+}
+
+/// Whether another process may have to map guest memory: one that serves a device over vhost-user,
+/// now or, where devices can be plugged in, later.
+fn memory_is_shared(description: &MachineDescription) -> bool {
+    let is_pc = matches!(description.boot, Boot::Linux { .. });
+    let mut devices = description.devices.iter();
+    is_pc && description.transport == Transport::Pci
+        || devices.any(|device| matches!(device.kind, DeviceKind::VhostUser(_)))
 }
 
 fn open_kvm(fd: Fd, descriptors: &mut Descriptors) -> Result<Kvm, Error> {
@@ -333,10 +366,19 @@ mod tests {
         MachineDescription::new("test", Fd(-1), Fd(-1), MIN_MEMORY_MIB, boot)
     }
 
+    fn pluggable(description: &mut MachineDescription, mib: u64) {
+        description.memory.pluggable_mib = mib;
+        description.boot = Boot::Linux {
+            kernel: Fd(-1),
+            initrd: None,
+            cmdline: String::new(),
+        };
+    }
+
     #[test]
     fn rules_of_the_description() {
         type Change = fn(&mut MachineDescription);
-        let cases: [(Change, bool); 7] = [
+        let cases: [(Change, bool); 12] = [
             (|_| {}, true),
             (|d| d.version = VERSION + 1, false),
             (|d| d.vcpus = 0, false),
@@ -344,6 +386,17 @@ mod tests {
             (|d| d.vcpus = MAX_VCPUS + 1, false),
             (|d| d.memory.mib = MIN_MEMORY_MIB - 1, false),
             (|d| d.memory.mib = u64::MAX, true),
+            (|d| d.memory.hugepages = true, true),
+            (
+                |d| {
+                    d.memory.hugepages = true;
+                    d.memory.mib = 3;
+                },
+                false,
+            ),
+            (|d| d.memory.pluggable_mib = 128, false),
+            (|d| pluggable(d, 128), true),
+            (|d| pluggable(d, 64), false),
         ];
         for (index, (change, want)) in cases.into_iter().enumerate() {
             let mut description = description();

@@ -85,7 +85,7 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
         windows: &windows,
     };
     let (kernel, initrd) = open(parts, files)?;
-    let map = ram::pc_map(&parts.memory);
+    let map = ram::pc_map(&parts.ram);
     let rsdp = acpi::write(&parts.memory, &platform)?;
     ram::write_reset_code(&parts.memory)?;
     let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
@@ -121,7 +121,7 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec
     add_exit(parts)?;
     parts.trace.mark(phase::DEVICES);
     let (kernel, initrd) = open(parts, files)?;
-    let map = ram::bare_map(&parts.memory);
+    let map = ram::bare_map(&parts.ram);
     let initrd = initrd.as_ref();
     let entry = pvh::load(&parts.memory, &kernel, initrd, files.cmdline, &map, None)?;
     parts.trace.mark(phase::LOAD);
