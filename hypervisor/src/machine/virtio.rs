@@ -166,7 +166,7 @@ fn place(
     let transport = MmioTransport::new(device, parts.memory.clone())
         .map_err(|e| Error::Memory(format!("device {name}: {e}")))?;
     let transport = Arc::new(transport);
-    for (queue, event) in (0u32..).zip(transport.queue_events()) {
+    for (queue, event) in (0u32..).zip(transport.transport().queue_events()) {
         let doorbell = IoEventAddress::Mmio(base(index) + QUEUE_NOTIFY);
         parts
             .vm
@@ -182,6 +182,7 @@ fn place(
         .mmio
         .insert(base(index), VIRTIO_MMIO_STRIDE, registers)
         .map_err(taken)?;
+    let transport = transport.transport().clone();
     let virtio_id = transport.device_type() as u32;
     parts.tasks.push(Box::new(VirtioSubscriber::new(transport)));
     Ok(Placed {

@@ -1,4 +1,4 @@
-//! The interrupt of one virtio device: a status word the driver reads and acknowledges, and an
+//! The interrupt of a virtio-mmio device: a status word the driver reads and acknowledges, and an
 //! eventfd that KVM turns into an interrupt (irqfd). Called by the transport.
 
 use std::io;
@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::transport::Interrupt;
+
 /// See the module. Edge-triggered: each cause signals the eventfd once.
 #[derive(Debug)]
-pub struct Interrupt {
+pub struct StatusInterrupt {
     status: AtomicU32,
     event: EventFd,
 }
 
-impl Interrupt {
+impl StatusInterrupt {
     /// An interrupt that is not raised.
     ///
     /// # Errors
@@ -29,16 +31,6 @@ impl Interrupt {
     /// The eventfd to register with `KVM_IRQFD`.
     pub fn event(&self) -> &EventFd {
         &self.event
-    }
-
-    /// Used buffers wait in a queue.
-    pub fn raise_queue(&self) {
-        self.raise(VIRTIO_MMIO_INT_VRING);
-    }
-
-    /// The status or the configuration changed.
-    pub fn raise_config(&self) {
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     fn raise(&self, cause: u32) {
@@ -57,9 +49,18 @@ impl Interrupt {
     pub fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::SeqCst);
     }
+}
 
-    /// Forgets every cause.
-    pub fn reset(&self) {
+impl Interrupt for StatusInterrupt {
+    fn raise_queue(&self, _index: usize) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    fn raise_config(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn reset(&self) {
         self.status.store(0, Ordering::SeqCst);
     }
 }
@@ -70,10 +71,10 @@ mod tests {
 
     #[test]
     fn causes_accumulate_until_acknowledged() {
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = StatusInterrupt::new().unwrap();
         assert_eq!(interrupt.status(), 0);
         assert!(interrupt.event().read().is_err(), "not signalled yet");
-        interrupt.raise_queue();
+        interrupt.raise_queue(0);
         interrupt.raise_config();
         assert_eq!(
             interrupt.status(),

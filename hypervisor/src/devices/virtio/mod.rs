@@ -1,8 +1,8 @@
-//! Virtio 1.2 devices, and what connects them: queues, the interrupt, the MMIO transport, and the
+//! Virtio 1.2 devices, and what connects them: queues, the transport and its front ends, and the
 //! adapter to the event loop.
 //!
-//! The machine builds a device, wraps it in an [`mmio::MmioTransport`], puts the transport on the
-//! MMIO bus and a [`subscriber::VirtioSubscriber`] into the event loop; it never calls a device.
+//! The machine builds a device, puts it behind a front end ([`mmio::MmioTransport`]), that on
+//! a bus and a [`subscriber::VirtioSubscriber`] into the event loop; it never calls a device.
 //! Devices know nothing of transports, interrupts' delivery or the event loop.
 
 pub mod blk;
@@ -14,6 +14,7 @@ pub mod rng;
 pub mod subscriber;
 #[cfg(test)]
 mod testing;
+pub mod transport;
 
 use std::os::fd::RawFd;
 use std::time::Duration;

@@ -63,6 +63,8 @@ pub struct Virtqueue {
     queue: Queue,
     /// Chains were returned since the last [`Self::take_notification`].
     returned: bool,
+    /// Another process has returned chains, and has found that the driver wants to know.
+    interrupt: bool,
 }
 
 impl Virtqueue {
@@ -74,6 +76,7 @@ impl Virtqueue {
         Ok(Self {
             queue: Queue::new(max_size)?,
             returned: false,
+            interrupt: false,
         })
     }
 
@@ -91,6 +94,7 @@ impl Virtqueue {
     pub(super) fn reset(&mut self) {
         self.queue.reset();
         self.returned = false;
+        self.interrupt = false;
     }
 
     /// Takes the next available chain, checked in full. When there is none, the driver is asked to
@@ -130,6 +134,12 @@ impl Virtqueue {
         Ok(())
     }
 
+    /// Interrupts the driver at the end of this turn: the process that serves a foreign queue
+    /// ([`super::VirtioDevice::queues_are_foreign`]) has asked for it.
+    pub fn interrupt(&mut self) {
+        self.interrupt = true;
+    }
+
     /// Whether the driver wants an interrupt for the chains returned since the last call.
     ///
     /// # Errors
@@ -138,10 +148,11 @@ impl Virtqueue {
         &mut self,
         memory: &GuestMemoryMmap,
     ) -> Result<bool, QueueError> {
+        let asked = std::mem::take(&mut self.interrupt);
         if !std::mem::take(&mut self.returned) {
-            return Ok(false);
+            return Ok(asked);
         }
-        Ok(self.queue.needs_notification(memory)?)
+        Ok(self.queue.needs_notification(memory)? || asked)
     }
 }
 

@@ -108,10 +108,10 @@ impl Driver {
     /// What the event loop would do, once for each queue and each backend.
     fn serve(&self) {
         for queue in 0..usize::from(self.queues) + 1 {
-            let _ = self.transport.process_queue(queue);
+            let _ = self.transport.transport().process_queue(queue);
         }
-        for interest in self.transport.interests() {
-            let _ = self.transport.process_backend(interest.fd);
+        for interest in self.transport.transport().interests() {
+            let _ = self.transport.transport().process_backend(interest.fd);
         }
     }
 

@@ -1,7 +1,20 @@
 //! A driver's side of the transport, for tests.
 
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
+};
+
 use super::super::testing::{SIZE, ring_addresses};
 use super::*;
+
+pub(super) const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+pub(super) const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
+pub(super) const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+pub(super) const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+pub(super) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+pub(super) const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 
 /// The one feature a driver must accept.
 pub(in crate::devices::virtio) const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;

@@ -4,15 +4,19 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use bulkhead_machine::control::Resize;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::super::testing::*;
-use super::testing::{VERSION_1, accept_features, bring_up, bring_up_with, get, place_queue, set};
+use super::testing::*;
 use super::*;
 use crate::devices::virtio::blk::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Entropy;
+use crate::devices::virtio::{
+    Activation, COMMON_FEATURES, DeviceError, DeviceIo, DeviceType, Progress, ResizeError,
+};
 
 /// A feature of the device below.
 const OWN_FEATURE: u64 = 1 << 3;
@@ -82,7 +86,7 @@ fn echo(rig: &Rig) -> (MmioTransport, Arc<Calls>) {
 }
 
 fn signalled(transport: &MmioTransport, queue: usize) -> bool {
-    transport.queue_events()[queue].read().is_ok()
+    transport.transport().queue_events()[queue].read().is_ok()
 }
 
 #[test]
@@ -129,7 +133,7 @@ fn a_proper_driver_gets_its_answers() {
     rig.offer(1, 3);
     set(&transport, VIRTIO_MMIO_QUEUE_NOTIFY, 1);
     assert!(signalled(&transport, 1) && !signalled(&transport, 0));
-    assert_eq!(transport.process_queue(1), Progress::Idle);
+    assert_eq!(transport.transport().process_queue(1), Progress::Idle);
     assert_eq!(rig.used(1), [(3, 0)]);
     assert!(transport.interrupt().event().read().is_ok());
     assert_eq!(
@@ -139,7 +143,7 @@ fn a_proper_driver_gets_its_answers() {
     set(&transport, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     assert_eq!(get(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 
-    assert_eq!(transport.process_queue(1), Progress::Idle);
+    assert_eq!(transport.transport().process_queue(1), Progress::Idle);
     assert_eq!(
         get(&transport, VIRTIO_MMIO_INTERRUPT_STATUS),
         0,
@@ -347,13 +351,13 @@ fn queues_of_a_running_device_cannot_be_moved() {
     }
     rig.describe(1, 0, &[(DATA, 8, 0, 0)]);
     rig.offer(1, 0);
-    assert_eq!(transport.process_queue(1), Progress::Idle);
+    assert_eq!(transport.transport().process_queue(1), Progress::Idle);
     assert_eq!(rig.used(1).len(), 1, "still where it was");
     // Stopping is allowed, and final until the next reset.
     set(&transport, VIRTIO_MMIO_QUEUE_READY, 0);
     set(&transport, VIRTIO_MMIO_QUEUE_READY, 1);
     rig.offer(1, 0);
-    assert_eq!(transport.process_queue(1), Progress::Idle);
+    assert_eq!(transport.transport().process_queue(1), Progress::Idle);
     assert_eq!(rig.used(1).len(), 1);
 }
 
@@ -364,9 +368,9 @@ fn nothing_is_served_before_driver_ok() {
     set(&transport, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     set(&transport, VIRTIO_MMIO_QUEUE_NOTIFY, 2);
     set(&transport, VIRTIO_MMIO_QUEUE_NOTIFY, u32::MAX);
-    assert_eq!(transport.process_queue(0), Progress::Idle);
-    assert_eq!(transport.process_backend(0), Progress::Idle);
-    assert_eq!(transport.interests(), []);
+    assert_eq!(transport.transport().process_queue(0), Progress::Idle);
+    assert_eq!(transport.transport().process_backend(0), Progress::Idle);
+    assert_eq!(transport.transport().interests(), []);
     assert_eq!(calls.turns.load(Ordering::SeqCst), 0);
 }
 
@@ -375,7 +379,11 @@ fn a_new_size_is_announced_to_a_driver_at_work() {
     let rig = Rig::new(2);
     let (transport, _) = echo(&rig);
     let generation = || get(&transport, VIRTIO_MMIO_CONFIG_GENERATION);
-    let resize = |target_mib| transport.resize(&Resize::Balloon { target_mib });
+    let resize = |target_mib| {
+        transport
+            .transport()
+            .resize(&Resize::Balloon { target_mib })
+    };
     for (works, announced) in [(false, 0), (true, VIRTIO_MMIO_INT_CONFIG)] {
         if works {
             bring_up(&transport, 2);
@@ -388,7 +396,7 @@ fn a_new_size_is_announced_to_a_driver_at_work() {
         assert_eq!(transport.interrupt().status(), announced);
     }
     let fixed = MmioTransport::new(Box::new(Entropy::new()), rig.memory.clone()).unwrap();
-    let error = fixed.resize(&Resize::Balloon { target_mib: 0 });
+    let error = fixed.transport().resize(&Resize::Balloon { target_mib: 0 });
     assert_eq!(error.unwrap_err().code(), "resize-unsupported");
 }
 
@@ -401,7 +409,7 @@ fn a_broken_chain_costs_the_device_until_reset() {
         rig.describe(0, 0, &descriptors);
         rig.describe_at(DATA, &table);
         rig.offer(0, 0);
-        assert_eq!(transport.process_queue(0), Progress::Idle);
+        assert_eq!(transport.transport().process_queue(0), Progress::Idle);
         assert_ne!(
             get(&transport, VIRTIO_MMIO_STATUS) & NEEDS_RESET,
             0,
@@ -411,9 +419,9 @@ fn a_broken_chain_costs_the_device_until_reset() {
             get(&transport, VIRTIO_MMIO_INTERRUPT_STATUS),
             VIRTIO_MMIO_INT_CONFIG
         );
-        assert!(transport.fault().is_some());
+        assert!(transport.transport().fault().is_some());
         let turns = calls.turns.load(Ordering::SeqCst);
-        assert_eq!(transport.process_queue(1), Progress::Idle);
+        assert_eq!(transport.transport().process_queue(1), Progress::Idle);
         assert_eq!(calls.turns.load(Ordering::SeqCst), turns, "{what}: stopped");
 
         set(&transport, VIRTIO_MMIO_STATUS, 0);
@@ -423,12 +431,12 @@ fn a_broken_chain_costs_the_device_until_reset() {
             2,
             "one by bring_up, one by us"
         );
-        assert_eq!(transport.fault(), None);
+        assert_eq!(transport.transport().fault(), None);
         rig.set_avail_idx(0, 0);
         bring_up(&transport, 2);
         rig.describe(0, 0, &[(DATA, 8, 0, 0)]);
         rig.offer(0, 0);
-        assert_eq!(transport.process_queue(0), Progress::Idle);
+        assert_eq!(transport.transport().process_queue(0), Progress::Idle);
         assert_eq!(rig.used(0), [(0, 0)], "{what}: healed");
     }
 }
@@ -514,9 +522,11 @@ fn garbage_in_every_register_does_not_matter() {
                 }
                 6 => rig.offer((noise.next() % 2) as usize, value as u16),
                 _ => {
-                    let _ = transport.process_queue((noise.next() % 4) as usize);
-                    for interest in transport.interests() {
-                        let _ = transport.process_backend(interest.fd);
+                    let _ = transport
+                        .transport()
+                        .process_queue((noise.next() % 4) as usize);
+                    for interest in transport.transport().interests() {
+                        let _ = transport.transport().process_backend(interest.fd);
                     }
                 }
             }
@@ -536,9 +546,9 @@ fn vcpus_and_the_event_loop_may_meet() {
         let event_loop = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 for queue in 0..2 {
-                    let _ = transport.process_queue(queue);
+                    let _ = transport.transport().process_queue(queue);
                 }
-                assert_eq!(transport.interests(), []);
+                assert_eq!(transport.transport().interests(), []);
             }
         });
         let vcpus = [3, 5].map(|seed| {
