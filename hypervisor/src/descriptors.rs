@@ -1,11 +1,11 @@
-//! The descriptors this process was started with, each handed out as an owned file.
-//!
-//! Numbers come from the machine description. This is the only place that turns a number into a
-//! file, so that no descriptor has two owners.
+//! The descriptors this process was given, each handed out as an owned file: at the start, where
+//! their numbers come from the machine description, or with a message on the control socket, where
+//! they are counted from 0. This is the only place that turns a number into a file, so that no
+//! descriptor has two owners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use bulkhead_machine::Fd;
 
@@ -19,6 +19,8 @@ pub struct Descriptors {
     given: BTreeSet<i32>,
     /// A second file on each taken descriptor: the console may name one for two streams.
     taken: BTreeMap<i32, File>,
+    /// Those that came with a message and are not taken yet.
+    received: BTreeMap<i32, File>,
 }
 
 impl Descriptors {
@@ -27,6 +29,18 @@ impl Descriptors {
         Self {
             given: named.iter().copied().filter(|fd| is_open(*fd)).collect(),
             taken: BTreeMap::new(),
+            received: BTreeMap::new(),
+        }
+    }
+
+    /// Those that came with a message, in its order. Each can be taken once: there is no room for
+    /// duplicates in what this process may have open.
+    pub fn received(descriptors: Vec<OwnedFd>) -> Self {
+        let files = descriptors.into_iter().map(File::from);
+        Self {
+            given: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            received: (0..).zip(files).collect(),
         }
     }
 
@@ -35,8 +49,11 @@ impl Descriptors {
     /// A number that was taken before gives another file on the same open file description.
     ///
     /// # Errors
-    /// [`Error::Descriptor`] when nothing was open there at the start.
+    /// [`Error::Descriptor`] when nothing was given there.
     pub fn take(&mut self, what: &'static str, fd: Fd) -> Result<File, Error> {
+        if let Some(file) = self.received.remove(&fd.0) {
+            return Ok(file);
+        }
         let closed = |_| Error::Descriptor { what, fd };
         if let Some(file) = self.taken.get(&fd.0) {
             return file.try_clone().map_err(closed);

@@ -7,12 +7,14 @@
 
 mod bulkhead;
 pub mod bus;
+pub mod controller;
 pub mod cpuid;
 pub mod ending;
 pub mod interrupts;
 pub mod memory;
 mod pc;
 pub mod registers;
+pub mod run_control;
 pub mod vcpu;
 mod virtio;
 
@@ -33,10 +35,12 @@ use seccompiler::{BpfProgram, apply_filter};
 use vmm_sys_util::epoll::EventSet;
 
 use self::bus::{Bus, PortBus};
+use self::controller::{Controller, Devices};
 use self::ending::Ending;
 use self::memory::GuestMemory;
-use self::vcpu::{Shared, VcpuThread};
-use crate::control::{Listener, tell};
+use self::run_control::RunControl;
+use self::vcpu::Shared;
+use crate::control::{Channel, tell};
 use crate::descriptors::Descriptors;
 use crate::error::Error;
 use crate::jail::{self, JailError, seccomp};
@@ -63,13 +67,14 @@ struct Parts<'a> {
     mmio: Bus,
     ending: Ending,
     tasks: Vec<Task>,
+    devices: Devices,
 }
 
 /// A machine whose guest is loaded and whose vCPUs have their registers.
 pub struct Machine {
-    vcpus: Vec<VcpuFd>,
     shared: Arc<Shared>,
     tasks: Vec<Task>,
+    devices: Devices,
     jail: Jail,
     /// Open as long as the machine: closing it would take nothing away, but says when it ends.
     _vm: Arc<VmFd>,
@@ -105,6 +110,7 @@ impl Machine {
             mmio: Bus::default(),
             ending: ending.clone(),
             tasks: Vec::new(),
+            devices: Devices::default(),
         };
         let vcpus = match &description.boot {
             Boot::Bulkhead {
@@ -148,15 +154,17 @@ impl Machine {
                 pc::build_bare(&mut parts, &files)?
             }
         };
+        let control = RunControl::new(vcpus, &[], ending.clone());
         Ok(Self {
-            vcpus,
             shared: Arc::new(Shared {
                 ports: parts.ports,
                 mmio: parts.mmio,
                 ending: parts.ending,
                 memory: parts.memory,
+                control: Arc::new(control),
             }),
             tasks: parts.tasks,
+            devices: parts.devices,
             jail: description.jail,
             _vm: parts.vm,
         })
@@ -167,13 +175,15 @@ impl Machine {
     /// # Errors
     /// The host does not let it start, or the event loop fails.
     pub fn run(self, control: &File, trace: &Trace) -> Result<(), Error> {
-        let ending = &self.shared.ending;
-        let listener = control
+        let (ending, vcpus) = (&self.shared.ending, &self.shared.control);
+        let socket = control
             .try_clone()
             .map_err(Error::io("cannot share the control socket"))?;
-        let mut event_loop = EventManager::<Task>::new().map_err(event_loop_failed)?;
-        event_loop.add_subscriber(Box::new(EndWatch(ending.clone())));
-        event_loop.add_subscriber(Box::new(Listener::new(listener, ending.clone())));
+        let (channel, vcpus) = (Channel::new(socket), vcpus.clone());
+        let mut controller = Controller::new(channel, vcpus, self.devices, ending.clone());
+        let mut event_loop = new_loop(&controller, ending)?;
+        // Devices rest while the partition is paused.
+        let mut pause_loop = new_loop(&controller, ending)?;
         for task in self.tasks {
             event_loop.add_subscriber(task);
         }
@@ -181,14 +191,16 @@ impl Machine {
         // Everything is open by now, and this is still the only thread.
         let jail_gaps = jail::enter(self.jail)?;
         let filters = Filters::compile(self.jail)?;
-        let start = Arc::new(Barrier::new(self.vcpus.len() + 1));
-        let mut threads = Vec::with_capacity(self.vcpus.len());
-        for (id, vcpu) in (0..).zip(self.vcpus) {
+        let vcpus = &self.shared.control;
+        let start = Arc::new(Barrier::new(vcpus.cpus().len() + 1));
+        let mut threads = Vec::with_capacity(vcpus.cpus().len());
+        for id in 0..vcpus.cpus().len() {
             let shared = self.shared.clone();
             let filter = filters.vcpu.clone();
             let lock_in = move || Filters::install(filter.as_deref());
-            threads.push(VcpuThread::spawn(id, vcpu, shared, start.clone(), lock_in)?);
+            threads.push(vcpu::spawn(id, shared, start.clone(), lock_in)?);
         }
+        vcpus.set_threads(threads);
         Filters::install(filters.event_loop.as_deref())?;
         start.wait();
         trace.mark(phase::JAIL);
@@ -199,12 +211,19 @@ impl Machine {
         start.wait();
         let mut result = Ok(());
         while result.is_ok() && !ending.is_over() {
-            result = event_loop.run().map(drop).map_err(event_loop_failed);
+            let turn = if controller.is_paused() {
+                pause_loop.run()
+            } else {
+                event_loop.run()
+            };
+            result = turn.map(drop).map_err(event_loop_failed);
+            // Between two turns of the loop, so that a pause holds for every device.
+            controller.serve();
         }
         trace.mark(phase::END);
         // Whatever ended the loop ends the vCPUs.
         ending.end(Ended::Stopped);
-        VcpuThread::stop(threads);
+        vcpus.end();
         result
     }
 }
@@ -234,6 +253,14 @@ impl Filters {
             None => Ok(()),
         }
     }
+}
+
+/// An event loop that hears the supervisor, and of the end.
+fn new_loop(controller: &Controller, ending: &Ending) -> Result<EventManager<Task>, Error> {
+    let mut event_loop = EventManager::<Task>::new().map_err(event_loop_failed)?;
+    event_loop.add_subscriber(Box::new(EndWatch(ending.clone())));
+    event_loop.add_subscriber(controller.watch()?);
+    Ok(event_loop)
 }
 
 /// Wakes the event loop when the end has come.

@@ -184,6 +184,7 @@ fn place(
         .map_err(taken)?;
     let transport = transport.transport().clone();
     let virtio_id = transport.device_type() as u32;
+    parts.devices.push((name.clone(), transport.clone()));
     parts.tasks.push(Box::new(VirtioSubscriber::new(transport)));
     Ok(Placed {
         index,

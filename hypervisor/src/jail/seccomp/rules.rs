@@ -51,12 +51,14 @@ const VCPU: &[Thread] = &[Thread::Vcpu];
 const KVM_RUN: (&str, u64) = ("KVM_RUN", 0xae80);
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`: `KVM_GET_REGS`.
 const KVM_GET_REGS: (&str, u64) = ("KVM_GET_REGS", 0x8090_ae81);
+/// `_IO(KVMIO, 0xad)`: `KVM_KVMCLOCK_CTRL`.
+const KVM_KVMCLOCK_CTRL: (&str, u64) = ("KVM_KVMCLOCK_CTRL", 0xaead);
 /// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: `KVM_SIGNAL_MSI`.
 const KVM_SIGNAL_MSI: (&str, u64) = ("KVM_SIGNAL_MSI", 0x4020_aea5);
 
 const VCPU_CALLS: Argument = Argument::OneOf {
     index: 1,
-    values: &[KVM_RUN, KVM_GET_REGS],
+    values: &[KVM_RUN, KVM_GET_REGS, KVM_KVMCLOCK_CTRL],
 };
 const LOOP_CALLS: Argument = Argument::OneOf {
     index: 1,
@@ -129,13 +131,13 @@ rules! {
     SYS_exit            BOTH ANY        "the end of a thread"
     SYS_exit_group      BOTH ANY        "the end of the process"
 
-    SYS_ioctl           VCPU VCPU_CALLS "the guest, and where it failed"
+    SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused"
     SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console"
 
     SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
     SYS_epoll_ctl       LOOP ANY        "devices that begin or cease to wait for a stream"
-    SYS_recvfrom        LOOP ANY        "commands on the control socket"
+    SYS_recvmsg         LOOP ANY        "commands on the control socket, and descriptors"
     SYS_sendto          LOOP ANY        "events on the control socket"
     SYS_preadv          LOOP ANY        "reads of virtio-blk"
     SYS_pwritev         LOOP ANY        "writes of virtio-blk"
@@ -231,6 +233,7 @@ mod tests {
         };
         use kvm_bindings::{kvm_msi, kvm_regs};
         assert_eq!(KVM_RUN.1, code(0, 0x80, 0));
+        assert_eq!(KVM_KVMCLOCK_CTRL.1, code(0, 0xad, 0));
         assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
         assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
     }
