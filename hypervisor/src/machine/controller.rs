@@ -17,11 +17,11 @@ use super::run_control::{Holder, RunControl};
 use crate::control::{Channel, Received, refused};
 use crate::descriptors::Descriptors;
 use crate::devices::virtio::DeviceType;
-use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::transport::Transport;
 use crate::error::Error;
 
 /// The partition's virtio devices by name.
-pub type Devices = Vec<(String, Arc<MmioTransport>)>;
+pub type Devices = Vec<(String, Arc<Transport>)>;
 
 /// See the module.
 pub struct Controller {
@@ -126,7 +126,7 @@ impl Controller {
 
     fn resize(&self, resize: &Resize) -> Reply {
         let mut devices = self.devices.iter();
-        let of_type = |wanted| move |device: &MmioTransport| device.device_type() == wanted;
+        let of_type = |wanted| move |device: &Transport| device.device_type() == wanted;
         let found = match resize {
             Resize::Memory { .. } => find(&mut devices, of_type(DeviceType::Mem)),
             Resize::Balloon { .. } => find(&mut devices, of_type(DeviceType::Balloon)),
@@ -143,7 +143,7 @@ impl Controller {
     }
 
     fn stats(&self) -> Stats {
-        let stats = |(name, device): &(String, Arc<MmioTransport>)| DeviceStats {
+        let stats = |(name, device): &(String, Arc<Transport>)| DeviceStats {
             name: name.clone(),
             counters: device
                 .counters()
@@ -160,9 +160,9 @@ impl Controller {
 }
 
 fn find<'a>(
-    devices: &mut std::slice::Iter<'a, (String, Arc<MmioTransport>)>,
-    wanted: impl Fn(&MmioTransport) -> bool,
-) -> Option<&'a Arc<MmioTransport>> {
+    devices: &mut std::slice::Iter<'a, (String, Arc<Transport>)>,
+    wanted: impl Fn(&Transport) -> bool,
+) -> Option<&'a Arc<Transport>> {
     devices
         .map(|(_, device)| device)
         .find(|device| wanted(device))
