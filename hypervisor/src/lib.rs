@@ -142,6 +142,7 @@ fn named(description: &MachineDescription) -> Vec<i32> {
         fds.extend(device.kind.descriptors());
     }
     fds.extend(description.gdb);
+    fds.extend(description.network_namespace);
     fds.extend(description.trace);
     fds.into_iter().map(|fd| fd.0).collect()
 }

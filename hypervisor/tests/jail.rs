@@ -8,15 +8,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
-use bulkhead_machine::Jail;
+use bulkhead_machine::{Jail, Memory};
 use hypervisor::jail::seccomp::{self, Thread};
 use hypervisor::jail::{JailError, close_inherited, enter, outlive_file_size_limit};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::process::{Resource, Rlimit, Signal, getuid, parent_process_death_signal, setrlimit};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 /// First argument of the program when it runs as its own subject.
@@ -44,27 +46,32 @@ fn main() -> ExitCode {
 
 fn inside(case: &str) -> ExitCode {
     match case {
-        "full" => tell_jail(enter(Jail::Full)),
-        "none" => tell_jail(enter(Jail::None)),
+        "full" => tell_jail(enter(Jail::Full, None)),
+        "shared network" => {
+            let network = shared_network();
+            say("network", fs::File::metadata(&network).unwrap().ino());
+            tell_jail(enter(Jail::Full, Some(network.as_fd())));
+        }
+        "none" => tell_jail(enter(Jail::None, None)),
         "best effort without namespaces" => {
             refuse(libc::SYS_unshare, libc::EPERM);
-            tell_jail(enter(Jail::BestEffort));
+            tell_jail(enter(Jail::BestEffort, None));
         }
         "full without namespaces" => {
             refuse(libc::SYS_unshare, libc::EPERM);
-            tell_jail(enter(Jail::Full));
+            tell_jail(enter(Jail::Full, None));
         }
         "best effort without mounts" => {
             refuse(libc::SYS_mount, libc::EPERM);
-            tell_jail(enter(Jail::BestEffort));
+            tell_jail(enter(Jail::BestEffort, None));
         }
         "best effort without landlock" => {
             refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
-            tell_jail(enter(Jail::BestEffort));
+            tell_jail(enter(Jail::BestEffort, None));
         }
         "full without landlock" => {
             refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
-            tell_jail(enter(Jail::Full));
+            tell_jail(enter(Jail::Full, None));
         }
         "descriptors" => tell_descriptors(),
         "file size limit" => tell_file_size_limit(),
@@ -75,6 +82,17 @@ fn inside(case: &str) -> ExitCode {
         },
     }
     ExitCode::SUCCESS
+}
+
+/// A new network namespace, or our own where we may not make one and not enter it either.
+fn shared_network() -> fs::File {
+    let open = || fs::File::open("/proc/thread-self/ns/net").unwrap();
+    let made = std::thread::spawn(move || {
+        // SAFETY: a network namespace is no part of the address space or the descriptor table.
+        let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+        unshared.is_ok().then(open)
+    });
+    made.join().unwrap().unwrap_or_else(open)
 }
 
 /// Plays a host that refuses a system call.
@@ -136,8 +154,9 @@ fn tell_file_size_limit() {
         maximum: Some(1 << 20),
     };
     setrlimit(Resource::Fsize, limit).unwrap();
-    let error = hypervisor::machine::memory::create(2).unwrap_err();
-    say("code", error.code());
+    // Shared memory is a file, and thus under the limit.
+    let outcome = hypervisor::machine::memory::map(&Memory::of_mib(2), true);
+    say("code", outcome.err().unwrap().code());
 }
 
 /// Installs a filter and does one thing.
@@ -194,7 +213,9 @@ fn trials() -> Vec<Trial> {
     }
     for (name, user) in users {
         let title = format!("the full jail {name}");
-        trials.push(Trial::ignorable_test(title, move || full(user)));
+        trials.push(Trial::ignorable_test(title, move || full("full", user)));
+        let title = format!("the full jail with a shared network namespace {name}");
+        trials.push(Trial::ignorable_test(title, move || shared(user)));
         for (case, gaps) in [
             ("best effort without namespaces", "namespaces,empty-root"),
             ("best effort without mounts", "empty-root"),
@@ -361,11 +382,11 @@ fn missing(user: Option<u32>) -> Option<String> {
     subject.facts.get("error").cloned()
 }
 
-fn full(user: Option<u32>) -> Result<Completion, Failed> {
+fn full(case: &str, user: Option<u32>) -> Result<Completion, Failed> {
     if let Some(reason) = missing(user) {
         return Ok(Completion::ignored_with(reason));
     }
-    let subject = Subject::start("full", user);
+    let subject = Subject::start(case, user);
     subject.expect(&[("gaps", ""), ("etc", "false")])?;
     for name in ["ns/mnt", "ns/net", "ns/ipc", "ns/uts"] {
         let own = fs::read_link(format!("/proc/self/{name}")).ok();
@@ -411,6 +432,19 @@ fn jailed(subject: &Subject) -> Result<(), Failed> {
         check(hard == Some(value), format!("{limit} is {hard:?}"))?;
     }
     Ok(())
+}
+
+fn shared(user: Option<u32>) -> Result<Completion, Failed> {
+    if let Some(reason) = missing(user) {
+        return Ok(Completion::ignored_with(reason));
+    }
+    let subject = Subject::start("shared network", user);
+    let entered = fs::metadata(subject.proc("ns/net"))?.ino().to_string();
+    let given = subject.facts.get("network") == Some(&entered);
+    let privileged = user.is_none() && getuid().is_root();
+    check(given == privileged, "only who may enters the given one")?;
+    check(subject.end().success(), "the subject failed")?;
+    full("shared network", user)
 }
 
 fn best_effort(case: &str, gaps: &str, user: Option<u32>) -> Result<Completion, Failed> {

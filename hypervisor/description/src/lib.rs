@@ -71,6 +71,10 @@ pub struct MachineDescription {
     pub gdb: Option<Fd>,
     /// How far the process locks itself in before guest code runs.
     pub jail: Jail,
+    /// An empty network namespace for the jail, which may be shared: to create one takes the host
+    /// longer than all else that the jail needs. Absent: the VMM creates its own.
+    #[serde(default)]
+    pub network_namespace: Option<Fd>,
     /// Where the VMM writes its [`trace`] when the partition has ended; absent: nowhere.
     #[serde(default)]
     pub trace: Option<Fd>,
@@ -96,6 +100,7 @@ impl MachineDescription {
             watchdog: false,
             gdb: None,
             jail: Jail::Full,
+            network_namespace: None,
             trace: None,
         }
     }

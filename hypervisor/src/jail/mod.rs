@@ -16,7 +16,7 @@ pub mod privileges;
 pub mod seccomp;
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use bulkhead_machine::Jail;
 use landlock::{
@@ -158,10 +158,11 @@ extern "C" fn pass_over(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 
 /// Locks the process in. Returns the layers that the host does not offer, by name; with
 /// [`Jail::Full`] a missing layer is an error instead, and with [`Jail::None`] nothing happens.
+/// `network` is an empty network namespace that spares the creation of another.
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub fn enter(level: Jail) -> Result<Vec<String>, JailError> {
+pub fn enter(level: Jail, network: Option<BorrowedFd<'_>>) -> Result<Vec<String>, JailError> {
     if level == Jail::None {
         return Ok(Vec::new());
     }
@@ -173,7 +174,7 @@ pub fn enter(level: Jail) -> Result<Vec<String>, JailError> {
     let death_signal = parent_process_death_signal().ok().flatten();
     let supervisor = getppid();
 
-    let separate = gaps.note(Layer::Namespaces, namespaces::enter())?;
+    let separate = gaps.note(Layer::Namespaces, namespaces::enter(network))?;
     if separate {
         gaps.note(Layer::EmptyRoot, namespaces::empty_root())?;
     } else {

@@ -2,25 +2,32 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
 use rustix::process::{chdir, getgid, getuid, pivot_root};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// Directories one of which every Linux system has; an empty filesystem is mounted there, in a
 /// namespace nobody else sees, to become the root.
 pub const MOUNT_POINTS: [&str; 3] = ["/tmp", "/proc", "/dev"];
 
-/// Enters new mount, network, IPC and host-name namespaces; inside a new user namespace where the
-/// process is not privileged to create them.
+/// Enters new mount, IPC and host-name namespaces, and a network namespace: `network`, if it is
+/// given and the process may enter it, else a new one. They lie inside a new user namespace where
+/// the process is not privileged to create them.
 ///
 /// # Errors
 /// The host refuses.
-pub fn enter() -> io::Result<()> {
-    let flags =
-        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+pub fn enter(network: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let entered = network.is_some_and(|namespace| {
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).is_ok()
+    });
+    if !entered {
+        flags |= UnshareFlags::NEWNET;
+    }
     if unshare(flags).is_ok() {
         return Ok(());
     }

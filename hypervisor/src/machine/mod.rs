@@ -19,7 +19,7 @@ pub mod vcpu;
 mod virtio;
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
 use bulkhead_machine::control::{Ended, Event};
@@ -76,6 +76,8 @@ pub struct Machine {
     tasks: Vec<Task>,
     devices: Devices,
     jail: Jail,
+    /// For the jail to enter.
+    network_namespace: Option<File>,
     /// Open as long as the machine: closing it would take nothing away, but says when it ends.
     _vm: Arc<VmFd>,
 }
@@ -155,6 +157,9 @@ impl Machine {
             }
         };
         let control = RunControl::new(vcpus, &[], ending.clone());
+        let network_namespace = (description.network_namespace)
+            .map(|fd| parts.descriptors.take("the network namespace", fd))
+            .transpose()?;
         Ok(Self {
             shared: Arc::new(Shared {
                 ports: parts.ports,
@@ -166,6 +171,7 @@ impl Machine {
             tasks: parts.tasks,
             devices: parts.devices,
             jail: description.jail,
+            network_namespace,
             _vm: parts.vm,
         })
     }
@@ -189,7 +195,9 @@ impl Machine {
         }
         vcpu::prepare_stop_signal()?;
         // Everything is open by now, and this is still the only thread.
-        let jail_gaps = jail::enter(self.jail)?;
+        let network = self.network_namespace;
+        let jail_gaps = jail::enter(self.jail, network.as_ref().map(AsFd::as_fd))?;
+        drop(network);
         let filters = Filters::compile(self.jail)?;
         let vcpus = &self.shared.control;
         let start = Arc::new(Barrier::new(vcpus.cpus().len() + 1));

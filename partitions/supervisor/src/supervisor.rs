@@ -7,7 +7,7 @@ use crate::compile::{Settings, compile};
 use crate::console::{self, Gate, Input, Log, Output, PREFIX_COLOURS, Prefixed, Pumps, Raw};
 use crate::end::End;
 use crate::error::Error;
-use crate::host::{self, Installation};
+use crate::host::{self, EmptyNetwork, Installation};
 use crate::library::{Library, LibraryFile};
 use crate::lifecycle::{Lifecycle, State};
 use crate::open::{Opened, open_kvm};
@@ -118,17 +118,26 @@ impl Supervisor {
         library: &Library,
         options: Options,
     ) -> Result<Self, Error> {
+        let network = EmptyNetwork::begin();
         for partition in &system.partitions {
             check_memory(partition)?;
         }
         let kvm = open_kvm()?;
         refuse_linux(system, library)?;
-        Self::start_on(&kvm, system, root, library, options)
+        Self::start_on(
+            &kvm,
+            network.finish().as_ref(),
+            system,
+            root,
+            library,
+            options,
+        )
     }
 
     /// The same without a look at the host.
     fn start_on(
         kvm: &File,
+        network: Option<&File>,
         system: &Validated<System>,
         root: &StateRoot,
         library: &Library,
@@ -136,7 +145,7 @@ impl Supervisor {
     ) -> Result<Self, Error> {
         let vmm = library.file(LibraryFile::Vmm)?;
         let prepared: Vec<Prepared<'_>> = (system.partitions.iter())
-            .map(|partition| prepare(partition, library, kvm, options))
+            .map(|partition| prepare(partition, library, kvm, network, options))
             .collect::<Result<_, _>>()?;
 
         let directory = root.create(&system.name)?;
@@ -205,6 +214,7 @@ fn prepare<'s>(
     partition: &'s Partition,
     library: &Library,
     kvm: &File,
+    network: Option<&File>,
     options: Options,
 ) -> Result<Prepared<'s>, Error> {
     let mut lifecycle = Lifecycle::new();
@@ -220,7 +230,11 @@ fn prepare<'s>(
         jail: options.jail,
     };
     let mut opened = Opened::new(library, kvm, theirs, streams, settings);
-    let description = compile(partition, settings, &mut opened)?;
+    let mut description = compile(partition, settings, &mut opened)?;
+    if let Some(network) = network {
+        let network = (network.try_clone()).map_err(Error::system("share a network namespace"))?;
+        description.network_namespace = Some(opened.keep(network));
+    }
     let _ = lifecycle.step(State::Validated);
     let descriptors = opened.into_descriptors();
     Ok(Prepared {

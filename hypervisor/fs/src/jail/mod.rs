@@ -82,7 +82,7 @@ pub fn enter(description: &FsDescription, directory: &OwnedFd) -> Result<Jailed,
 
     // A new namespace has mounts of its own, and the working directory is what moves into it.
     fchdir(directory).map_err(Error::host("cannot enter the directory"))?;
-    let separate = gaps.note(Layer::Namespaces, namespaces::enter())?;
+    let separate = gaps.note(Layer::Namespaces, namespaces::enter(None))?;
     let (root, descriptors) = unconfined(directory)?;
     let mut inside = (root, descriptors);
     let mut confined = false;

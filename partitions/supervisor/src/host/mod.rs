@@ -11,6 +11,7 @@ mod guest_mode;
 mod kvm;
 mod lab;
 mod memory;
+mod network;
 mod probe;
 mod sandbox;
 mod verdict;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use guest_mode::{GuestMode, KvmKind, Outcome, SyscallLanding};
+pub use network::EmptyNetwork;
 pub use verdict::{PartitionKind, Verdict};
 
 /// Version of [`Report`] as JSON: changed when a field changes its meaning or goes away.

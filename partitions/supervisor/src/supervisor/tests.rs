@@ -71,7 +71,7 @@ impl House {
             jail: Jail::None,
             keep_logs,
         };
-        Supervisor::start_on(&kvm, &system, &self.root, &self.library, options).unwrap()
+        Supervisor::start_on(&kvm, None, &system, &self.root, &self.library, options).unwrap()
     }
 
     fn log(&self, partition: &str) -> String {

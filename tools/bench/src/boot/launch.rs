@@ -62,7 +62,11 @@ impl Guest {
 }
 
 /// Boots `guest` once.
-pub(super) fn boot(library: &Path, guest: Guest) -> Result<TracedBoot, Error> {
+pub(super) fn boot(
+    library: &Path,
+    network: Option<&File>,
+    guest: Guest,
+) -> Result<TracedBoot, Error> {
     let mut handover = Handover::default();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let (mut console, their_console) = io::pipe().map_err(Error::io("creating a pipe"))?;
@@ -77,6 +81,7 @@ pub(super) fn boot(library: &Path, guest: Guest) -> Result<TracedBoot, Error> {
     let kvm = handover.give(kvm.map_err(Error::io("opening /dev/kvm"))?)?;
     let their_control = handover.give(their_control)?;
     let boot = guest.boot(library, &mut handover)?;
+    let network = (network.map(|network| handover.give(network))).transpose()?;
     let description = MachineDescription {
         console: Some(Console {
             input: None,
@@ -87,6 +92,7 @@ pub(super) fn boot(library: &Path, guest: Guest) -> Result<TracedBoot, Error> {
         }),
         jail: Jail::BestEffort,
         trace: Some(handover.give(&trace)?),
+        network_namespace: network,
         ..MachineDescription::new("bench", kvm, their_control, guest.memory_mib(), boot)
     };
     let mut file = memfd("description")?;

@@ -10,10 +10,11 @@ mod launch;
 mod qemu;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use bulkhead_machine::trace;
-use bulkhead_supervisor::host::{self, Installation};
+use bulkhead_supervisor::host::{self, EmptyNetwork, Installation};
 
 use crate::report::{Load, Phase, Report, Subject};
 use crate::stats::Stats;
@@ -86,20 +87,22 @@ struct TracedBoot {
 struct Bulkhead<'a> {
     guest: launch::Guest,
     library: &'a Path,
+    network: Option<&'a File>,
     boots: Vec<TracedBoot>,
 }
 
 impl<'a> Bulkhead<'a> {
-    fn new(library: &'a Path, guest: launch::Guest) -> Self {
+    fn new(library: &'a Path, network: Option<&'a File>, guest: launch::Guest) -> Self {
         Self {
             guest,
             library,
+            network,
             boots: vec![],
         }
     }
 
     fn measure(&mut self, counts: bool) -> Result<(), Error> {
-        let boot = launch::boot(self.library, self.guest)?;
+        let boot = launch::boot(self.library, self.network, self.guest)?;
         if counts {
             self.boots.push(boot);
         }
@@ -154,8 +157,9 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
     let kvm = host::kvm_kind(&Installation::new(library));
     let empty_process = floor::EmptyProcess::new()?;
     let empty_vm = floor::EmptyVm::new()?;
-    let mut probe = Bulkhead::new(library, launch::Guest::Probe);
-    let mut native = Bulkhead::new(library, launch::Guest::Native);
+    let network = EmptyNetwork::begin().finish();
+    let mut probe = Bulkhead::new(library, network.as_ref(), launch::Guest::Probe);
+    let mut native = Bulkhead::new(library, network.as_ref(), launch::Guest::Native);
     let run = command::RunCommand::find(library);
     let qemu = qemu::Qemu::find(library);
     let (mut processes, mut vms, mut whole, mut peers) = (vec![], vec![], vec![], vec![]);
