@@ -7,6 +7,7 @@ use bulkhead_machine::Fd;
 
 use crate::boot::{elf::ElfError, linux::LinuxError};
 use crate::devices::virtio::blk::DiskError;
+use crate::devices::virtio::net::NetError;
 use crate::jail::JailError;
 
 /// Why the VMM gave up.
@@ -95,6 +96,9 @@ pub enum Error {
     /// A block device's file cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network interface cannot be built.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -123,6 +127,7 @@ impl Error {
             Self::Io { .. } => "io-failed",
             Self::TooMany { .. } => "too-many",
             Self::Disk(e) => e.code(),
+            Self::Net(e) => e.code(),
             Self::Jail(e) => e.code(),
             Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",

@@ -20,6 +20,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Entropy;
 use crate::devices::virtio::subscriber::VirtioSubscriber;
 use crate::error::Error;
@@ -148,6 +149,13 @@ fn build(
             let file = descriptors.take("a block device", block.file)?;
             let block = Block::new(&device.name, file.into(), block.read_only)?;
             Ok(Box::new(block))
+        }
+        DeviceKind::Net(net) => {
+            let files = device.kind.descriptors().into_iter().map(|fd| {
+                let file = descriptors.take("a network interface", fd)?;
+                Ok::<_, Error>(file.into())
+            });
+            Ok(Box::new(Net::new(net, files.collect::<Result<_, _>>()?)?))
         }
         _ => Err(Error::Description(format!(
             "this VMM has no device of the kind of `{}`",

@@ -9,6 +9,7 @@ pub mod blk;
 pub mod console;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod subscriber;

@@ -6,9 +6,12 @@
 //! and its device stops until it is reset.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice,
+};
 
 /// How a driver broke the queue format.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +64,8 @@ pub enum QueueError {
 #[derive(Debug)]
 pub struct Virtqueue {
     queue: Queue,
-    /// Chains were returned since the last [`Self::take_notification`].
-    returned: bool,
+    /// The used index at the last [`Self::take_notification`].
+    told: u16,
     /// Another process has returned chains, and has found that the driver wants to know.
     interrupt: bool,
 }
@@ -75,7 +78,7 @@ impl Virtqueue {
     pub fn new(max_size: u16) -> Result<Self, QueueError> {
         Ok(Self {
             queue: Queue::new(max_size)?,
-            returned: false,
+            told: 0,
             interrupt: false,
         })
     }
@@ -93,8 +96,13 @@ impl Virtqueue {
     /// Back to what [`Self::new`] made.
     pub(super) fn reset(&mut self) {
         self.queue.reset();
-        self.returned = false;
+        self.told = 0;
         self.interrupt = false;
+    }
+
+    /// Entries, as the driver has set them.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes the next available chain, checked in full. When there is none, the driver is asked to
@@ -129,8 +137,39 @@ impl Virtqueue {
         chain: &Chain,
         written: u32,
     ) -> Result<(), QueueError> {
-        self.queue.add_used(memory, chain.head, written)?;
-        self.returned = true;
+        self.push_together(memory, [(chain, written)])
+    }
+
+    /// As [`Self::push`], for chains that belong together: the driver sees all of them at once or
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_together<'c>(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: impl IntoIterator<Item = (&'c Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        // `Queue::add_used` would show the driver each chain by itself.
+        let ring = GuestAddress(self.queue.used_ring());
+        let at = |offset: u64| {
+            let address = ring.checked_add(offset);
+            address.ok_or(virtio_queue::Error::AddressOverflow)
+        };
+        let size = self.queue.size().max(1);
+        let mut next = self.queue.next_used();
+        for (chain, written) in chains {
+            // `struct virtq_used_elem`: the head, then the length.
+            let element = u64::from(chain.head) | u64::from(written) << 32;
+            memory
+                .write_obj(element.to_le(), at(4 + 8 * u64::from(next % size))?)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        memory
+            .store(next.to_le(), at(2)?, Ordering::Release)
+            .map_err(virtio_queue::Error::GuestMemory)?;
         Ok(())
     }
 
@@ -140,7 +179,8 @@ impl Virtqueue {
         self.interrupt = true;
     }
 
-    /// Whether the driver wants an interrupt for the chains returned since the last call.
+    /// Whether the driver wants an interrupt for the chains returned since the last call
+    /// (section 2.7.7.2).
     ///
     /// # Errors
     /// The available ring cannot be read.
@@ -149,10 +189,21 @@ impl Virtqueue {
         memory: &GuestMemoryMmap,
     ) -> Result<bool, QueueError> {
         let asked = std::mem::take(&mut self.interrupt);
-        if !std::mem::take(&mut self.returned) {
-            return Ok(asked);
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told, new);
+        if asked || new == old || !self.queue.event_idx_enabled() {
+            return Ok(asked || new != old);
         }
-        Ok(self.queue.needs_notification(memory)? || asked)
+        // What was returned has to be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let address = GuestAddress(self.queue.avail_ring())
+            .checked_add(4 + 2 * u64::from(self.queue.size()))
+            .ok_or(virtio_queue::Error::AddressOverflow)?;
+        let used_event = memory
+            .load(address, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(new.wrapping_sub(used_event).wrapping_sub(1) < new.wrapping_sub(old))
     }
 }
 
@@ -237,6 +288,11 @@ impl Buffers {
         self.spans.iter().map(|span| u64::from(span.len)).sum()
     }
 
+    /// How many buffers.
+    pub fn count(&self) -> usize {
+        self.spans.len()
+    }
+
     /// No buffers.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
@@ -286,6 +342,21 @@ impl Buffers {
         len: u64,
     ) -> io::Result<Vec<VolatileSlice<'m>>> {
         let mut slices = Vec::with_capacity(self.spans.len());
+        self.append_slices(memory, offset, len, &mut slices)?;
+        Ok(slices)
+    }
+
+    /// As [`Self::slices`], behind what `slices` holds.
+    ///
+    /// # Errors
+    /// As [`Self::slices`].
+    pub fn append_slices<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        offset: u64,
+        len: u64,
+        slices: &mut Vec<VolatileSlice<'m>>,
+    ) -> io::Result<()> {
         let mut skip = offset;
         let mut rest = len;
         for span in &self.spans {
@@ -309,7 +380,7 @@ impl Buffers {
             skip = 0;
         }
         if rest == 0 {
-            Ok(slices)
+            Ok(())
         } else {
             Err(io::ErrorKind::UnexpectedEof.into())
         }
@@ -342,6 +413,57 @@ mod tests {
         assert_eq!(rig.used(0), [(2, 7)]);
         assert!(rig.queues[0].take_notification(rig.memory).unwrap());
         assert!(!rig.queues[0].take_notification(rig.memory).unwrap());
+    }
+
+    #[test]
+    fn chains_that_belong_together_are_seen_together() {
+        let mut rig = Rig::new(1);
+        for n in 0..SIZE {
+            rig.describe(0, n, &[(DATA, 4, WRITE, 0)]);
+        }
+        let mut expected = Vec::new();
+        for round in 0..5u32 {
+            let heads = [round as u16, 15 - round as u16, 3];
+            for head in heads {
+                rig.offer(0, head);
+            }
+            let chains = heads.map(|_| pop(&mut rig).unwrap().unwrap());
+            let used = chains.iter().zip(round..);
+            rig.queues[0].push_together(rig.memory, used).unwrap();
+            expected.extend(heads.map(u32::from).into_iter().zip(round..));
+            assert_eq!(rig.used(0), expected);
+        }
+    }
+
+    proptest! {
+        /// With event indices the driver is interrupted exactly when the index it named was passed.
+        #[test]
+        fn interrupts_follow_the_event_index(
+            start in any::<u16>(), steps in vec((1u16..SIZE, any::<u16>(), any::<bool>()), 1..20),
+        ) {
+            let mut rig = Rig::new(1);
+            rig.queues[0].ring_mut().set_event_idx(true);
+            rig.queues[0].ring_mut().set_next_used(start);
+            rig.queues[0].told = start;
+            rig.describe(0, 0, &[(DATA, 4, WRITE, 0)]);
+            rig.offer(0, 0);
+            let chain = pop(&mut rig).unwrap().unwrap();
+            let mut used = start;
+            for (count, event, near) in steps {
+                let event = if near { used.wrapping_add(event % (2 * SIZE)) } else { event };
+                let [_, avail, _] = ring_addresses(0);
+                let at = avail.unchecked_add(4 + 2 * u64::from(SIZE));
+                rig.memory.write_obj(event, at).unwrap();
+                let before = used;
+                for _ in 0..count {
+                    rig.queues[0].push(rig.memory, &chain, 4).unwrap();
+                    used = used.wrapping_add(1);
+                }
+                let passed = (0..count).any(|n| before.wrapping_add(n) == event);
+                prop_assert_eq!(rig.queues[0].take_notification(rig.memory).unwrap(), passed);
+                prop_assert!(!rig.queues[0].take_notification(rig.memory).unwrap());
+            }
+        }
     }
 
     #[test]

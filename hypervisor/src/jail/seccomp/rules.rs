@@ -56,13 +56,16 @@ const KVM_KVMCLOCK_CTRL: (&str, u64) = ("KVM_KVMCLOCK_CTRL", 0xaead);
 /// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: `KVM_SIGNAL_MSI`.
 const KVM_SIGNAL_MSI: (&str, u64) = ("KVM_SIGNAL_MSI", 0x4020_aea5);
 
+/// `_IOW('T', 208, unsigned int)`: `TUNSETOFFLOAD`.
+const TUNSETOFFLOAD: (&str, u64) = ("TUNSETOFFLOAD", 0x4004_54d0);
+
 const VCPU_CALLS: Argument = Argument::OneOf {
     index: 1,
     values: &[KVM_RUN, KVM_GET_REGS, KVM_KVMCLOCK_CTRL],
 };
 const LOOP_CALLS: Argument = Argument::OneOf {
     index: 1,
-    values: &[KVM_SIGNAL_MSI],
+    values: &[KVM_SIGNAL_MSI, TUNSETOFFLOAD],
 };
 const GETFD: Argument = Argument::OneOf {
     index: 1,
@@ -132,13 +135,15 @@ rules! {
     SYS_exit_group      BOTH ANY        "the end of the process"
 
     SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused"
-    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console"
+    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console; what the driver lets a tap do"
 
     SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
     SYS_epoll_ctl       LOOP ANY        "devices that begin or cease to wait for a stream"
     SYS_recvmsg         LOOP ANY        "commands on the control socket, and descriptors"
     SYS_sendto          LOOP ANY        "events on the control socket"
+    SYS_readv           LOOP ANY        "frames to the guest of virtio-net"
+    SYS_writev          LOOP ANY        "frames from the guest of virtio-net"
     SYS_preadv          LOOP ANY        "reads of virtio-blk"
     SYS_pwritev         LOOP ANY        "writes of virtio-blk"
     SYS_fdatasync       LOOP ANY        "flushes of virtio-blk"
@@ -236,5 +241,7 @@ mod tests {
         assert_eq!(KVM_KVMCLOCK_CTRL.1, code(0, 0xad, 0));
         assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
         assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
+        let tun = |nr: u64| 1 << 30 | 4 << 16 | u64::from(b'T') << 8 | nr;
+        assert_eq!(TUNSETOFFLOAD.1, tun(208));
     }
 }
