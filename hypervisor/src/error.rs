@@ -8,6 +8,7 @@ use bulkhead_machine::Fd;
 use crate::boot::{elf::ElfError, linux::LinuxError};
 use crate::devices::virtio::blk::DiskError;
 use crate::devices::virtio::net::NetError;
+use crate::devices::virtio::vhost_user::BackendError;
 use crate::jail::JailError;
 
 /// Why the VMM gave up.
@@ -99,6 +100,9 @@ pub enum Error {
     /// A network interface cannot be built.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A vhost-user back end cannot be used.
+    #[error(transparent)]
+    VhostUser(#[from] BackendError),
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -128,6 +132,7 @@ impl Error {
             Self::TooMany { .. } => "too-many",
             Self::Disk(e) => e.code(),
             Self::Net(e) => e.code(),
+            Self::VhostUser(_) => "vhost-user-backend",
             Self::Jail(e) => e.code(),
             Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",

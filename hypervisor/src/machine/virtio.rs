@@ -23,6 +23,7 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Entropy;
 use crate::devices::virtio::subscriber::VirtioSubscriber;
+use crate::devices::virtio::vhost_user::VhostUser;
 use crate::error::Error;
 
 /// The name of the entropy device in `BootInfo`.
@@ -156,6 +157,10 @@ fn build(
                 Ok::<_, Error>(file.into())
             });
             Ok(Box::new(Net::new(net, files.collect::<Result<_, _>>()?)?))
+        }
+        DeviceKind::VhostUser(described) => {
+            let socket = descriptors.take("a vhost-user socket", described.socket)?;
+            Ok(Box::new(VhostUser::new(described, socket.into())?))
         }
         _ => Err(Error::Description(format!(
             "this VMM has no device of the kind of `{}`",

@@ -16,6 +16,7 @@ pub mod subscriber;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vhost_user;
 
 use std::os::fd::RawFd;
 use std::time::Duration;

@@ -1,12 +1,16 @@
 //! The driver's side of a queue, for the tests of devices and transport: real rings in real guest
 //! memory, written by hand, so that they can also be written wrong.
 
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::QueueT;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::{AvailRing, DescriptorTable, UsedRing};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::queue::Virtqueue;
 use super::{Activation, DeviceIo};
@@ -23,6 +27,12 @@ pub(super) const SIZE: u16 = 16;
 pub(super) const DATA: u64 = 0x2_0000;
 /// First address behind memory; two regions meet half-way.
 pub(super) const END: u64 = 0x4_0000;
+
+/// Regions of memory.
+const REGIONS: [(GuestAddress, usize); 2] = [
+    (GuestAddress(0), 0x3_0000),
+    (GuestAddress(0x3_0000), 0x1_0000),
+];
 
 /// Address, length, flags and next index of a descriptor.
 pub(super) type Desc = (u64, u32, u16, u16);
@@ -51,14 +61,27 @@ pub(super) fn ring_addresses(index: usize) -> [GuestAddress; 3] {
 impl Rig {
     /// `count` queues, ready.
     pub(super) fn new(count: usize) -> Self {
+        Self::over(GuestMemoryMmap::from_ranges(&REGIONS).unwrap(), count)
+    }
+
+    /// As [`Self::new`], in memory that another process can map.
+    pub(super) fn shared(count: usize) -> Self {
+        let file = memfd_create("rig", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, END).unwrap();
+        let file = Arc::new(File::from(file));
+        let regions = REGIONS.map(|(start, len)| {
+            let file = FileOffset::from_arc(file.clone(), start.0);
+            (start, len, Some(file))
+        });
+        Self::over(
+            GuestMemoryMmap::from_ranges_with_files(regions).unwrap(),
+            count,
+        )
+    }
+
+    fn over(memory: GuestMemoryMmap, count: usize) -> Self {
         // Leaked, because the rings borrow it; a test process is short.
-        let memory: &'static GuestMemoryMmap = Box::leak(Box::new(
-            GuestMemoryMmap::from_ranges(&[
-                (GuestAddress(0), 0x3_0000),
-                (GuestAddress(0x3_0000), 0x1_0000),
-            ])
-            .unwrap(),
-        ));
+        let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory));
         let mut rig = Self {
             memory,
             queues: Vec::new(),

@@ -108,7 +108,7 @@ macro_rules! rules {
 rules! {
     SYS_read            BOTH ANY        "eventfds, and console input"
     SYS_write           BOTH ANY        "eventfds, console output, and a panic's message"
-    SYS_ppoll           BOTH ANY        "a console stream that may block"
+    SYS_ppoll           BOTH ANY        "a console stream that may block; the answer of a vhost-user back end"
     SYS_close           BOTH ANY        "descriptors dropped at the end"
     SYS_fcntl           BOTH GETFD      "debug builds look at a descriptor before they close it"
     SYS_futex           BOTH ANY        "locks, parking and joining threads"
@@ -141,6 +141,9 @@ rules! {
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
     SYS_epoll_ctl       LOOP ANY        "devices that begin or cease to wait for a stream"
     SYS_recvmsg         LOOP ANY        "commands on the control socket, and descriptors"
+    SYS_recvfrom        BOTH ANY        "answers of vhost-user back ends"
+    SYS_sendmsg         BOTH ANY        "requests to vhost-user back ends, with descriptors"
+    SYS_shutdown        BOTH ANY        "a vhost-user back end that failed"
     SYS_sendto          LOOP ANY        "events on the control socket"
     SYS_readv           LOOP ANY        "frames to the guest of virtio-net"
     SYS_writev          LOOP ANY        "frames from the guest of virtio-net"
