@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 use std::ffi::OsString;
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ const GRANTS: &str = r#"
         { capability = "block.write", path = "disk.img" },
     ]
 "#;
+
+/// Virtio devices among them, in a native partition.
+const DEVICES: usize = 2;
 
 /// First port and number of ports of the first serial port.
 const COM1: (u16, u8) = (0x3f8, 8);
@@ -136,6 +140,25 @@ mod kvm {
     fn garbage_on_every_port_is_survived() {
         let guest = Hostile::native(&guest::sweeps_every_port(42, &[]));
         guest.ends(guest.start()).expect_status(42);
+    }
+
+    #[test]
+    fn malformed_chains_on_every_queue_are_survived() {
+        let image = fs::read(Bulkhead::built().library("tests/hostile-driver")).unwrap();
+        let guest = Hostile::native(&image);
+        let ended = guest.ends(guest.start());
+        let seen = ended.expect_status(0).stdout();
+        let devices: Vec<&str> = seen
+            .lines()
+            .filter(|line| line.contains(" resets, "))
+            .collect();
+        assert_eq!(devices.len(), DEVICES, "{seen}");
+        for device in devices {
+            assert!(
+                device.ends_with("alive") && !device.contains(" 0 resets"),
+                "{device}"
+            );
+        }
     }
 
     #[test]

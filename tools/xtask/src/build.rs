@@ -47,7 +47,7 @@ const HOSTED: [Program; 5] = [
 ];
 
 /// What runs without an operating system below it.
-const BARE_METAL: [Program; 5] = [
+const BARE_METAL: [Program; 6] = [
     program("bulkhead-kernel", "kernel", "lib/bulkhead/kernel"),
     program(
         "bulkhead-linux",
@@ -64,6 +64,11 @@ const BARE_METAL: [Program; 5] = [
         "bulkhead-conformance",
         "conformance",
         "lib/bulkhead/tests/conformance",
+    ),
+    program(
+        "bulkhead-hostile-driver",
+        "hostile-driver",
+        "lib/bulkhead/tests/hostile-driver",
     ),
 ];
 
