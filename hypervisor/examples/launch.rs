@@ -5,7 +5,7 @@
 //! launch --kernel K [--protocol bulkhead|linux|pvh] [--program P] [--initramfs C]
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
 //!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
-//!        [--trace-syscalls] [--trace] [--stop-after MS]
+//!        [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
 //! ```
 //!
 //! The guest's console is this terminal; events and the boot trace go to stderr; the exit status is
@@ -21,6 +21,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -104,6 +105,10 @@ fn main() -> ExitCode {
             "--blk" => description.devices.push(block(&mut fds, &value())),
             "--time" => description.time = true,
             "--pci" => description.transport = Transport::Pci,
+            "--gdb" => {
+                let listener = UnixListener::bind(value()).expect("the debugger's socket");
+                description.gdb = Some(fds.pass(listener));
+            }
             "--entropy" => description.entropy = true,
             "--no-console" => description.console = None,
             "--trace-syscalls" => trace_syscalls = true,

@@ -46,32 +46,32 @@ fn main() -> ExitCode {
 
 fn inside(case: &str) -> ExitCode {
     match case {
-        "full" => tell_jail(enter(Jail::Full, None)),
+        "full" => tell_jail(enter(Jail::Full, 0, None)),
         "shared network" => {
             let network = shared_network();
             say("network", fs::File::metadata(&network).unwrap().ino());
-            tell_jail(enter(Jail::Full, Some(network.as_fd())));
+            tell_jail(enter(Jail::Full, 0, Some(network.as_fd())));
         }
-        "none" => tell_jail(enter(Jail::None, None)),
+        "none" => tell_jail(enter(Jail::None, 0, None)),
         "best effort without namespaces" => {
             refuse(libc::SYS_unshare, libc::EPERM);
-            tell_jail(enter(Jail::BestEffort, None));
+            tell_jail(enter(Jail::BestEffort, 0, None));
         }
         "full without namespaces" => {
             refuse(libc::SYS_unshare, libc::EPERM);
-            tell_jail(enter(Jail::Full, None));
+            tell_jail(enter(Jail::Full, 0, None));
         }
         "best effort without mounts" => {
             refuse(libc::SYS_mount, libc::EPERM);
-            tell_jail(enter(Jail::BestEffort, None));
+            tell_jail(enter(Jail::BestEffort, 0, None));
         }
         "best effort without landlock" => {
             refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
-            tell_jail(enter(Jail::BestEffort, None));
+            tell_jail(enter(Jail::BestEffort, 0, None));
         }
         "full without landlock" => {
             refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
-            tell_jail(enter(Jail::Full, None));
+            tell_jail(enter(Jail::Full, 0, None));
         }
         "descriptors" => tell_descriptors(),
         "file size limit" => tell_file_size_limit(),

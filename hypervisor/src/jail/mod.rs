@@ -158,11 +158,16 @@ extern "C" fn pass_over(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 
 /// Locks the process in. Returns the layers that the host does not offer, by name; with
 /// [`Jail::Full`] a missing layer is an error instead, and with [`Jail::None`] nothing happens.
-/// `network` is an empty network namespace that spares the creation of another.
+/// Afterwards the process can open, or be sent, `room` descriptors beyond those it has. `network` is
+/// an empty network namespace that spares the creation of another.
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub fn enter(level: Jail, network: Option<BorrowedFd<'_>>) -> Result<Vec<String>, JailError> {
+pub fn enter(
+    level: Jail,
+    room: usize,
+    network: Option<BorrowedFd<'_>>,
+) -> Result<Vec<String>, JailError> {
     if level == Jail::None {
         return Ok(Vec::new());
     }
@@ -188,7 +193,7 @@ pub fn enter(level: Jail, network: Option<BorrowedFd<'_>>) -> Result<Vec<String>
         Layer::Capabilities,
         privileges::drop_capabilities(CapabilitySet::empty()),
     )?;
-    gaps.note(Layer::Limits, limit())?;
+    gaps.note(Layer::Limits, limit(room))?;
 
     set_parent_process_death_signal(death_signal).map_err(|errno| JailError::Layer {
         layer: Layer::User,
@@ -236,10 +241,9 @@ fn deny_all() -> io::Result<()> {
     }
 }
 
-/// No core dump, which would hold the guest's memory, and no descriptor beyond standard input,
-/// output and error, should one of them be closed. (`poll` wants the limit to cover its list.)
-fn limit() -> io::Result<()> {
-    for (resource, value) in [(Resource::Core, 0), (Resource::Nofile, 3)] {
+/// No core dump, which would hold the guest's memory, and no more than `room` further descriptors.
+fn limit(room: usize) -> io::Result<()> {
+    for (resource, value) in [(Resource::Core, 0), (Resource::Nofile, first_closed(room))] {
         setrlimit(
             resource,
             Rlimit {
@@ -249,4 +253,17 @@ fn limit() -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The number below which `room` descriptors are closed. At least 3: `poll` wants the limit to cover
+/// its list.
+fn first_closed(room: usize) -> u64 {
+    let is_closed = |fd: &RawFd| {
+        // SAFETY: the borrow ends with this statement, and the number is only asked about.
+        rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(*fd) }).is_err()
+    };
+    (0..)
+        .filter(is_closed)
+        .nth(room)
+        .map_or(3, |fd| fd.max(3) as u64)
 }

@@ -2,11 +2,12 @@
 //!
 //! Devices, vCPUs and the control socket hold an [`Ending`]; the main thread waits for its event.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bulkhead_machine::control::Ended;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::Error;
 
@@ -20,7 +21,7 @@ pub struct Ending {
 struct Shared {
     outcome: OnceLock<Result<Ended, Error>>,
     over: AtomicBool,
-    event: EventFd,
+    event: OwnedFd,
 }
 
 impl Ending {
@@ -33,7 +34,8 @@ impl Ending {
             shared: Arc::new(Shared {
                 outcome: OnceLock::new(),
                 over: AtomicBool::new(false),
-                event: EventFd::new(EFD_NONBLOCK).map_err(Error::io("cannot make an eventfd"))?,
+                event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                    .map_err(Error::io("cannot make an eventfd"))?,
             }),
         })
     }
@@ -52,7 +54,7 @@ impl Ending {
         if self.shared.outcome.set(outcome).is_ok() {
             self.shared.over.store(true, Ordering::Release);
             // An eventfd's counter is full after 2^64 - 2 writes; this is the only one.
-            let _ = self.shared.event.write(1);
+            let _ = rustix::io::write(&self.shared.event, &1u64.to_ne_bytes());
         }
     }
 
@@ -67,8 +69,8 @@ impl Ending {
     }
 
     /// Readable from the first end on.
-    pub fn event(&self) -> &EventFd {
-        &self.shared.event
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.shared.event.as_fd()
     }
 }
 
@@ -88,6 +90,8 @@ mod tests {
             ending.outcome(),
             Some(Ok(Ended::Exit { status: 7 }))
         ));
-        assert_eq!(ending.event().read().unwrap(), 1);
+        let mut count = [0; 8];
+        rustix::io::read(ending.event(), &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
     }
 }

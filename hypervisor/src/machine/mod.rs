@@ -10,6 +10,7 @@ pub mod bus;
 pub mod controller;
 pub mod cpuid;
 pub mod ending;
+pub mod gdb;
 pub mod interrupts;
 pub mod memory;
 mod pc;
@@ -37,8 +38,9 @@ use vmm_sys_util::epoll::EventSet;
 use self::bus::{Bus, PortBus};
 use self::controller::{Controller, Devices};
 use self::ending::Ending;
+use self::gdb::Stops;
 use self::memory::GuestMemory;
-use self::run_control::RunControl;
+use self::run_control::{Holder, RunControl};
 use self::vcpu::Shared;
 use crate::control::{Channel, tell};
 use crate::descriptors::Descriptors;
@@ -75,6 +77,8 @@ pub struct Machine {
     shared: Arc<Shared>,
     tasks: Vec<Task>,
     devices: Devices,
+    /// Where debuggers come in.
+    debugger: Option<File>,
     jail: Jail,
     /// For the jail to enter.
     network_namespace: Option<File>,
@@ -156,10 +160,21 @@ impl Machine {
                 pc::build_bare(&mut parts, &files)?
             }
         };
-        let control = RunControl::new(vcpus, &[], ending.clone());
         let network_namespace = (description.network_namespace)
             .map(|fd| parts.descriptors.take("the network namespace", fd))
             .transpose()?;
+        let (debugger, stops) = match description.gdb {
+            Some(fd) => {
+                let listener = parts.descriptors.take("the debugger's socket", fd)?;
+                (Some(listener), Some(Arc::new(Stops::new()?)))
+            }
+            None => (None, None),
+        };
+        let holders: &[_] = match debugger {
+            Some(_) => &[Holder::Debugger],
+            None => &[],
+        };
+        let control = RunControl::new(vcpus, holders, ending.clone());
         Ok(Self {
             shared: Arc::new(Shared {
                 ports: parts.ports,
@@ -167,7 +182,9 @@ impl Machine {
                 ending: parts.ending,
                 memory: parts.memory,
                 control: Arc::new(control),
+                stops,
             }),
+            debugger,
             tasks: parts.tasks,
             devices: parts.devices,
             jail: description.jail,
@@ -194,13 +211,16 @@ impl Machine {
             event_loop.add_subscriber(task);
         }
         vcpu::prepare_stop_signal()?;
+        // A debugger's connection.
+        let room = usize::from(self.debugger.is_some());
         // Everything is open by now, and this is still the only thread.
         let network = self.network_namespace;
-        let jail_gaps = jail::enter(self.jail, network.as_ref().map(AsFd::as_fd))?;
+        let jail_gaps = jail::enter(self.jail, room, network.as_ref().map(AsFd::as_fd))?;
         drop(network);
-        let filters = Filters::compile(self.jail)?;
+        let filters = Filters::compile(self.jail, self.debugger.is_some())?;
         let vcpus = &self.shared.control;
-        let start = Arc::new(Barrier::new(vcpus.cpus().len() + 1));
+        let helpers = usize::from(self.debugger.is_some());
+        let start = Arc::new(Barrier::new(vcpus.cpus().len() + helpers + 1));
         let mut threads = Vec::with_capacity(vcpus.cpus().len());
         for id in 0..vcpus.cpus().len() {
             let shared = self.shared.clone();
@@ -209,6 +229,25 @@ impl Machine {
             threads.push(vcpu::spawn(id, shared, start.clone(), lock_in)?);
         }
         vcpus.set_threads(threads);
+        let debugger = match (self.debugger, &self.shared.stops) {
+            (Some(listener), Some(stops)) => {
+                let (shared, stops) = (self.shared.clone(), stops.clone());
+                let filter = filters.debugger.clone();
+                let start = start.clone();
+                let body = move || {
+                    if let Err(error) = Filters::install(filter.as_deref()) {
+                        shared.ending.fail(error);
+                    }
+                    start.wait();
+                    start.wait();
+                    gdb::serve(&listener, &shared, &stops);
+                };
+                let builder = std::thread::Builder::new().name("debugger".into());
+                let thread = builder.spawn(body);
+                Some(thread.map_err(Error::io("cannot start the debugger's thread"))?)
+            }
+            _ => None,
+        };
         Filters::install(filters.event_loop.as_deref())?;
         start.wait();
         trace.mark(phase::JAIL);
@@ -231,7 +270,7 @@ impl Machine {
         trace.mark(phase::END);
         // Whatever ended the loop ends the vCPUs.
         ending.end(Ended::Stopped);
-        vcpus.end();
+        vcpus.end(debugger.as_ref());
         result
     }
 }
@@ -240,10 +279,11 @@ impl Machine {
 struct Filters {
     vcpu: Option<Arc<BpfProgram>>,
     event_loop: Option<Arc<BpfProgram>>,
+    debugger: Option<Arc<BpfProgram>>,
 }
 
 impl Filters {
-    fn compile(level: Jail) -> Result<Self, Error> {
+    fn compile(level: Jail, with_debugger: bool) -> Result<Self, Error> {
         let compile = |thread| match level {
             Jail::None => Ok(None),
             Jail::Full | Jail::BestEffort => seccomp::compile(thread).map(Arc::new).map(Some),
@@ -251,6 +291,11 @@ impl Filters {
         Ok(Self {
             vcpu: compile(seccomp::Thread::Vcpu)?,
             event_loop: compile(seccomp::Thread::EventLoop)?,
+            debugger: if with_debugger {
+                compile(seccomp::Thread::Debugger)?
+            } else {
+                None
+            },
         })
     }
 
@@ -276,7 +321,7 @@ struct EndWatch(Ending);
 
 impl MutEventSubscriber for EndWatch {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(e) = ops.add(Events::new(self.0.event(), EventSet::IN)) {
+        if let Err(e) = ops.add(Events::new(&self.0.event(), EventSet::IN)) {
             self.0.fail(event_loop_failed(e));
         }
     }

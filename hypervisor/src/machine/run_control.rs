@@ -182,12 +182,12 @@ impl RunControl {
         set(&mut state.standing, id, false);
     }
 
-    /// Ends all threads; the [`Ending`] must have come. A thread that does not return in 200 ms is
-    /// left to the end of the process.
-    pub(super) fn end(&self) {
+    /// Ends all threads, and waits for `other`; the [`Ending`] must have come. A thread that does not
+    /// return in 200 ms is left to the end of the process.
+    pub(super) fn end(&self, other: Option<&JoinHandle<()>>) {
         let deadline = Instant::now() + END_PATIENCE;
-        let threads = self.threads.get().map(Vec::as_slice).unwrap_or_default();
-        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        let threads = || self.threads.get().into_iter().flatten().chain(other);
+        while threads().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
             self.kick(|_| true);
             self.changed.notify_all();
             std::thread::sleep(REPEAT);

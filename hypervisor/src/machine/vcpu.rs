@@ -14,8 +14,9 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::bus::{Bus, PortBus};
 use super::ending::Ending;
+use super::gdb::Stops;
 use super::memory::GuestMemory;
-use super::run_control::{Cpu, RunControl};
+use super::run_control::{Cpu, Holder, RunControl};
 use crate::error::Error;
 
 /// What all vCPUs of a machine share. Holding it keeps guest memory mapped.
@@ -30,6 +31,8 @@ pub struct Shared {
     pub memory: GuestMemory,
     /// The vCPUs.
     pub control: Arc<RunControl>,
+    /// With a debugger: what it has to hear of.
+    pub stops: Option<Arc<Stops>>,
 }
 
 /// Most entries that bring a vCPU to the end of its instruction. KVM leaves at once when no part of
@@ -83,10 +86,10 @@ fn run(id: usize, cpu: &Cpu, shared: &Shared) {
         {
             let mut vcpu = cpu.lock();
             while !halted && !cpu.is_held() && !shared.ending.is_over() {
-                halted = enter(&mut vcpu, cpu, shared) == After::Halted;
+                halted = enter(id, &mut vcpu, cpu, shared) == After::Halted;
             }
             if cpu.is_held() {
-                finish_instruction(&mut vcpu, cpu, shared);
+                finish_instruction(id, &mut vcpu, cpu, shared);
             }
         }
         while halted && !cpu.is_held() && !shared.ending.is_over() {
@@ -115,10 +118,10 @@ enum After {
 
 /// After a port or register access KVM completes the instruction at the next entry only, so that
 /// registers are those of a boundary only after an entry that runs nothing.
-fn finish_instruction(vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) {
+fn finish_instruction(id: usize, vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) {
     vcpu.set_kvm_immediate_exit(1);
     for _ in 0..FINISHING_ENTRIES {
-        if enter(vcpu, cpu, shared) != After::Exit || shared.ending.is_over() {
+        if enter(id, vcpu, cpu, shared) != After::Exit || shared.ending.is_over() {
             break;
         }
     }
@@ -126,7 +129,7 @@ fn finish_instruction(vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) {
 }
 
 /// Enters the guest once, and serves what it left for.
-fn enter(vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) -> After {
+fn enter(id: usize, vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) -> After {
     let ending = &shared.ending;
     let exit = vcpu.run();
     if exit.is_ok() {
@@ -139,6 +142,12 @@ fn enter(vcpu: &mut VcpuFd, cpu: &Cpu, shared: &Shared) -> After {
         Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
         // Only a machine without interrupt controllers exits here, and nothing wakes its CPU.
         Ok(VcpuExit::Hlt) => return After::Halted,
+        Ok(VcpuExit::Debug(_)) => {
+            if let Some(stops) = &shared.stops {
+                shared.control.ask_to_hold(Holder::Debugger);
+                stops.tell(id);
+            }
+        }
         Ok(VcpuExit::Shutdown) => ending.end(Ended::TripleFault),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => ending.end(Ended::PowerOff),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => ending.end(Ended::Reset),

@@ -21,6 +21,8 @@ pub enum Thread {
     EventLoop,
     /// A vCPU: `KVM_RUN` and what its exits need.
     Vcpu,
+    /// The debugger's, where there is one.
+    Debugger,
 }
 
 /// The filter of a kind of thread, for [`seccompiler::apply_filter`]. Once applied it holds for the

@@ -44,8 +44,10 @@ pub enum Argument {
 const ANY: Argument = Argument::Any;
 
 const BOTH: &[Thread] = &[Thread::EventLoop, Thread::Vcpu];
+const ALL: &[Thread] = &[Thread::EventLoop, Thread::Vcpu, Thread::Debugger];
 const LOOP: &[Thread] = &[Thread::EventLoop];
 const VCPU: &[Thread] = &[Thread::Vcpu];
+const GDB: &[Thread] = &[Thread::Debugger];
 
 /// `_IO(KVMIO, 0x80)`: `KVM_RUN`.
 const KVM_RUN: (&str, u64) = ("KVM_RUN", 0xae80);
@@ -62,6 +64,19 @@ const TUNSETOFFLOAD: (&str, u64) = ("TUNSETOFFLOAD", 0x4004_54d0);
 const VCPU_CALLS: Argument = Argument::OneOf {
     index: 1,
     values: &[KVM_RUN, KVM_GET_REGS, KVM_KVMCLOCK_CTRL],
+};
+const GDB_CALLS: Argument = Argument::OneOf {
+    index: 1,
+    values: &[
+        KVM_GET_REGS,
+        // `_IOW(KVMIO, 0x82, struct kvm_regs)` and what follows it in linux/kvm.h.
+        ("KVM_SET_REGS", 0x4090_ae82),
+        ("KVM_GET_SREGS", 0x8138_ae83),
+        ("KVM_TRANSLATE", 0xc018_ae85),
+        ("KVM_GET_FPU", 0x81a0_ae8c),
+        ("KVM_SET_FPU", 0x41a0_ae8d),
+        ("KVM_SET_GUEST_DEBUG", 0x4048_ae9b),
+    ],
 };
 const LOOP_CALLS: Argument = Argument::OneOf {
     index: 1,
@@ -106,36 +121,38 @@ macro_rules! rules {
 }
 
 rules! {
-    SYS_read            BOTH ANY        "eventfds, and console input"
-    SYS_write           BOTH ANY        "eventfds, console output, and a panic's message"
-    SYS_ppoll           BOTH ANY        "a console stream that may block; the answer of a vhost-user back end"
-    SYS_close           BOTH ANY        "descriptors dropped at the end"
-    SYS_fcntl           BOTH GETFD      "debug builds look at a descriptor before they close it"
-    SYS_futex           BOTH ANY        "locks, parking and joining threads"
-    SYS_sched_yield     BOTH ANY        "contended locks"
-    SYS_clock_gettime   BOTH ANY        "the clock, where the vDSO does not serve it"
+    SYS_read            ALL  ANY        "eventfds, and console input"
+    SYS_write           ALL  ANY        "eventfds, console output, and a panic's message"
+    SYS_ppoll           ALL  ANY        "a console stream that may block; the answer of a vhost-user back end"
+    SYS_close           ALL  ANY        "descriptors dropped at the end"
+    SYS_fcntl           ALL  GETFD      "debug builds look at a descriptor before they close it"
+    SYS_futex           ALL  ANY        "locks, parking and joining threads"
+    SYS_sched_yield     ALL  ANY        "contended locks"
+    SYS_clock_gettime   ALL  ANY        "the clock, where the vDSO does not serve it"
 
-    SYS_mmap            BOTH NO_CODE    "the allocator"
-    SYS_mprotect        BOTH NO_CODE    "the allocator of glibc"
-    SYS_mremap          BOTH ANY        "the allocator, for large vectors"
-    SYS_munmap          BOTH ANY        "the allocator; guest memory and stacks at the end"
-    SYS_madvise         BOTH ANY        "the allocator; glibc, for the stack of a thread that ends"
-    SYS_brk             BOTH ANY        "the allocator"
+    SYS_mmap            ALL  NO_CODE    "the allocator"
+    SYS_mprotect        ALL  NO_CODE    "the allocator of glibc"
+    SYS_mremap          ALL  ANY        "the allocator, for large vectors"
+    SYS_munmap          ALL  ANY        "the allocator; guest memory and stacks at the end"
+    SYS_madvise         ALL  ANY        "the allocator; glibc, for the stack of a thread that ends"
+    SYS_brk             ALL  ANY        "the allocator"
 
-    SYS_rt_sigaction    BOTH ANY        "abort restores the default action"
-    SYS_rt_sigprocmask  BOTH ANY        "abort, and the end of a thread"
-    SYS_rt_sigreturn    BOTH ANY        "return from the handler of the stop signal"
-    SYS_restart_syscall BOTH ANY        "the kernel, after a signal interrupted a timed wait"
-    SYS_sigaltstack     BOTH ANY        "the standard library, at the end of a thread"
-    SYS_getpid          BOTH ANY        "abort"
-    SYS_gettid          BOTH ANY        "abort"
-    SYS_tkill           BOTH TKILL      "the stop signal and abort, by musl"
-    SYS_tgkill          BOTH TGKILL     "the stop signal and abort, by glibc"
-    SYS_exit            BOTH ANY        "the end of a thread"
-    SYS_exit_group      BOTH ANY        "the end of the process"
+    SYS_rt_sigaction    ALL  ANY        "abort restores the default action"
+    SYS_rt_sigprocmask  ALL  ANY        "abort, and the end of a thread"
+    SYS_rt_sigreturn    ALL  ANY        "return from the handler of the stop signal"
+    SYS_restart_syscall ALL  ANY        "the kernel, after a signal interrupted a timed wait"
+    SYS_sigaltstack     ALL  ANY        "the standard library, at the end of a thread"
+    SYS_getpid          ALL  ANY        "abort"
+    SYS_gettid          ALL  ANY        "abort"
+    SYS_tkill           ALL  TKILL      "the stop signal and abort, by musl"
+    SYS_tgkill          ALL  TGKILL     "the stop signal and abort, by glibc"
+    SYS_exit            ALL  ANY        "the end of a thread"
+    SYS_exit_group      ALL  ANY        "the end of the process"
 
     SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused"
     SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console; what the driver lets a tap do"
+    SYS_ioctl           GDB  GDB_CALLS  "registers, addresses, steps and breakpoints for a debugger"
+    SYS_accept4         GDB  ANY        "a debugger that comes"
 
     SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
@@ -179,8 +196,9 @@ mod tests {
     }
 
     fn table() -> String {
-        let mut table =
-            String::from("| call | event loop | vCPU | only if | for |\n|---|---|---|---|---|\n");
+        let mut table = String::from(
+            "| call | event loop | vCPU | debugger | only if | for |\n|---|---|---|---|---|---|\n",
+        );
         for rule in RULES {
             let name = rule.constant.trim_start_matches("SYS_");
             let mark = |thread| {
@@ -191,9 +209,10 @@ mod tests {
                 }
             };
             table += &format!(
-                "| `{name}` | {} | {} | {} | {} |\n",
+                "| `{name}` | {} | {} | {} | {} | {} |\n",
                 mark(Thread::EventLoop),
                 mark(Thread::Vcpu),
+                mark(Thread::Debugger),
                 condition(rule.argument),
                 rule.reason
             );
@@ -217,7 +236,7 @@ mod tests {
 
     #[test]
     fn no_thread_has_two_rules_for_a_call() {
-        for thread in [Thread::EventLoop, Thread::Vcpu] {
+        for thread in [Thread::EventLoop, Thread::Vcpu, Thread::Debugger] {
             let mut numbers: Vec<_> = RULES
                 .iter()
                 .filter(|rule| rule.threads.contains(&thread))
