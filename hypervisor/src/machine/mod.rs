@@ -70,6 +70,8 @@ struct Parts<'a> {
     ending: Ending,
     tasks: Vec<Task>,
     devices: Devices,
+    /// Descriptors that it will open, or be sent, when it is locked in.
+    room: usize,
 }
 
 /// A machine whose guest is loaded and whose vCPUs have their registers.
@@ -79,6 +81,7 @@ pub struct Machine {
     devices: Devices,
     /// Where debuggers come in.
     debugger: Option<File>,
+    room: usize,
     jail: Jail,
     /// For the jail to enter.
     network_namespace: Option<File>,
@@ -117,6 +120,8 @@ impl Machine {
             ending: ending.clone(),
             tasks: Vec::new(),
             devices: Devices::default(),
+            // A dump's file.
+            room: 1,
         };
         let vcpus = match &description.boot {
             Boot::Bulkhead {
@@ -166,6 +171,8 @@ impl Machine {
         let (debugger, stops) = match description.gdb {
             Some(fd) => {
                 let listener = parts.descriptors.take("the debugger's socket", fd)?;
+                // One debugger's connection.
+                parts.room += 1;
                 (Some(listener), Some(Arc::new(Stops::new()?)))
             }
             None => (None, None),
@@ -185,6 +192,7 @@ impl Machine {
                 stops,
             }),
             debugger,
+            room: parts.room,
             tasks: parts.tasks,
             devices: parts.devices,
             jail: description.jail,
@@ -211,11 +219,9 @@ impl Machine {
             event_loop.add_subscriber(task);
         }
         vcpu::prepare_stop_signal()?;
-        // A debugger's connection.
-        let room = usize::from(self.debugger.is_some());
         // Everything is open by now, and this is still the only thread.
         let network = self.network_namespace;
-        let jail_gaps = jail::enter(self.jail, room, network.as_ref().map(AsFd::as_fd))?;
+        let jail_gaps = jail::enter(self.jail, self.room, network.as_ref().map(AsFd::as_fd))?;
         drop(network);
         let filters = Filters::compile(self.jail, self.debugger.is_some())?;
         let vcpus = &self.shared.control;
