@@ -14,6 +14,7 @@ use harness::{Vmm, chatterbox, counter};
 const A_WHILE: Duration = Duration::from_millis(100);
 
 tests! {
+    "true":
     a_paused_guest_is_silent_and_goes_on
     a_guest_without_exits_is_paused_and_stopped
     output_that_nobody_reads_refuses_a_pause_and_changes_nothing

@@ -13,6 +13,7 @@ use bulkhead_machine::control::{Command, Ended, Event};
 use harness::{CODE, Vmm, guest, inherit};
 
 tests! {
+    "gdb":
     a_debugger_steps_breaks_and_lets_the_guest_end
     a_debugger_interrupts_a_guest_that_makes_no_exits
     a_debugger_that_detaches_lets_the_guest_go_on

@@ -29,14 +29,18 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Where [`guest`] puts its code.
 pub const CODE: u64 = 0x10_0000;
 
-/// Runs `tests`; where there is no KVM they are skipped, and counted so.
-pub fn run(tests: &[(&'static str, fn())]) -> ExitCode {
+/// Runs `tests`; where there is no KVM, or outside CI no `tool`, they are skipped, and counted so.
+pub fn run(tests: &[(&'static str, fn())], tool: &'static str) -> ExitCode {
+    let has_tool = Process::new(tool).arg("--version").output().is_ok();
     let trials = tests.iter().map(|(name, test)| {
         let test = *test;
         Trial::ignorable_test(*name, move || {
             let kvm = File::options().read(true).write(true).open("/dev/kvm");
             if let Err(error) = kvm {
                 return Ok(Completion::ignored_with(format!("/dev/kvm: {error}")));
+            }
+            if !has_tool && std::env::var_os("CI").is_none() {
+                return Ok(Completion::ignored_with(format!("apt-get install {tool}")));
             }
             test();
             Ok(Completion::Completed)
@@ -45,12 +49,12 @@ pub fn run(tests: &[(&'static str, fn())]) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
-/// Names of functions, and the functions.
+/// Tests by the names of their functions, after the program that they need.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident)*) => {
+    ($tool:literal: $($name:ident)*) => {
         fn main() -> std::process::ExitCode {
-            harness::run(&[$((stringify!($name), $name)),*])
+            harness::run(&[$((stringify!($name), $name)),*], $tool)
         }
     };
 }

@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("busybox-static", "the lab's commands, and a guest's"),
     ("e2fsprogs", "the lab's disk"),
     ("mmdebstrap", "the Debian that suites boot"),
+    ("gdb", "debugging a guest, and its tests"),
     ("fakeroot", "its disk"),
 ];
 
