@@ -11,7 +11,7 @@ use crate::repo::{BARE, MUSL, Repo, in_ci};
 use crate::say::Say;
 
 /// Every package, and what for.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("gcc", "links programs of the host"),
     ("libc6-dev", "links programs of the host"),
     ("binutils", "reads the kernel image in tests"),
@@ -19,8 +19,8 @@ const PACKAGES: [(&str, &str); 8] = [
     ("busybox-static", "the lab's commands, and a guest's"),
     ("e2fsprogs", "the lab's disk"),
     ("mmdebstrap", "the Debian that suites boot"),
-    ("gdb", "debugging a guest, and its tests"),
     ("fakeroot", "its disk"),
+    ("gdb", "debugging a guest"),
 ];
 
 /// Installs what is missing.
