@@ -28,7 +28,7 @@ use zerocopy::IntoBytes;
 use super::elf::{ElfError, Image, Wanted};
 use super::page_tables::{PageTables, Rights};
 use crate::error::Error;
-use crate::machine::memory::{FileAt, GuestMemory};
+use crate::machine::memory::{FileAt, GuestMemory, expect_dense};
 
 /// Guest-physical address of the console mailbox page.
 pub const MAILBOX: u64 = 0x1000;
@@ -314,6 +314,7 @@ fn load_modules(
         if !memory.check_range(GuestAddress(start), (end - start) as usize) {
             return Err(too_small(memory, "the modules", end));
         }
+        expect_dense(memory, GuestAddress(start), len);
         memory
             .read_exact_volatile_from(GuestAddress(start), &mut FileAt::new(file, 0), len as usize)
             .map_err(|e| Error::Io {
@@ -329,6 +330,11 @@ fn load_modules(
             reserved: 0,
         });
     }
+    // What is loaded, the guest copies into the lowest memory that is free.
+    let total = loaded.iter().map(|module| module.range.len).sum::<u64>();
+    let low = total.min(KERNEL_LOAD);
+    expect_dense(memory, GuestAddress(0), low);
+    expect_dense(memory, GuestAddress(next), total - low);
     Ok(loaded)
 }
 

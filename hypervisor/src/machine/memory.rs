@@ -189,6 +189,29 @@ fn prefault(memory: &GuestMemory) -> Result<(), Error> {
     Ok(())
 }
 
+/// Says that the `len` bytes from `start` are about to be filled: private memory of which at least
+/// half a huge page is used gets a huge page, which costs one fault instead of 512. No more than a
+/// hint, and never a page that stays mostly empty: elsewhere a guest that touches 4 KiB would cost
+/// the host 2 MiB, and the time to clear them.
+pub fn expect_dense(memory: &GuestMemory, start: GuestAddress, len: u64) {
+    let Some(region) = memory.find_region(start) else {
+        return;
+    };
+    let offset = start.unchecked_offset_from(region.start_addr());
+    let end = dense_end(offset, len).min(region.len());
+    if region.file_offset().is_some() || end <= offset {
+        return;
+    }
+    let host = region.as_ptr().wrapping_add(offset as usize);
+    // SAFETY: the range lies in the mapping of `region`; the advice changes no contents.
+    let _ = unsafe { madvise(host.cast(), (end - offset) as usize, Advice::LinuxHugepage) };
+}
+
+/// Where huge pages end of which at least half lies in the `len` bytes from `offset`.
+fn dense_end(offset: u64, len: u64) -> u64 {
+    offset.saturating_add(len).saturating_add(HUGEPAGE / 2) / HUGEPAGE * HUGEPAGE
+}
+
 /// A region of guest memory as who reaches it by DMA needs to know it: a vhost-user back end, and
 /// KVM itself.
 #[derive(Clone, Copy, Debug)]
@@ -466,6 +489,25 @@ mod tests {
                 assert!(discard(&memory, GuestAddress(start), len).is_err());
             }
         }
+    }
+
+    #[test]
+    fn a_huge_page_is_for_what_fills_half_of_it() {
+        for (offset, len, end) in [
+            (0, 0, 0),
+            (0, MIB - 1, 0),
+            (0, MIB, HUGEPAGE),
+            (0, 3 * MIB - 1, HUGEPAGE),
+            (HUGEPAGE, 3 * MIB, 3 * HUGEPAGE),
+            (HUGEPAGE, u64::MAX, u64::MAX / HUGEPAGE * HUGEPAGE),
+        ] {
+            assert_eq!(dense_end(offset, len), end, "{offset:#x} {len:#x}");
+        }
+        let memory = create(2).unwrap();
+        for (start, len) in [(0, 0), (0, u64::MAX), (2 * MIB, 1), (u64::MAX, u64::MAX)] {
+            expect_dense(&memory, GuestAddress(start), len);
+        }
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0)).unwrap(), 0);
     }
 
     #[test]

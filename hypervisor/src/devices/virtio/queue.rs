@@ -298,6 +298,11 @@ impl Buffers {
         self.spans.is_empty()
     }
 
+    /// Where each buffer lies: guest-physical address and bytes, all of them in memory.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> + '_ {
+        self.spans.iter().map(|span| (span.address, span.len))
+    }
+
     /// Copies bytes out, from `offset` on.
     ///
     /// # Errors
