@@ -5,9 +5,11 @@
 //! a bus and a [`subscriber::VirtioSubscriber`] into the event loop; it never calls a device.
 //! Devices know nothing of transports, interrupts' delivery or the event loop.
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod queue;
