@@ -6,6 +6,7 @@
 use bulkhead_machine::Fd;
 
 use crate::boot::{elf::ElfError, linux::LinuxError};
+use crate::devices::virtio::ResizeError;
 use crate::devices::virtio::blk::DiskError;
 use crate::devices::virtio::net::NetError;
 use crate::devices::virtio::vhost_user::BackendError;
@@ -103,6 +104,22 @@ pub enum Error {
     /// A vhost-user back end cannot be used.
     #[error(transparent)]
     VhostUser(#[from] BackendError),
+    /// A file cannot be persistent memory.
+    #[error("persistent memory {name}: {what}")]
+    Pmem {
+        /// The device's name.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A size that the device cannot have.
+    #[error("device {name}: {source}")]
+    Size {
+        /// The device's name.
+        name: String,
+        /// What is wrong with it.
+        source: ResizeError,
+    },
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -133,6 +150,8 @@ impl Error {
             Self::Disk(e) => e.code(),
             Self::Net(e) => e.code(),
             Self::VhostUser(_) => "vhost-user-backend",
+            Self::Pmem { .. } => "pmem-invalid",
+            Self::Size { source, .. } => source.code(),
             Self::Jail(e) => e.code(),
             Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",

@@ -14,6 +14,7 @@ pub mod gdb;
 pub mod interrupts;
 pub mod memory;
 mod pc;
+pub mod pmem;
 pub mod registers;
 pub mod run_control;
 pub mod vcpu;

@@ -1,18 +1,16 @@
 use super::super::testing::*;
 use super::*;
-use vm_memory::Bytes;
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestRegionMmap};
 
 const START: u64 = 1 << 32;
 const BLOCKS: u64 = 128;
 const AT: u64 = DATA + 0x1000;
 
-/// A region of its own; the rig's memory has the rings.
-fn region() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[
-        (GuestAddress(0), END as usize),
-        (GuestAddress(START), (BLOCKS * BLOCK) as usize),
-    ])
-    .unwrap()
+/// The rig's memory and the region.
+fn with_region(rig: &Rig) -> GuestMemoryMmap {
+    let region = GuestRegionMmap::from_range(GuestAddress(START), (BLOCKS * BLOCK) as usize, None);
+    rig.memory.insert_region(Arc::new(region.unwrap())).unwrap()
 }
 
 fn mem(requested_mib: u64) -> Mem {
@@ -128,7 +126,7 @@ fn sizes_are_whole_blocks_of_the_region() {
 #[test]
 fn unplugged_memory_leaves_in_turns_before_the_answer() {
     let mut rig = Rig::new(1);
-    let memory = region();
+    let memory = with_region(&rig);
     let mut device = mem(256);
     assert_eq!(ask(&mut device, REQ_PLUG, 0, BLOCKS as u16), (RESP_ACK, 0));
     let last = GuestAddress(START + BLOCKS * BLOCK - 1);
@@ -138,18 +136,18 @@ fn unplugged_memory_leaves_in_turns_before_the_answer() {
     rig.fill(AT, &request(REQ_UNPLUG_ALL, 0, 0));
     rig.describe(0, 0, &[(AT, 24, NEXT, 1), (AT + 64, 10, WRITE, 0)]);
     rig.offer(0, 0);
-    // The rings lie in the rig's memory; so does the chain, once it is taken.
-    let chain = rig.queues[0].pop(rig.memory).unwrap().unwrap();
-    let (response, _, range) = device.serve(&request(REQ_UNPLUG_ALL, 0, 0));
-    assert_eq!((response, range.len()), (RESP_ACK, BLOCKS as usize));
-    assert!(!device.leave(&memory), "one turn is half of them");
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(START)).unwrap(), 0);
-    assert_eq!(memory.read_obj::<u8>(last).unwrap(), 7);
-    assert!(device.leave(&memory));
-    assert_eq!(memory.read_obj::<u8>(last).unwrap(), 0);
+    for (progress, used, left) in [(Progress::More, 0, 7), (Progress::Idle, 1, 0)] {
+        let mut io = DeviceIo {
+            memory: &memory,
+            queues: &mut rig.queues,
+            config_changed: &mut rig.config_changed,
+        };
+        assert_eq!(device.process_queue(0, &mut io).unwrap(), progress);
+        assert_eq!(rig.used(0).len(), used);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(START)).unwrap(), 0);
+        assert_eq!(memory.read_obj::<u8>(last).unwrap(), left);
+    }
     assert_eq!(device.returned_bytes, BLOCKS * BLOCK);
-    answer(&chain, rig.memory, RESP_ACK, 0).unwrap();
-    assert_eq!(rig.bytes(AT + 64, 10), [0; 10]);
 }
 
 #[test]
