@@ -34,6 +34,7 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use seccompiler::{BpfProgram, apply_filter};
+use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
 use self::bus::{Bus, PortBus};
@@ -64,7 +65,11 @@ struct Parts<'a> {
     vm: Arc<VmFd>,
     /// What the guest has from the start.
     ram: GuestMemory,
-    /// What devices reach: both.
+    /// Where memory can be plugged in, and how much.
+    pluggable: Option<(GuestAddress, u64)>,
+    /// Files that are memory of the guest.
+    pmem: Vec<pmem::Mapping>,
+    /// What devices reach: RAM and the pluggable region.
     memory: GuestMemory,
     ports: PortBus,
     mmio: Bus,
@@ -107,6 +112,7 @@ impl Machine {
         trace.mark(phase::VM);
         let mapped = memory::map(&description.memory, memory_is_shared(description))?;
         memory::register(&vm, &mapped.all)?;
+        let pmem = pmem::map(&vm, &mapped.all, &description.devices, descriptors)?;
         trace.mark(phase::MEMORY);
         let mut parts = Parts {
             description,
@@ -115,6 +121,8 @@ impl Machine {
             kvm,
             vm: Arc::new(vm),
             ram: mapped.ram,
+            pluggable: mapped.pluggable,
+            pmem,
             memory: mapped.all,
             ports: PortBus::default(),
             mmio: Bus::default(),
@@ -189,6 +197,7 @@ impl Machine {
                 mmio: parts.mmio,
                 ending: parts.ending,
                 memory: parts.memory,
+                pmem: parts.pmem,
                 control: Arc::new(control),
                 stops,
             }),

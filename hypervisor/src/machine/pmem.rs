@@ -8,14 +8,16 @@
 //! outside memory, and the device stops.
 
 use std::fs::File;
+use std::sync::Arc;
 
-use bulkhead_machine::device::Pmem;
+use bulkhead_machine::device::{Device, DeviceKind, Pmem};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, MmapRegion};
 
 use super::memory::{ALIGNMENT, GuestMemory, above};
+use crate::descriptors::Descriptors;
 use crate::error::Error;
 
 /// Files are whole pages of this size, so that the guest can map them by such.
@@ -24,28 +26,43 @@ const GRANULE: u64 = 2 << 20;
 /// A mapped file. Held for as long as a vCPU can run guest code.
 #[derive(Debug)]
 pub struct Mapping {
+    /// The device's name.
+    pub name: String,
     /// Where the guest sees it.
     pub start: GuestAddress,
     /// Bytes, a multiple of 2 MiB.
     pub len: u64,
+    /// The file.
+    pub file: Arc<File>,
     region: MmapRegion,
 }
 
-/// Maps `files`, one behind the other above `memory`, and gives them to `vm`: as the memory itself,
-/// before any interrupt controller exists.
+/// Maps the files of `devices`, one behind the other above `memory`, and gives them to `vm`: as the
+/// memory itself, before any interrupt controller exists.
 ///
 /// # Errors
 /// A file is empty, or not whole 2 MiB long, or the host refuses.
-pub fn map<'a>(
+pub fn map(
     vm: &VmFd,
     memory: &GuestMemory,
-    files: impl Iterator<Item = (&'a str, &'a Pmem, File)>,
+    devices: &[Device],
+    descriptors: &mut Descriptors,
 ) -> Result<Vec<Mapping>, Error> {
     let mut start = above(memory);
+    let mut slots = memory.num_regions() as u32..;
     let mut mappings = Vec::new();
-    for (slot, (name, described, file)) in (memory.iter().count() as u32..).zip(files) {
-        let mapping = map_file(name, described, file, start)?;
-        register(vm, slot, &mapping, described.read_only)?;
+    for device in devices {
+        let DeviceKind::Pmem(described) = &device.kind else {
+            continue;
+        };
+        let file = descriptors.take("persistent memory", described.file)?;
+        let mapping = map_file(&device.name, described, file, start)?;
+        register(
+            vm,
+            slots.next().unwrap_or(u32::MAX),
+            &mapping,
+            described.read_only,
+        )?;
         let end = (mapping.start.raw_value() + mapping.len).next_multiple_of(ALIGNMENT);
         start = GuestAddress(end);
         mappings.push(mapping);
@@ -81,13 +98,20 @@ fn map_file(
         true => libc::PROT_READ,
         false => libc::PROT_READ | libc::PROT_WRITE,
     };
+    let file = Arc::new(file);
     let region = MmapRegionBuilder::new(len as usize)
         .with_mmap_prot(prot)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .with_file_offset(FileOffset::new(file, 0))
+        .with_file_offset(FileOffset::from_arc(file.clone(), 0))
         .build()
         .map_err(|e| failed(e.to_string()))?;
-    Ok(Mapping { start, len, region })
+    Ok(Mapping {
+        name: name.to_owned(),
+        start,
+        len,
+        file,
+        region,
+    })
 }
 
 fn register(vm: &VmFd, slot: u32, mapping: &Mapping, read_only: bool) -> Result<(), Error> {

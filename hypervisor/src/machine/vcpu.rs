@@ -16,6 +16,7 @@ use super::bus::{Bus, PortBus};
 use super::ending::Ending;
 use super::gdb::Stops;
 use super::memory::GuestMemory;
+use super::pmem::Mapping;
 use super::run_control::{Cpu, Holder, RunControl};
 use crate::error::Error;
 
@@ -29,6 +30,8 @@ pub struct Shared {
     pub ending: Ending,
     /// Guest memory.
     pub memory: GuestMemory,
+    /// Files that are memory of the guest.
+    pub pmem: Vec<Mapping>,
     /// The vCPUs.
     pub control: Arc<RunControl>,
     /// With a debugger: what it has to hear of.

@@ -17,10 +17,13 @@ use super::{Parts, taken};
 use crate::boot::acpi::Window;
 use crate::descriptors::Descriptors;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
+use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Entropy;
 use crate::devices::virtio::subscriber::VirtioSubscriber;
 use crate::devices::virtio::vhost_user::VhostUser;
@@ -30,6 +33,9 @@ use crate::error::Error;
 const ENTROPY_NAME: &str = "entropy";
 /// The name of the console device.
 const CONSOLE_NAME: &str = "console";
+
+/// The name of the pluggable memory.
+const MEMORY_NAME: &str = "memory";
 
 /// A device and its name from the manifest.
 type Named = (String, Box<dyn VirtioDevice>);
@@ -133,11 +139,49 @@ fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Erro
     if description.entropy {
         devices.push((ENTROPY_NAME.into(), Box::new(Entropy::new())));
     }
+    if let Some((start, bytes)) = parts.pluggable {
+        devices.push((MEMORY_NAME.into(), Box::new(Mem::new(start, bytes))));
+    }
     for device in &description.devices {
-        let built = build(device, parts.descriptors)?;
+        let built = match memory_device(parts, device)? {
+            Some(built) => built,
+            None => build(device, parts.descriptors)?,
+        };
         devices.push((device.name.clone(), built));
     }
     Ok(devices)
+}
+
+/// Builds a device that is about the memory the machine has from the start, and so cannot be plugged
+/// in later.
+fn memory_device(
+    parts: &Parts<'_>,
+    device: &Described,
+) -> Result<Option<Box<dyn VirtioDevice>>, Error> {
+    match &device.kind {
+        DeviceKind::Balloon(described) => {
+            let balloon = Balloon::new(described, parts.description.memory.mib);
+            let balloon = balloon.map_err(|source| Error::Size {
+                name: device.name.clone(),
+                source,
+            })?;
+            Ok(Some(Box::new(balloon)))
+        }
+        DeviceKind::Pmem(_) => {
+            let mut mapped = parts.pmem.iter();
+            let Some(mapping) = mapped.find(|mapping| mapping.name == device.name) else {
+                return Ok(None);
+            };
+            let defer = Box::new(|work: Box<dyn FnOnce() + Send>| {
+                work();
+                true
+            });
+            let pmem = Pmem::new(mapping.start, mapping.len, mapping.file.clone(), defer)
+                .map_err(Error::io("cannot make an eventfd"))?;
+            Ok(Some(Box::new(pmem)))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Builds the device that `device` describes.

@@ -54,11 +54,16 @@ impl Pmem {
     ///
     /// # Errors
     /// The host gives no eventfd.
-    pub fn new(start: GuestAddress, len: u64, file: File, defer: Defer) -> std::io::Result<Self> {
+    pub fn new(
+        start: GuestAddress,
+        len: u64,
+        file: Arc<File>,
+        defer: Defer,
+    ) -> std::io::Result<Self> {
         let (finish, finished) = channel();
         Ok(Self {
             config: [start.0, len],
-            file: Arc::new(file),
+            file,
             defer,
             waiting: Vec::new(),
             flushing: Vec::new(),

@@ -30,8 +30,8 @@ impl Deferred {
     }
 }
 
-fn file() -> File {
-    vmm_sys_util::tempfile::TempFile::new().unwrap().into_file()
+fn file() -> Arc<File> {
+    Arc::new(vmm_sys_util::tempfile::TempFile::new().unwrap().into_file())
 }
 
 fn pmem(defer: Defer) -> Pmem {
