@@ -16,9 +16,12 @@ const NO_CODE: Argument = Argument::Without {
     name: "PROT_EXEC",
     mask: libc::PROT_EXEC as u64,
 };
-const NAME: Argument = Argument::OneOf {
+const THREAD: Argument = Argument::OneOf {
     index: 0,
-    values: &[("PR_SET_NAME", libc::PR_SET_NAME as u64)],
+    values: &[
+        ("PR_SET_NAME", libc::PR_SET_NAME as u64),
+        ("PR_SET_NO_NEW_PRIVS", libc::PR_SET_NO_NEW_PRIVS as u64),
+    ],
 };
 const TKILL: Argument = Argument::OneOf {
     index: 1,
@@ -30,7 +33,12 @@ const TGKILL: Argument = Argument::OneOf {
 };
 
 /// Calls that are taken away again once the threads run and the connection is accepted.
-pub const ONCE: [i64; 3] = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_accept4];
+pub const ONCE: [i64; 4] = [
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_accept4,
+    libc::SYS_seccomp,
+];
 
 macro_rules! rules {
     ($($number:ident $argument:ident $reason:literal)*) => {
@@ -77,6 +85,8 @@ rules! {
     SYS_fsetxattr       ANY     "extended attributes"
     SYS_flistxattr      ANY     "extended attributes"
     SYS_fremovexattr    ANY     "extended attributes"
+    SYS_geteuid         ANY     "who exports"
+    SYS_getegid         ANY     "who exports"
     SYS_setresuid       ANY     "creating in the name of the guest's user"
     SYS_setresgid       ANY     "creating in the name of the guest's group"
     SYS_capget          ANY     "acting as the guest's user"
@@ -99,7 +109,8 @@ rules! {
     SYS_clone3          ANY     "two threads, by glibc; taken away afterwards"
     SYS_set_robust_list ANY     "the start of a thread, by glibc"
     SYS_rseq            ANY     "the start of a thread, by glibc"
-    SYS_prctl           NAME    "names of threads"
+    SYS_prctl           THREAD  "names of threads; before the last filter"
+    SYS_seccomp         ANY     "the last filter; taken away by it"
     SYS_sched_getaffinity ANY   "the start of a thread, by glibc"
     SYS_futex           ANY     "locks, and joining threads"
     SYS_sched_yield     ANY     "contended locks"
