@@ -5,6 +5,7 @@
 //! not read its answers is not served, and loses none. When the supervisor is gone, so is the reason
 //! to run: the end of the socket ends the partition.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -80,8 +81,8 @@ pub enum Received {
 #[derive(Debug)]
 pub struct Channel {
     socket: File,
-    /// An answer that the socket did not take yet.
-    unsent: Option<Vec<u8>>,
+    /// Answers that the socket did not take yet: few, since no request is read meanwhile.
+    unsent: VecDeque<Vec<u8>>,
     buffer: Vec<u8>,
 }
 
@@ -90,7 +91,7 @@ impl Channel {
     pub fn new(socket: File) -> Self {
         Self {
             socket,
-            unsent: None,
+            unsent: VecDeque::new(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
         }
     }
@@ -102,21 +103,23 @@ impl Channel {
 
     /// An answer waits to be sent.
     pub fn is_clogged(&self) -> bool {
-        self.unsent.is_some()
+        !self.unsent.is_empty()
     }
 
-    /// Answers request `id`. Called only when nothing waits to be sent.
+    /// Answers request `id`.
     pub fn reply(&mut self, id: u64, outcome: Reply) {
-        self.unsent = Some(packet(&Event::Reply { id, outcome }));
+        let answer = packet(&Event::Reply { id, outcome });
+        self.unsent.push_back(answer);
         self.flush();
     }
 
     /// Sends what waits to be sent.
     pub fn flush(&mut self) {
-        if let Some(packet) = self.unsent.take()
-            && send_now(&self.socket, &packet).is_err_and(is_passing)
-        {
-            self.unsent = Some(packet);
+        while let Some(packet) = self.unsent.front() {
+            if send_now(&self.socket, packet).is_err_and(is_passing) {
+                return;
+            }
+            self.unsent.pop_front();
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the supervisor's commands do. Runs on the event loop's thread, between two of its turns.
 //!
-//! Replies come in the order of the requests. A command that cannot be carried out is refused and
+//! Replies come in the order of the requests, but for that of a dump, which comes when it is written:
+//! meanwhile the partition is paused, and the supervisor is served. A command that cannot be carried out is refused and
 //! has changed nothing; a message that is no command, and has no number to answer to, ends the
 //! partition.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,8 +14,10 @@ use bulkhead_machine::control::{Command, DeviceStats, Ended, Reply, Request, Res
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
+use super::dump::Dump;
 use super::ending::Ending;
-use super::run_control::{Holder, RunControl};
+use super::memory::GuestMemory;
+use super::run_control::{Busy, Holder, RunControl};
 use crate::control::{Channel, Received, refused};
 use crate::descriptors::Descriptors;
 use crate::devices::virtio::DeviceType;
@@ -29,21 +33,32 @@ pub struct Controller {
     vcpus: Arc<RunControl>,
     devices: Devices,
     ending: Ending,
+    memory: GuestMemory,
     /// The supervisor has paused the partition.
     paused: bool,
+    /// The dump that is being written, and the request it answers.
+    dump: Option<(u64, Dump)>,
     /// The socket may have a request, or room for an answer.
     ready: Rc<Cell<bool>>,
 }
 
 impl Controller {
     /// Serves `channel`.
-    pub fn new(channel: Channel, vcpus: Arc<RunControl>, devices: Devices, ending: Ending) -> Self {
+    pub fn new(
+        channel: Channel,
+        vcpus: Arc<RunControl>,
+        devices: Devices,
+        memory: GuestMemory,
+        ending: Ending,
+    ) -> Self {
         Self {
             channel,
             vcpus,
             devices,
             ending,
+            memory,
             paused: false,
+            dump: None,
             ready: Rc::default(),
         }
     }
@@ -63,11 +78,17 @@ impl Controller {
 
     /// Devices are to rest.
     pub fn is_paused(&self) -> bool {
-        self.paused
+        self.paused || self.is_at_work()
+    }
+
+    /// [`Self::serve`] is to be called again though nothing happens.
+    pub fn is_at_work(&self) -> bool {
+        self.dump.is_some()
     }
 
     /// Carries out what the supervisor has asked for.
     pub fn serve(&mut self) {
+        self.go_on_with_dump();
         if !self.ready.take() {
             return;
         }
@@ -79,7 +100,7 @@ impl Controller {
                 Received::Garbage(text) => self.ending.fail(Error::Control(text)),
                 Received::Invalid(id, reply) => self.channel.reply(id, reply),
                 Received::Request(Request { id, command }, descriptors) => {
-                    if let Some(reply) = self.carry_out(command, descriptors) {
+                    if let Some(reply) = self.carry_out(id, command, descriptors) {
                         self.channel.reply(id, reply);
                     }
                 }
@@ -88,7 +109,12 @@ impl Controller {
     }
 
     /// Does what `command` says; nothing, where the reply is not known yet.
-    fn carry_out(&mut self, command: Command, _descriptors: Descriptors) -> Option<Reply> {
+    fn carry_out(
+        &mut self,
+        id: u64,
+        command: Command,
+        mut descriptors: Descriptors,
+    ) -> Option<Reply> {
         match command {
             Command::Stop => {
                 self.ending.end(Ended::Stopped);
@@ -102,26 +128,70 @@ impl Controller {
             }
             Command::Resize(resize) => Some(self.resize(&resize)),
             Command::Stats => Some(Reply::Stats(self.stats())),
-            Command::Attach { .. } | Command::Detach { .. } | Command::Dump { .. } => {
-                Some(refused(
-                    "command-unsupported",
-                    "this partition does not take that command",
-                ))
+            Command::Dump { file } => {
+                let file = descriptors.take("the dump", file);
+                file.map_err(|e| refused(e.code(), &e.to_string()))
+                    .and_then(|file| self.begin_dump(id, file))
+                    .err()
             }
+            Command::Attach { .. } | Command::Detach { .. } => Some(refused(
+                "command-unsupported",
+                "this partition does not take that command",
+            )),
         }
     }
 
     fn pause(&mut self) -> Reply {
-        if !self.paused {
-            if let Err(busy) = self.vcpus.hold(Holder::Supervisor) {
-                return refused("vcpu-busy", &busy.to_string());
+        match self.hold(Holder::Supervisor) {
+            Ok(()) => {
+                self.paused = true;
+                Reply::Done
             }
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Brings everything to a stop.
+    fn hold(&self, holder: Holder) -> Result<(), Reply> {
+        if self.vcpus.hold(holder).is_err() {
+            return Err(refused("vcpu-busy", &Busy.to_string()));
+        }
+        if !self.is_paused() {
             for (_, device) in &self.devices {
                 device.quiesce();
             }
-            self.paused = true;
         }
-        Reply::Done
+        Ok(())
+    }
+
+    /// The partition pauses until the dump is written.
+    fn begin_dump(&mut self, id: u64, file: File) -> Result<(), Reply> {
+        if self.dump.is_some() {
+            let sentence = "a dump is being written; wait for its reply";
+            return Err(refused("dump-running", sentence));
+        }
+        self.hold(Holder::Dump)?;
+        let dump = Dump::begin(file, &self.memory, self.vcpus.cpus()).map_err(|e| {
+            self.vcpus.release(Holder::Dump);
+            dump_failed(&e)
+        })?;
+        self.dump = Some((id, dump));
+        Ok(())
+    }
+
+    /// Writes a part of the dump, if there is one.
+    fn go_on_with_dump(&mut self) {
+        let Some((id, dump)) = &mut self.dump else {
+            return;
+        };
+        let reply = match dump.step() {
+            Ok(false) => return,
+            Ok(true) => Reply::Done,
+            Err(e) => dump_failed(&e),
+        };
+        self.channel.reply(*id, reply);
+        self.dump = None;
+        self.vcpus.release(Holder::Dump);
     }
 
     fn resize(&self, resize: &Resize) -> Reply {
@@ -168,6 +238,11 @@ fn find<'a>(
         .find(|device| wanted(device))
 }
 
+fn dump_failed(error: &std::io::Error) -> Reply {
+    let sentence = format!("the dump cannot be written: {error}; what is in its file is no dump");
+    refused("dump-failed", &sentence)
+}
+
 fn unknown() -> Reply {
     refused("device-unknown", "the partition has no such device")
 }
@@ -175,7 +250,7 @@ fn unknown() -> Reply {
 /// Notices that the socket is ready. Edge-triggered: [`Controller::serve`] reads until there is
 /// nothing, and what it could not send waits for the next edge.
 struct Watch {
-    socket: std::fs::File,
+    socket: File,
     ready: Rc<Cell<bool>>,
     ending: Ending,
 }

@@ -9,6 +9,7 @@ mod bulkhead;
 pub mod bus;
 pub mod controller;
 pub mod cpuid;
+mod dump;
 pub mod ending;
 pub mod gdb;
 pub mod interrupts;
@@ -129,8 +130,8 @@ impl Machine {
             ending: ending.clone(),
             tasks: Vec::new(),
             devices: Devices::default(),
-            // A dump's file.
-            room: 1,
+            // A dump's file, and that of a second, to be told that it comes too early.
+            room: 2,
         };
         let vcpus = match &description.boot {
             Boot::Bulkhead {
@@ -221,7 +222,8 @@ impl Machine {
             .try_clone()
             .map_err(Error::io("cannot share the control socket"))?;
         let (channel, vcpus) = (Channel::new(socket), vcpus.clone());
-        let mut controller = Controller::new(channel, vcpus, self.devices, ending.clone());
+        let memory = self.shared.memory.clone();
+        let mut controller = Controller::new(channel, vcpus, self.devices, memory, ending.clone());
         let mut event_loop = new_loop(&controller, ending)?;
         // Devices rest while the partition is paused.
         let mut pause_loop = new_loop(&controller, ending)?;
@@ -274,7 +276,9 @@ impl Machine {
         start.wait();
         let mut result = Ok(());
         while result.is_ok() && !ending.is_over() {
-            let turn = if controller.is_paused() {
+            let turn = if controller.is_at_work() {
+                pause_loop.run_with_timeout(0)
+            } else if controller.is_paused() {
                 pause_loop.run()
             } else {
                 event_loop.run()

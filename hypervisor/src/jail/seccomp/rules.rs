@@ -53,6 +53,8 @@ const GDB: &[Thread] = &[Thread::Debugger];
 const KVM_RUN: (&str, u64) = ("KVM_RUN", 0xae80);
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`: `KVM_GET_REGS`.
 const KVM_GET_REGS: (&str, u64) = ("KVM_GET_REGS", 0x8090_ae81);
+/// `_IOR(KVMIO, 0x83, struct kvm_sregs)`: `KVM_GET_SREGS`.
+const KVM_GET_SREGS: (&str, u64) = ("KVM_GET_SREGS", 0x8138_ae83);
 /// `_IO(KVMIO, 0xad)`: `KVM_KVMCLOCK_CTRL`.
 const KVM_KVMCLOCK_CTRL: (&str, u64) = ("KVM_KVMCLOCK_CTRL", 0xaead);
 /// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: `KVM_SIGNAL_MSI`.
@@ -71,7 +73,7 @@ const GDB_CALLS: Argument = Argument::OneOf {
         KVM_GET_REGS,
         // `_IOW(KVMIO, 0x82, struct kvm_regs)` and what follows it in linux/kvm.h.
         ("KVM_SET_REGS", 0x4090_ae82),
-        ("KVM_GET_SREGS", 0x8138_ae83),
+        KVM_GET_SREGS,
         ("KVM_TRANSLATE", 0xc018_ae85),
         ("KVM_GET_FPU", 0x81a0_ae8c),
         ("KVM_SET_FPU", 0x41a0_ae8d),
@@ -80,7 +82,7 @@ const GDB_CALLS: Argument = Argument::OneOf {
 };
 const LOOP_CALLS: Argument = Argument::OneOf {
     index: 1,
-    values: &[KVM_SIGNAL_MSI, TUNSETOFFLOAD],
+    values: &[KVM_SIGNAL_MSI, TUNSETOFFLOAD, KVM_GET_REGS, KVM_GET_SREGS],
 };
 const GETFD: Argument = Argument::OneOf {
     index: 1,
@@ -150,7 +152,7 @@ rules! {
     SYS_exit_group      ALL  ANY        "the end of the process"
 
     SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused"
-    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console; what the driver lets a tap do"
+    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console; what the driver lets a tap do; registers for a dump"
     SYS_ioctl           GDB  GDB_CALLS  "registers, addresses, steps and breakpoints for a debugger"
     SYS_accept4         GDB  ANY        "a debugger that comes"
 
@@ -167,6 +169,9 @@ rules! {
     SYS_preadv          LOOP ANY        "reads of virtio-blk"
     SYS_pwritev         LOOP ANY        "writes of virtio-blk"
     SYS_fdatasync       LOOP ANY        "flushes of virtio-blk"
+    SYS_pwrite64        LOOP ANY        "dumps"
+    SYS_ftruncate       LOOP ANY        "dumps"
+    SYS_lseek           LOOP ANY        "dumps: where guest memory has no pages"
     SYS_getrandom       LOOP ANY        "virtio-rng; seeds of hash maps"
     SYS_timerfd_settime LOOP ANY        "the timer of a device's rate limit"
     SYS_nanosleep       LOOP ANY        "waiting for vCPUs to stop, by musl"
@@ -258,10 +263,11 @@ mod tests {
         let code = |direction: u64, nr: u64, size: usize| {
             direction << 30 | (size as u64) << 16 | 0xae << 8 | nr
         };
-        use kvm_bindings::{kvm_msi, kvm_regs};
+        use kvm_bindings::{kvm_msi, kvm_regs, kvm_sregs};
         assert_eq!(KVM_RUN.1, code(0, 0x80, 0));
         assert_eq!(KVM_KVMCLOCK_CTRL.1, code(0, 0xad, 0));
         assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
+        assert_eq!(KVM_GET_SREGS.1, code(2, 0x83, size_of::<kvm_sregs>()));
         assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
         let tun = |nr: u64| 1 << 30 | 4 << 16 | u64::from(b'T') << 8 | nr;
         assert_eq!(TUNSETOFFLOAD.1, tun(208));
