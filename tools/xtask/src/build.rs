@@ -26,12 +26,17 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 5] = [
+const HOSTED: [Program; 6] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
         "bulkhead-vmm",
         "lib/bulkhead/bulkhead-vmm",
+    ),
+    program(
+        "bulkhead-gateway",
+        "bulkhead-gateway",
+        "lib/bulkhead/bulkhead-gateway",
     ),
     program(
         "bulkhead-guest-agent",

@@ -35,7 +35,8 @@ pub enum Host {
     /// `*`: every unicast address except loopback and link-local ones; the host's own addresses on
     /// its networks are among them. All names resolve.
     Any,
-    /// `192.0.2.1` or `192.0.2.0/24`: exactly these, link-local ones too.
+    /// `192.0.2.1` or `192.0.2.0/24`: exactly these; link-local ones only where the subnet is
+    /// link-local. Loopback addresses cannot be written: that is what [`Loopback`] is for.
     Subnet {
         /// Lowest address.
         address: Ipv4Addr,
@@ -87,6 +88,12 @@ pub enum ParseRuleError {
          *.name, or * for any"
     )]
     Host(String),
+    /// The host's loopback.
+    #[error(
+        "`{0}` is the host's own loopback, which no rule reaches; declare a loopback service such \
+         as tcp:8080, which the guest finds at its router's address"
+    )]
+    LoopbackHost(String),
     /// No port or range.
     #[error("`{0}` is no port; write 1 to 65535, a range such as 8000-8999, or * for all")]
     Ports(String),
@@ -170,15 +177,14 @@ impl FromStr for Host {
         if text == "*" {
             return Ok(Self::Any);
         }
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Subnet {
-                address,
-                prefix: 32,
-            });
-        }
-        if let Some((address, prefix)) = text.split_once('/') {
-            let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-            let prefix = prefix_length(prefix).ok_or_else(wrong)?;
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, prefix_length(prefix).ok_or_else(wrong)?),
+            None => (text, 32),
+        };
+        if let Ok(address) = address.parse::<Ipv4Addr>() {
+            if address.is_loopback() {
+                return Err(ParseRuleError::LoopbackHost(text.to_owned()));
+            }
             // Bits beyond the prefix are a slip of somebody who means a single host.
             if address.to_bits() & !mask(prefix) != 0 {
                 return Err(wrong());

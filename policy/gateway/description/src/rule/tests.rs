@@ -40,6 +40,15 @@ fn what_is_no_rule_is_refused() {
         ("tcp:::1:80", form("tcp:::1:80")),
         ("sctp:a:1", ParseRuleError::Protocol("sctp".into())),
         ("tcp::1", host("")),
+        (
+            "tcp:127.0.0.1:1",
+            ParseRuleError::LoopbackHost("127.0.0.1".into()),
+        ),
+        (
+            "tcp:127.0.0.0/8:1",
+            ParseRuleError::LoopbackHost("127.0.0.0/8".into()),
+        ),
+        ("tcp:localhost/8:1", host("localhost/8")),
         ("tcp:300.1.1.1:1", host("300.1.1.1")),
         ("tcp:10.0.0.1/8:1", host("10.0.0.1/8")),
         ("tcp:10.0.0.0/33:1", host("10.0.0.0/33")),

@@ -1,0 +1,228 @@
+//! DNS: the server at the guest's address for it. It answers what no rule allows itself, sends the
+//! rest to the host's resolvers, and lets the rules learn what names stand for. Queries over UDP
+//! are here; those over TCP are in [`session`]. Used by [`crate::Gateway`].
+
+pub(crate) mod message;
+pub(crate) mod session;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use smoltcp::time::Duration;
+
+use crate::chatter::printable;
+use crate::core::Core;
+use crate::host::{Datagrams, Host};
+use crate::schedule::{Schedule, Slot};
+use crate::table::{Kind, Table, Token};
+use message::{Code, Malformed, Query, set_id};
+
+/// The port of DNS.
+pub(crate) const PORT: u16 = 53;
+/// Most queries that wait for a resolver. The guest asks again what does not fit in.
+pub(crate) const MAX_PENDING: usize = 128;
+/// How long a resolver may take before the next is asked.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Most times a query is sent.
+const MAX_TRIES: usize = 3;
+/// Largest answer.
+const MAX_ANSWER: usize = 4096;
+
+struct Pending<D> {
+    slot: Slot,
+    query: Query,
+    guest_port: u16,
+    id: u16,
+    socket: D,
+    tries: usize,
+}
+
+/// Queries over UDP that wait for a resolver.
+pub(crate) struct Dns<H: Host> {
+    pending: Table<Pending<H::Datagrams>>,
+}
+
+/// What to do with a query, over UDP and TCP alike.
+enum Verdict {
+    /// Answer so.
+    Answer(Vec<u8>),
+    /// Ask a resolver.
+    Ask(Query),
+    /// Nothing.
+    Ignore,
+}
+
+/// Decides on a query.
+fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
+    core.stats.dns_queries += 1;
+    let query = match Query::parse(bytes) {
+        Ok(query) => query,
+        Err(malformed) => {
+            core.stats.dropped_out += 1;
+            return malformed.map_or(Verdict::Ignore, |m: Malformed| {
+                Verdict::Answer(m.response())
+            });
+        }
+    };
+    if !core.rules.resolves(&query.name) {
+        core.stats.refused += 1;
+        let name = printable(&query.name);
+        core.chatter.say(
+            core.now,
+            format_args!("refused to resolve {name}: a rule such as tcp:{name}:443 would allow it"),
+        );
+        return Verdict::Answer(query.response(Code::Refused));
+    }
+    match core.config.resolvers.is_empty() {
+        true => Verdict::Answer(query.response(Code::ServerFailure)),
+        false => Verdict::Ask(query),
+    }
+}
+
+/// Lets the rules know the addresses in an answer.
+fn learn<H: Host>(core: &mut Core<H>, query: &Query, answer: &[u8]) {
+    for (address, ttl) in query.addresses(answer) {
+        core.rules.learn(core.now, &query.name, address, ttl);
+    }
+}
+
+/// The resolver for the n-th try.
+fn resolver<H: Host>(core: &Core<H>, tries: usize) -> Option<SocketAddr> {
+    let resolvers = &core.config.resolvers;
+    resolvers.get(tries.checked_rem(resolvers.len())?).copied()
+}
+
+/// A number for a query that nobody else can guess.
+fn random_id<H: Host>(core: &mut Core<H>) -> u16 {
+    let [a, b, ..] = core.host.random().to_ne_bytes();
+    u16::from_ne_bytes([a, b])
+}
+
+impl<H: Host> Dns<H> {
+    /// Nothing pending.
+    pub(crate) fn new() -> Self {
+        Self {
+            pending: Table::new(Kind::Dns, MAX_PENDING),
+        }
+    }
+
+    /// A query of the guest over UDP.
+    pub(crate) fn query(&mut self, core: &mut Core<H>, guest_port: u16, bytes: &[u8]) {
+        match decide(core, bytes) {
+            Verdict::Answer(answer) => reply(core, guest_port, &answer),
+            Verdict::Ask(query) => self.ask(core, guest_port, query, 0),
+            Verdict::Ignore => {}
+        }
+    }
+
+    /// Sends a query to the resolver whose turn it is.
+    fn ask(&mut self, core: &mut Core<H>, guest_port: u16, query: Query, tries: usize) {
+        let (Some(token), Some(to)) = (self.pending.next(), resolver(core, tries)) else {
+            core.full("DNS queries");
+            return;
+        };
+        let id = random_id(core);
+        // A socket for each: the port is as hard to guess as the number (RFC 5452).
+        let sent = core.host.datagrams(to, token).and_then(|mut socket| {
+            socket.send(&query.forwarded(id))?;
+            Ok(socket)
+        });
+        let Ok(socket) = sent else {
+            reply(core, guest_port, &query.response(Code::ServerFailure));
+            return;
+        };
+        let pending = Pending {
+            slot: Slot::default(),
+            query,
+            guest_port,
+            id,
+            socket,
+            tries: tries + 1,
+        };
+        if let Ok(token) = self.pending.insert(pending)
+            && let Some(pending) = self.pending.get_mut(token)
+        {
+            let until = core.now + TIMEOUT;
+            core.schedule
+                .set_deadline(token, &mut pending.slot, Some(until));
+        }
+    }
+
+    /// The host told that something became possible.
+    pub(crate) fn event(&mut self, core: &mut Core<H>, token: Token) {
+        if let Some(pending) = self.pending.get_mut(token) {
+            core.schedule.wake(token, &mut pending.slot);
+        }
+    }
+
+    /// A resolver did not answer in time.
+    pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
+        if let Some(pending) = self.remove(core, token) {
+            self.retry(core, pending);
+        }
+    }
+
+    fn retry(&mut self, core: &mut Core<H>, pending: Pending<H::Datagrams>) {
+        let Pending {
+            query,
+            guest_port,
+            tries,
+            ..
+        } = pending;
+        match tries < MAX_TRIES {
+            true => self.ask(core, guest_port, query, tries),
+            false => reply(core, guest_port, &query.response(Code::ServerFailure)),
+        }
+    }
+
+    /// Takes the answer.
+    pub(crate) fn turn(&mut self, core: &mut Core<H>, token: Token) {
+        let Some(pending) = self.pending.get_mut(token) else {
+            return;
+        };
+        Schedule::taken(&mut pending.slot);
+        let mut buffer = [0; MAX_ANSWER];
+        // What somebody forges is passed over; a bounded number at a time.
+        for _ in 0..8 {
+            match pending.socket.receive(&mut buffer) {
+                Ok(len) => {
+                    let answer = buffer.get_mut(..len).unwrap_or_default();
+                    if pending.query.is_answered_by(pending.id, answer) {
+                        if let Some(pending) = self.remove(core, token) {
+                            finish(core, &pending, answer);
+                        }
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    if let Some(pending) = self.remove(core, token) {
+                        self.retry(core, pending);
+                    }
+                    return;
+                }
+            }
+        }
+        core.schedule.wake(token, &mut pending.slot);
+    }
+
+    fn remove(&mut self, core: &mut Core<H>, token: Token) -> Option<Pending<H::Datagrams>> {
+        let mut pending = self.pending.remove(token)?;
+        core.schedule.forget(token, &mut pending.slot);
+        Some(pending)
+    }
+}
+
+fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8]) {
+    learn(core, &pending.query, answer);
+    set_id(answer, pending.query.id);
+    match answer.len() > core.config.max_datagram() {
+        true => reply(core, pending.guest_port, &pending.query.truncated()),
+        false => reply(core, pending.guest_port, answer),
+    }
+}
+
+fn reply<H: Host>(core: &mut Core<H>, guest_port: u16, answer: &[u8]) {
+    let to = (core.config.guest, guest_port);
+    core.send_udp((core.config.dns, PORT), to, answer);
+}

@@ -1,0 +1,58 @@
+//! What can keep the process from starting, or end it. Said on the control socket and on standard
+//! error.
+
+use std::io;
+
+use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES};
+
+use crate::config::ConfigError;
+use crate::jail::JailError;
+
+/// Why the process gives up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A descriptor was not open.
+    #[error("descriptor {} of {what} is not open; open it before the gateway is started", fd.0)]
+    Descriptor {
+        /// What it is for.
+        what: &'static str,
+        /// Its number.
+        fd: Fd,
+    },
+    /// The description cannot be read.
+    #[error("cannot read the network description: {0}")]
+    Read(io::Error),
+    /// The description is too long.
+    #[error("the network description is longer than {MAX_DESCRIPTION_BYTES} bytes")]
+    TooLong,
+    /// The description is not one.
+    #[error("the network description is malformed: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// The description makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host does not give the process what it needs.
+    #[error("cannot set up the sockets: {0}")]
+    Setup(io::Error),
+    /// The jail could not be entered.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// Waiting failed.
+    #[error("cannot wait for the sockets: {0}")]
+    Wait(io::Error),
+}
+
+impl Error {
+    /// Stable code for the control socket.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Descriptor { .. } => "descriptor-closed",
+            Self::Read(_) | Self::TooLong | Self::Parse(_) | Self::Config(_) => {
+                "network-description"
+            }
+            Self::Setup(_) => "gateway-setup",
+            Self::Jail(error) => error.code(),
+            Self::Wait(_) => "gateway-wait",
+        }
+    }
+}

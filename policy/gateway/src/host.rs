@@ -1,0 +1,96 @@
+//! What the gateway asks of the host: sockets, and the link to the guest. Implemented by
+//! [`crate::sockets`] for the real ones, and by tests.
+//!
+//! Everything is non-blocking. Readiness is told once, when it begins ([`crate::Gateway::event`]);
+//! until then operations answer [`io::ErrorKind::WouldBlock`].
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::table::Token;
+
+/// The host's side.
+pub trait Host {
+    /// A TCP connection.
+    type Stream: Stream;
+    /// A UDP socket that is connected to one address.
+    type Datagrams: Datagrams;
+
+    /// Begins a TCP connection. When it can be written to, [`Stream::outcome`] tells how that went.
+    ///
+    /// # Errors
+    /// As of `connect`.
+    fn connect(&mut self, to: SocketAddr, token: Token) -> io::Result<Self::Stream>;
+
+    /// Makes a UDP socket.
+    ///
+    /// # Errors
+    /// As of `socket` and `connect`.
+    fn datagrams(&mut self, to: SocketAddr, token: Token) -> io::Result<Self::Datagrams>;
+
+    /// Accepts the next connection of the listener with this index in the description.
+    ///
+    /// # Errors
+    /// As of `accept`.
+    fn accept(&mut self, listener: usize, token: Token) -> io::Result<Self::Stream>;
+
+    /// Sends a frame to the guest.
+    ///
+    /// # Errors
+    /// As of `send`.
+    fn transmit(&mut self, frame: &[u8]) -> io::Result<()>;
+
+    /// A number that nobody can guess.
+    fn random(&mut self) -> u64;
+}
+
+/// A TCP connection of the host. Dropping it closes it.
+pub trait Stream {
+    /// Whether it is connected now.
+    ///
+    /// # Errors
+    /// Why not.
+    fn outcome(&mut self) -> io::Result<()>;
+
+    /// Receives; 0 at the end.
+    ///
+    /// # Errors
+    /// As of `recv`.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends.
+    ///
+    /// # Errors
+    /// As of `send`.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// No more bytes will be sent.
+    fn end_output(&mut self);
+
+    /// Closes without a good end: the peer sees a reset.
+    fn reset(self);
+}
+
+/// A connected UDP socket of the host. Dropping it closes it.
+pub trait Datagrams {
+    /// Receives one; a longer one is cut off.
+    ///
+    /// # Errors
+    /// As of `recv`.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends one.
+    ///
+    /// # Errors
+    /// As of `send`.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Readiness that began. An error or the end of a stream counts as both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// There is something to receive, or to accept.
+    pub readable: bool,
+    /// There is room to send.
+    pub writable: bool,
+}

@@ -1,0 +1,216 @@
+//! The jail: how the process gives up everything but its sockets, before it reads the first frame.
+//! It stays in the host's network, which is its job, and can open no file there is. Called by
+//! [`crate::run`] alone. What each layer is for: docs/network.md.
+
+mod seccomp;
+
+use std::io;
+
+use bulkhead_network::{Jail, NetworkDescription, Protocol};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope,
+};
+use rustix::process::{
+    Resource, Rlimit, Signal, geteuid, getpid, getppid, getrlimit, set_parent_process_death_signal,
+    setrlimit,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::{dns, udp};
+
+/// Newest Landlock ABI whose rights are denied. A host that knows fewer enforces those.
+const LANDLOCK_ABI: ABI = ABI::V6;
+/// Most ports that Landlock is told one by one; with more, rules are checked here alone.
+const MAX_PORTS: usize = 1024;
+/// First of the user ids given to processes that start as root, as the VMM has them.
+const FIRST_UID: u32 = 1_879_048_192;
+/// The overflow user, where that range is not mapped (in a container).
+const NOBODY: u32 = 65_534;
+/// Descriptors besides those of flows: standard streams, link, control, event queue, some to spare.
+const OTHER_DESCRIPTORS: u64 = 32;
+
+/// The jail could not be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// The host does not offer a layer, and the description demands all of them.
+    #[error(
+        "the host refuses the jail layer {layer}: {source}; allow it, or run with a best-effort jail"
+    )]
+    Layer {
+        /// Which.
+        layer: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The supervisor ended meanwhile.
+    #[error("the supervisor is gone")]
+    Orphaned,
+    /// The seccomp filter does not compile.
+    #[error("cannot compile the seccomp filter: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+}
+
+impl JailError {
+    /// Stable code for the control socket.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Layer { .. } => "jail-layer",
+            Self::Orphaned => "supervisor-gone",
+            Self::Filter(_) => "jail-seccomp",
+        }
+    }
+}
+
+/// Locks the process in. Returns the layers that the host does not offer, by name; with
+/// [`Jail::Full`] a missing layer is an error instead, and with [`Jail::None`] nothing happens.
+///
+/// # Errors
+/// See [`JailError`]. The process may then be half locked in, and has to end.
+pub(crate) fn enter(description: &NetworkDescription) -> Result<Vec<String>, JailError> {
+    if description.jail == Jail::None {
+        return Ok(Vec::new());
+    }
+    let mut gaps = Vec::new();
+    let mut note = |layer: &'static str, outcome: io::Result<()>| match outcome {
+        Ok(()) => Ok(()),
+        Err(source) if description.jail == Jail::Full => Err(JailError::Layer { layer, source }),
+        Err(_) => {
+            gaps.push(layer.to_owned());
+            Ok(())
+        }
+    };
+    let supervisor = getppid();
+    let filter = seccomp::compile()?;
+    note(
+        "no-new-privileges",
+        set_no_new_privs(true).map_err(io::Error::from),
+    )?;
+    note("landlock", restrict(description))?;
+    note("limits", limit(description))?;
+    drop_bounding_set();
+    note("user", leave_root())?;
+    note("capabilities", drop_capabilities())?;
+    // A change of credentials clears the signal that ends the process with its supervisor.
+    let signal = set_parent_process_death_signal(Some(Signal::KILL));
+    note("user", signal.map_err(io::Error::from))?;
+    if getppid() != supervisor {
+        return Err(JailError::Orphaned);
+    }
+    note(
+        "seccomp",
+        seccompiler::apply_filter(&filter).map_err(io::Error::other),
+    )?;
+    Ok(gaps)
+}
+
+/// No file, no abstract socket or foreign process, no port to listen on, and connections to the
+/// ports of the rules alone. Landlock knows no addresses and no UDP.
+fn restrict(description: &NetworkDescription) -> io::Result<()> {
+    let ports = ports(description);
+    let net = match ports {
+        Some(_) => AccessNet::from_all(LANDLOCK_ABI),
+        None => AccessNet::BindTcp.into(),
+    };
+    let status = || -> Result<RulesetStatus, RulesetError> {
+        let ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+            .handle_access(net)?
+            .scope(Scope::from_all(LANDLOCK_ABI))?
+            .create()?;
+        let allowed = ports.into_iter().flatten();
+        let allowed =
+            allowed.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp)));
+        let ruleset = ruleset.add_rules(allowed)?;
+        Ok(ruleset.restrict_self()?.ruleset)
+    };
+    match status().map_err(io::Error::other)? {
+        RulesetStatus::NotEnforced => Err(io::ErrorKind::Unsupported.into()),
+        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+    }
+}
+
+/// The ports that a TCP connection may go to; nothing when they are too many.
+fn ports(description: &NetworkDescription) -> Option<Vec<u16>> {
+    let rules = description.allow.iter();
+    let rules = rules.filter(|rule| rule.protocol == Protocol::Tcp);
+    let mut ports: Vec<u16> = Vec::new();
+    for rule in rules {
+        let range = rule.ports.first..=rule.ports.last;
+        if ports.len() + range.len() > MAX_PORTS {
+            return None;
+        }
+        ports.extend(range);
+    }
+    let services = description.loopback.iter().map(|service| service.host_port);
+    ports.extend(services);
+    ports.extend(description.resolvers.iter().map(|resolver| resolver.port()));
+    Some(ports)
+}
+
+/// No core dump, which would hold the guest's traffic, and no more descriptors than the tables
+/// have places.
+fn limit(description: &NetworkDescription) -> io::Result<()> {
+    let flows = udp::MAX_FLOWS + dns::MAX_PENDING + usize::from(description.max_connections);
+    let needed = flows as u64 + description.forwards.len() as u64 + OTHER_DESCRIPTORS;
+    let possible = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    for (resource, value) in [
+        (Resource::Core, 0),
+        (Resource::Nofile, needed.min(possible)),
+    ] {
+        let value = Some(value);
+        setrlimit(
+            resource,
+            Rlimit {
+                current: value,
+                maximum: value,
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Changes from root to a user that owns nothing; nothing to do for others.
+fn leave_root() -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let own = FIRST_UID.saturating_add(getpid().as_raw_nonzero().get().unsigned_abs());
+    become_user(own).or_else(|_| become_user(NOBODY))
+}
+
+fn become_user(id: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+/// Empties the bounding set, while that is still allowed.
+fn drop_bounding_set() {
+    for capability in CapabilitySet::all().iter() {
+        // Refused without CAP_SETPCAP, and for capabilities this kernel does not know. With no new
+        // privileges, no `execve` could draw on the bounding set anyway.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+}
+
+/// Empties all other capability sets.
+fn drop_capabilities() -> io::Result<()> {
+    clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?;
+    Ok(())
+}

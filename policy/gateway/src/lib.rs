@@ -1,0 +1,40 @@
+//! The user-mode network of one partition: between the guest's network interface, as raw Ethernet
+//! frames, and sockets of the host. No privilege is needed, and nothing is reachable that the
+//! description does not allow.
+//!
+//! - [`Gateway`] is the network without the process: frames, events and time go in, frames and calls
+//!   to the host ([`host`]) come out. A guest may send what it likes: every table is bounded.
+//! - [`run`] is the process `bulkhead-gateway`: descriptors, the jail, the event loop.
+//!
+//! docs/network.md tells users what to expect of it. The supervisor links `bulkhead-network`, the
+//! description, and never this crate.
+#![deny(unsafe_code)]
+
+mod chatter;
+mod config;
+mod control;
+mod core;
+mod descriptors;
+mod dhcp;
+mod dns;
+mod error;
+mod frame;
+mod gateway;
+pub mod host;
+mod jail;
+mod outbox;
+mod process;
+mod rules;
+mod schedule;
+pub mod sockets;
+mod table;
+mod tcp;
+mod udp;
+
+pub use chatter::Chatter;
+pub use config::{Config, ConfigError};
+pub use error::Error;
+pub use gateway::Gateway;
+pub use jail::JailError;
+pub use process::{FAILED, run};
+pub use table::{Kind, Token};

@@ -1,0 +1,195 @@
+//! The process `bulkhead-gateway`: reads its description, locks itself in, and moves frames until
+//! the VMM or the supervisor is gone. Called by `main` alone.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use bulkhead_network::control::{Command, Event};
+use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES, MAX_FRAME_BYTES, NetworkDescription};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::chatter::Chatter;
+use crate::control::{self, Request};
+use crate::descriptors::{self, Descriptors};
+use crate::error::Error;
+use crate::gateway::Gateway;
+use crate::jail;
+use crate::sockets::Sockets;
+use crate::table::Kind;
+
+/// Exit status when the gateway gave up.
+pub const FAILED: u8 = 125;
+/// Most frames of the guest before others have a turn.
+const FRAMES: usize = 64;
+
+/// Serves the network whose description is on this descriptor until it ends.
+pub fn run(description: Fd) -> ExitCode {
+    // The supervisor's death is the end; refused nowhere.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    match read(description).and_then(|description| serve(&description)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `eprintln!` would panic where standard error cannot be written to.
+            let _ = writeln!(io::stderr(), "bulkhead-gateway: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn read(description: Fd) -> Result<NetworkDescription, Error> {
+    let mut json = Vec::new();
+    descriptors::description(description)?
+        .take(MAX_DESCRIPTION_BYTES + 1)
+        .read_to_end(&mut json)
+        .map_err(Error::Read)?;
+    match json.len() as u64 > MAX_DESCRIPTION_BYTES {
+        true => Err(Error::TooLong),
+        false => Ok(serde_json::from_slice(&json)?),
+    }
+}
+
+fn serve(description: &NetworkDescription) -> Result<(), Error> {
+    let mut own = Descriptors::of(description).map_err(Error::Setup)?;
+    let control = match description.control {
+        Some(fd) => Some(own.take("the control socket", fd)?),
+        None => None,
+    };
+    let report = control.as_ref().map(|control| control.try_clone());
+    let report = report.transpose().map_err(Error::Setup)?;
+    let served = set_up(description, &mut own, control).and_then(|(mut gateway, jail_gaps)| {
+        if let Some(control) = gateway.host().control() {
+            control::tell(control, &Event::Running { jail_gaps });
+        }
+        serve_link(&mut gateway)
+    });
+    if let (Err(error), Some(report)) = (&served, report) {
+        let failed = Event::Failed {
+            code: error.code().to_owned(),
+            message: control::shortened(&error.to_string()),
+        };
+        control::tell(report, &failed);
+    }
+    served
+}
+
+fn set_up(
+    description: &NetworkDescription,
+    own: &mut Descriptors,
+    control: Option<std::os::fd::OwnedFd>,
+) -> Result<(Gateway<Sockets>, Vec<String>), Error> {
+    let link = own.take("the link", description.link)?;
+    let listeners = description
+        .forwards
+        .iter()
+        .map(|forward| own.take("a forward", forward.listener))
+        .collect::<Result<_, _>>()?;
+    let sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
+    let gateway = Gateway::new(description, sockets, Chatter::new(&description.name))?;
+    let gaps = jail::enter(description)?;
+    Ok((gateway, gaps))
+}
+
+/// Moves frames until the link or the control socket is closed.
+fn serve_link(gateway: &mut Gateway<Sockets>) -> Result<(), Error> {
+    let start = Instant::now();
+    let mut buffer = vec![0; MAX_FRAME_BYTES + 1];
+    let mut events = Vec::new();
+    let mut link_readable = true;
+    let mut link_ended = false;
+    loop {
+        gateway.set_time(passed(start));
+        if link_readable {
+            link_readable = match take_frames(gateway, &mut buffer) {
+                Taken::All => false,
+                Taken::Some => true,
+                Taken::Empty if !link_ended => true,
+                Taken::Empty | Taken::Broken => return Ok(()),
+            };
+        }
+        gateway.turn();
+        let timeout = match link_readable {
+            true => Some(Duration::ZERO),
+            false => gateway.next_turn().map(|at| until(at, passed(start))),
+        };
+        gateway
+            .host()
+            .wait(timeout, &mut events)
+            .map_err(Error::Wait)?;
+        gateway.set_time(passed(start));
+        for event in events.drain(..) {
+            match event.token.kind {
+                Kind::Link => {
+                    link_readable |= event.ready.readable;
+                    link_ended |= event.ended;
+                    if event.ready.writable {
+                        gateway.link_writable();
+                    }
+                }
+                Kind::Control if event.ready.readable => {
+                    if !obey(gateway) {
+                        return Ok(());
+                    }
+                }
+                _ => gateway.event(event.token, event.ready),
+            }
+        }
+    }
+}
+
+/// What was found in the link.
+enum Taken {
+    /// There is no more at the moment.
+    All,
+    /// There may be more.
+    Some,
+    /// An empty frame, or the end.
+    Empty,
+    /// The link does not work any more.
+    Broken,
+}
+
+/// Takes some frames.
+fn take_frames(gateway: &mut Gateway<Sockets>, buffer: &mut [u8]) -> Taken {
+    for _ in 0..FRAMES {
+        match gateway.host().receive_frame(buffer) {
+            Ok(0) => return Taken::Empty,
+            Ok(len) => gateway.frame(buffer.get(..len).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Taken::All,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Taken::Broken,
+        }
+    }
+    Taken::Some
+}
+
+/// Does what the supervisor wants; false when that is to end.
+fn obey(gateway: &mut Gateway<Sockets>) -> bool {
+    loop {
+        let stats = gateway.stats();
+        let Some(control) = gateway.host().control() else {
+            return true;
+        };
+        let answer = match control::receive(control) {
+            Request::Do(Command::Stats) => Event::Stats(stats),
+            Request::Do(Command::Stop) | Request::Gone => return false,
+            Request::Unknown(message) => Event::Refused {
+                message: control::shortened(&message),
+            },
+            Request::None => return true,
+        };
+        control::tell(control.as_fd(), &answer);
+    }
+}
+
+/// The gateway's time.
+fn passed(start: Instant) -> smoltcp::time::Instant {
+    let micros = i64::try_from(start.elapsed().as_micros()).unwrap_or(i64::MAX);
+    smoltcp::time::Instant::from_micros(micros)
+}
+
+fn until(at: smoltcp::time::Instant, now: smoltcp::time::Instant) -> Duration {
+    let left = at.total_micros().saturating_sub(now.total_micros());
+    Duration::from_micros(u64::try_from(left).unwrap_or(0))
+}

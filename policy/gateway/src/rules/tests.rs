@@ -1,0 +1,155 @@
+use super::*;
+use bulkhead_network::{Fd, Jail};
+use std::net::SocketAddrV4;
+
+fn rules(allow: &[&str], loopback: &[&str]) -> (Config, Rules) {
+    let mut description = NetworkDescription::new("t", Fd(3), [2, 0, 0, 0, 0, 1], Jail::None);
+    description.allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
+    description.loopback = loopback.iter().map(|s| s.parse().unwrap()).collect();
+    (Config::new(&description).unwrap(), Rules::new(&description))
+}
+
+const NOW: Instant = Instant::ZERO;
+
+fn goes((config, rules): &(Config, Rules), flow: &str) -> Option<String> {
+    let (protocol, to) = flow.split_once(':').unwrap();
+    let protocol = protocol.parse().unwrap();
+    let to: SocketAddrV4 = to.parse().unwrap();
+    let verdict = rules.outbound(config, NOW, protocol, *to.ip(), to.port());
+    verdict.ok().map(|to| to.to_string())
+}
+
+#[test]
+fn nothing_is_reachable_without_a_rule() {
+    let none = rules(&[], &[]);
+    for flow in [
+        "tcp:192.0.2.1:80",
+        "udp:192.0.2.1:53",
+        "tcp:10.0.2.2:22",
+        "tcp:10.0.2.3:22",
+        "tcp:127.0.0.1:22",
+    ] {
+        assert_eq!(goes(&none, flow), None, "{flow}");
+    }
+    assert!(!none.1.resolves("example.org"));
+}
+
+#[test]
+fn rules_allow_what_they_say() {
+    let some = rules(&["tcp:192.0.2.0/25:80-81", "udp:192.0.2.1:53"], &[]);
+    for (flow, allowed) in [
+        ("tcp:192.0.2.1:80", true),
+        ("tcp:192.0.2.127:81", true),
+        ("tcp:192.0.2.128:80", false),
+        ("tcp:192.0.2.1:82", false),
+        ("udp:192.0.2.1:80", false),
+        ("udp:192.0.2.1:53", true),
+        ("tcp:192.0.2.1:53", false),
+    ] {
+        assert_eq!(goes(&some, flow).is_some(), allowed, "{flow}");
+    }
+    assert!(!some.1.resolves("example.org"));
+}
+
+#[test]
+fn any_is_any_but_the_host_itself_and_link_local() {
+    for rule in ["tcp:*:*", "tcp:0.0.0.0/0:*"] {
+        let any = rules(&[rule], &[]);
+        for (to, allowed) in [
+            ("192.0.2.1", true),
+            ("10.0.3.1", true),
+            ("10.0.2.2", false),
+            ("10.0.2.77", false),
+            ("127.0.0.1", false),
+            ("127.1.2.3", false),
+            ("0.0.0.0", false),
+            ("169.254.169.254", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+        ] {
+            let flow = format!("tcp:{to}:80");
+            assert_eq!(goes(&any, &flow).is_some(), allowed, "{rule} {to}");
+        }
+        assert_eq!(goes(&any, "tcp:192.0.2.1:0"), None);
+    }
+    let metadata = rules(&["tcp:169.254.169.254:80"], &[]);
+    assert!(goes(&metadata, "tcp:169.254.169.254:80").is_some());
+    assert!(rules(&["tcp:*:*"], &[]).1.resolves("example.org"));
+    assert!(!rules(&["tcp:0.0.0.0/0:*"], &[]).1.resolves("example.org"));
+}
+
+#[test]
+fn loopback_services_are_at_the_router() {
+    let some = rules(&["tcp:*:*"], &["tcp:80=8080", "udp:53"]);
+    let host = |flow| goes(&some, flow);
+    assert_eq!(host("tcp:10.0.2.2:80").as_deref(), Some("127.0.0.1:8080"));
+    assert_eq!(host("udp:10.0.2.2:53").as_deref(), Some("127.0.0.1:53"));
+    assert_eq!(host("tcp:10.0.2.2:8080"), None);
+    assert_eq!(host("tcp:10.0.2.2:53"), None);
+    assert_eq!(host("tcp:10.0.2.3:80"), None);
+}
+
+#[test]
+fn names_allow_what_they_resolved_to() {
+    let mut named = rules(&["tcp:a.example:80", "tcp:*.b.example:443"], &[]);
+    assert!(named.1.resolves("a.example") && named.1.resolves("x.b.example"));
+    assert!(!named.1.resolves("b.example") && !named.1.resolves("c.example"));
+    assert_eq!(goes(&named, "tcp:192.0.2.1:80"), None);
+    let one = Ipv4Addr::new(192, 0, 2, 1);
+    named.1.learn(NOW, "a.example", one, 60);
+    assert!(goes(&named, "tcp:192.0.2.1:80").is_some());
+    assert_eq!(goes(&named, "tcp:192.0.2.1:443"), None);
+    named.1.learn(NOW, "x.b.example", one, 60);
+    assert!(goes(&named, "tcp:192.0.2.1:443").is_some());
+    let later = NOW + smoltcp::time::Duration::from_secs(300);
+    let verdict = named.1.outbound(&named.0, later, Protocol::Tcp, one, 80);
+    assert!(verdict.is_err(), "answers end");
+}
+
+#[test]
+fn names_never_stand_for_the_host_or_its_metadata() {
+    let mut named = rules(&["tcp:a.example:80"], &[]);
+    for address in [
+        "127.0.0.1",
+        "10.0.2.2",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+    ] {
+        named
+            .1
+            .learn(NOW, "a.example", address.parse().unwrap(), 60);
+        assert_eq!(
+            goes(&named, &format!("tcp:{address}:80")),
+            None,
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_names_the_rule_that_is_missing() {
+    let (config, mut rules) = rules(&["tcp:a.example:80"], &[]);
+    let to = Ipv4Addr::new(192, 0, 2, 1);
+    let say = |rules: &Rules, to, port| {
+        let refusal = rules.outbound(&config, NOW, Protocol::Tcp, to, port);
+        refusal.unwrap_err().to_string()
+    };
+    assert_eq!(
+        say(&rules, to, 22),
+        "refused tcp to 192.0.2.1:22: the rule tcp:192.0.2.1:22 would allow it"
+    );
+    rules.learn(NOW, "a.example", to, 60);
+    assert_eq!(
+        say(&rules, to, 22),
+        "refused tcp to 192.0.2.1:22 (a.example): the rule tcp:a.example:22 would allow it"
+    );
+    assert_eq!(
+        say(&rules, config.router, 22),
+        "refused tcp to the host's port 22: the loopback service tcp:22 would allow it"
+    );
+    assert_eq!(
+        say(&rules, Ipv4Addr::LOCALHOST, 22),
+        "refused a flow to 127.0.0.1: no rule can allow it"
+    );
+}

@@ -1,0 +1,232 @@
+//! The host's side with real sockets. Every socket is added to the event queue once, edge-triggered.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay, socket_error};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, connect,
+    recv, send, shutdown, socket_with,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::host::{Datagrams, Host, Readiness, Stream};
+use crate::table::{Kind, Token};
+
+const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// Descriptors from the description, and the event queue.
+pub struct Sockets {
+    queue: OwnedFd,
+    link: OwnedFd,
+    control: Option<OwnedFd>,
+    listeners: Vec<OwnedFd>,
+}
+
+/// An event of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// About whom.
+    pub token: Token,
+    /// What became possible.
+    pub ready: Readiness,
+    /// The other side is gone.
+    pub ended: bool,
+}
+
+impl Sockets {
+    /// Waits for all of them.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn new(
+        link: OwnedFd,
+        control: Option<OwnedFd>,
+        listeners: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
+        let queue = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let sockets = Self {
+            queue,
+            link,
+            control,
+            listeners,
+        };
+        sockets.add(&sockets.link, Token::lone(Kind::Link, 0))?;
+        if let Some(control) = &sockets.control {
+            sockets.add(control, Token::lone(Kind::Control, 0))?;
+        }
+        for (index, listener) in (0..).zip(&sockets.listeners) {
+            // Whoever made it may have left it blocking, and `accept` takes no flag for that.
+            rustix::io::ioctl_fionbio(listener, true)?;
+            sockets.add(listener, Token::lone(Kind::Listener, index))?;
+        }
+        Ok(sockets)
+    }
+
+    fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let data = EventData::new_u64(token.pack());
+        Ok(epoll::add(&self.queue, socket, data, flags)?)
+    }
+
+    /// Waits for events, at most `timeout`; forever without. They are added to `events`.
+    ///
+    /// # Errors
+    /// As of `epoll_wait`; an interruption is no error.
+    pub fn wait(
+        &self,
+        timeout: Option<std::time::Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let mut raw = [epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        }; 64];
+        let timeout = timeout.map(|timeout| rustix::time::Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let count = match epoll::wait(&self.queue, &mut raw[..], timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in raw.iter().take(count) {
+            let (flags, data) = (event.flags, event.data);
+            let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+            let ready = Readiness {
+                readable: failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP),
+                writable: failed || flags.contains(EventFlags::OUT),
+            };
+            if let Some(token) = Token::unpack(data.u64()) {
+                events.push(Event {
+                    token,
+                    ready,
+                    ended: flags.intersects(EventFlags::HUP | EventFlags::RDHUP),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives a frame of the guest; an empty one when the link is closed, and as often as
+    /// somebody sends one.
+    ///
+    /// # Errors
+    /// As of `recv`.
+    pub fn receive_frame(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (_, len) = recv(&self.link, buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)?;
+        Ok(len)
+    }
+
+    /// The control socket.
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().map(AsFd::as_fd)
+    }
+
+    fn new_socket(&self, to: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(socket_with(family, kind, flags, None)?)
+    }
+}
+
+impl Host for Sockets {
+    type Stream = TcpSocket;
+    type Datagrams = UdpSocket;
+
+    fn connect(&mut self, to: SocketAddr, token: Token) -> io::Result<TcpSocket> {
+        let socket = self.new_socket(to, SocketType::STREAM)?;
+        // A delay is the guest's to choose, and it has chosen already.
+        set_tcp_nodelay(&socket, true)?;
+        match connect(&socket, &to) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.add(&socket, token)?;
+        Ok(TcpSocket(socket))
+    }
+
+    fn datagrams(&mut self, to: SocketAddr, token: Token) -> io::Result<UdpSocket> {
+        let socket = self.new_socket(to, SocketType::DGRAM)?;
+        connect(&socket, &to)?;
+        self.add(&socket, token)?;
+        Ok(UdpSocket(socket))
+    }
+
+    fn accept(&mut self, listener: usize, token: Token) -> io::Result<TcpSocket> {
+        let Some(listener) = self.listeners.get(listener) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        // A listener of another family than TCP has no such option, and no need of it.
+        let _ = set_tcp_nodelay(&socket, true);
+        self.add(&socket, token)?;
+        Ok(TcpSocket(socket))
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {
+        send(&self.link, frame, SEND)?;
+        Ok(())
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        // At most 256 bytes never fail once the pool is initialised (getrandom(2)); and if they
+        // did, a guess would gain somebody on the host's own network a forged answer.
+        let _ = getrandom(&mut bytes, GetRandomFlags::empty());
+        u64::from_ne_bytes(bytes)
+    }
+}
+
+/// A TCP socket.
+pub struct TcpSocket(OwnedFd);
+
+impl Stream for TcpSocket {
+    fn outcome(&mut self) -> io::Result<()> {
+        socket_error(&self.0)?.map_err(io::Error::from)?;
+        match rustix::net::getpeername(&self.0) {
+            Ok(_) => Ok(()),
+            Err(rustix::io::Errno::NOTCONN) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (_, len) = recv(&self.0, buffer, RecvFlags::DONTWAIT)?;
+        Ok(len)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(&self.0, bytes, SEND)?)
+    }
+
+    fn end_output(&mut self) {
+        // Fails where the peer has reset the connection, which the next call shows.
+        let _ = shutdown(&self.0, Shutdown::Write);
+    }
+
+    fn reset(self) {
+        let _ = set_socket_linger(&self.0, Some(std::time::Duration::ZERO));
+    }
+}
+
+/// A UDP socket.
+pub struct UdpSocket(OwnedFd);
+
+impl Datagrams for UdpSocket {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (_, len) = recv(&self.0, buffer, RecvFlags::DONTWAIT)?;
+        Ok(len)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        send(&self.0, bytes, SEND)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! One proxied TCP connection, from the guest's SYN or a forwarded connection to its end: bytes go
+//! from one side's buffer to the other's, and not beyond; the end of one direction, refusals and
+//! resets are handed on as what they are. Used by the table of connections.
+
+use std::io::ErrorKind;
+
+use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::time::{Duration, Instant};
+
+use super::connection::{Connection, Key};
+use crate::core::Core;
+use crate::dns::session::Session;
+use crate::host::{Host, Readiness, Stream};
+use crate::schedule::Slot;
+
+/// Most segments sent before others have a turn.
+const BURST: usize = 8;
+/// How long to wait before a stack is asked again that wants to send and does not.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// An entry of the table.
+pub(super) struct Flow<S> {
+    pub(super) key: Key,
+    pub(super) slot: Slot,
+    /// What the host told since the last turn.
+    pub(super) ready: Readiness,
+    pub(super) stage: Stage<S>,
+    /// Counted among those with large buffers.
+    pub(super) large: bool,
+}
+
+/// How far a connection is.
+pub(super) enum Stage<S> {
+    /// The host connects for the guest, whose SYN waits.
+    Connecting(Connecting<S>),
+    /// The guest has, or is sent, a SYN.
+    Open(Box<Open<S>>),
+}
+
+/// The host connects.
+pub(super) struct Connecting<S> {
+    /// Taken when it is connected.
+    pub(super) stream: Option<S>,
+    pub(super) syn: Vec<u8>,
+    pub(super) until: Instant,
+}
+
+/// Both sides exist.
+pub(super) struct Open<S> {
+    pub(super) connection: Connection,
+    pub(super) peer: Peer<S>,
+    /// When a forwarded connection must have been accepted; none once it is.
+    pub(super) accept_until: Option<Instant>,
+    /// The guest has ended its direction.
+    guest_ended: bool,
+    /// The host knows it.
+    output_ended: bool,
+    /// The host has ended its direction.
+    host_ended: bool,
+}
+
+/// Who the guest speaks to.
+pub(super) enum Peer<S> {
+    /// A socket of the host.
+    Host(S),
+    /// The DNS server.
+    Dns(Session<S>),
+}
+
+/// What becomes of a connection after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It waits for the guest, the host, or this moment.
+    Wait(Option<Instant>),
+    /// It waits for the link.
+    Stall,
+    /// It has more to do.
+    Again,
+    /// It has ended well.
+    Close,
+    /// It has ended otherwise.
+    Reset,
+}
+
+impl<S: Stream> Open<S> {
+    pub(super) fn new(
+        connection: Connection,
+        peer: Peer<S>,
+        accept_until: Option<Instant>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            connection,
+            peer,
+            accept_until,
+            guest_ended: false,
+            output_ended: false,
+            host_ended: false,
+        })
+    }
+
+    /// Whether both directions have ended and a new SYN may take the key.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.connection.state(), State::Closed | State::TimeWait)
+    }
+
+    /// Takes a packet from the guest.
+    pub(super) fn input<H: Host<Stream = S>>(&mut self, core: &mut Core<H>, packet: &[u8]) {
+        self.connection.input(core, packet);
+    }
+
+    /// Moves what can be moved.
+    pub(super) fn turn<H: Host<Stream = S>>(
+        &mut self,
+        core: &mut Core<H>,
+        key: Key,
+        ready: &mut Readiness,
+        token: crate::table::Token,
+    ) -> Next {
+        let socket = self.connection.socket();
+        self.guest_ended |= matches!(
+            socket.state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
+        if !matches!(socket.state(), State::SynSent | State::SynReceived) {
+            self.accept_until = None;
+        }
+        let sound = match &mut self.peer {
+            Peer::Host(stream) => {
+                let mut ends = Ends {
+                    guest: self.guest_ended,
+                    output: &mut self.output_ended,
+                    host: &mut self.host_ended,
+                };
+                to_host(core, socket, stream, ready, &mut ends)
+                    && to_guest(core, socket, stream, ready, &mut ends)
+            }
+            Peer::Dns(session) => session.turn(core, socket, ready, token),
+        };
+        if let Peer::Dns(session) = &self.peer
+            && (session.is_over() || self.guest_ended && session.is_idle())
+        {
+            self.host_ended = true;
+            self.output_ended = true;
+            socket.close();
+        }
+        if self.accept_until.is_some_and(|until| until <= core.now) {
+            core.stats.tcp_failed += 1;
+            let text = format_args!(
+                "the guest does not accept connections to {}",
+                key.guest_port
+            );
+            core.chatter.say(core.now, text);
+            socket.abort();
+        } else if !sound {
+            socket.abort();
+        }
+        self.output(core)
+    }
+
+    /// Sends to the guest, and sees what is left to do.
+    fn output<H: Host<Stream = S>>(&mut self, core: &mut Core<H>) -> Next {
+        let mut sent = 0;
+        while sent < BURST && core.outbox.is_clear() && self.connection.output(core) {
+            sent += 1;
+        }
+        let wanted = self.connection.next_output(core.now);
+        let now = wanted.is_some_and(|at| at <= core.now);
+        let socket = self.connection.socket();
+        let drained = !socket.can_recv() || self.output_ended;
+        match socket.state() {
+            _ if now && !core.outbox.is_clear() => Next::Stall,
+            _ if now && sent == BURST => Next::Again,
+            State::Closed if !(self.guest_ended && self.host_ended) => Next::Reset,
+            // The link neither reorders nor repeats: nothing old can come that TIME-WAIT is for.
+            State::Closed | State::TimeWait if drained && self.output_ended => Next::Close,
+            _ if now => Next::Wait(Some(core.now + RETRY)),
+            _ => Next::Wait(earliest(wanted, self.deadline())),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.peer {
+            Peer::Host(_) => self.accept_until,
+            Peer::Dns(session) => session.deadline(),
+        }
+    }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
+}
+
+/// Which directions have ended.
+struct Ends<'a> {
+    guest: bool,
+    output: &'a mut bool,
+    host: &'a mut bool,
+}
+
+/// Hands on what the guest sent; false when the host's side is broken.
+fn to_host<H: Host>(
+    core: &mut Core<H>,
+    socket: &mut Socket<'_>,
+    stream: &mut H::Stream,
+    ready: &mut Readiness,
+    ends: &mut Ends<'_>,
+) -> bool {
+    while ready.writable && socket.can_recv() {
+        let sent = socket.recv(|bytes| match stream.send(bytes) {
+            Ok(sent) => (sent, Ok(sent)),
+            Err(error) => (0, Err(error.kind())),
+        });
+        match sent {
+            Ok(Ok(sent)) => core.stats.bytes_out += sent as u64,
+            Ok(Err(ErrorKind::WouldBlock)) => ready.writable = false,
+            Ok(Err(ErrorKind::Interrupted)) => {}
+            Ok(Err(_)) => return false,
+            Err(_) => break,
+        }
+    }
+    if ends.guest && !*ends.output && !socket.can_recv() {
+        stream.end_output();
+        *ends.output = true;
+    }
+    true
+}
+
+/// Hands on what the host received; false when its side is broken.
+fn to_guest<H: Host>(
+    core: &mut Core<H>,
+    socket: &mut Socket<'_>,
+    stream: &mut H::Stream,
+    ready: &mut Readiness,
+    ends: &mut Ends<'_>,
+) -> bool {
+    while ready.readable && !*ends.host && socket.can_send() {
+        let received = socket.send(|buffer| match stream.receive(buffer) {
+            Ok(received) => (received, Ok(received)),
+            Err(error) => (0, Err(error.kind())),
+        });
+        match received {
+            Ok(Ok(0)) => {
+                socket.close();
+                *ends.host = true;
+            }
+            Ok(Ok(received)) => core.stats.bytes_in += received as u64,
+            Ok(Err(ErrorKind::WouldBlock)) => ready.readable = false,
+            Ok(Err(ErrorKind::Interrupted)) => {}
+            Ok(Err(_)) => return false,
+            Err(_) => break,
+        }
+    }
+    true
+}

@@ -1,0 +1,379 @@
+//! TCP: the table of connections. The guest's go where a rule allows, forwarded ones come in.
+//! Used by [`crate::Gateway`].
+//!
+//! A SYN of the guest is answered when the host has connected, so that the guest sees a refusal as
+//! a refusal; only then does a connection have buffers.
+
+mod connection;
+mod flow;
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+
+use bulkhead_network::Protocol;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{Icmpv4DstUnreachable, TcpPacket};
+
+use crate::core::Core;
+use crate::dns::session::Session;
+use crate::frame::Packet;
+use crate::host::{Host, Readiness, Stream};
+use crate::schedule::{Schedule, Slot};
+use crate::table::{Kind, Table, Token};
+use connection::{Connection, Key};
+use flow::{Connecting, Flow, Next, Open, Peer, Stage};
+
+/// Bytes a connection buffers each way, while few are open.
+const LARGE_BUFFER: usize = 256 * 1024;
+/// Most connections with large buffers.
+const MAX_LARGE: usize = 64;
+/// Bytes the others buffer each way.
+const SMALL_BUFFER: usize = 32 * 1024;
+/// How long the host may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest, which may be booting, may take to accept a forwarded connection.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest SYN that is kept: headers with all options.
+const MAX_SYN: usize = 120;
+/// Ports from which forwarded connections come.
+const FORWARD_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// All connections.
+pub(crate) struct Tcp<H: Host> {
+    flows: Table<Flow<H::Stream>>,
+    by_key: HashMap<Key, Token>,
+    large: usize,
+    forward_port: u16,
+}
+
+impl<H: Host> Tcp<H> {
+    /// No connections, of at most `limit`.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            flows: Table::new(Kind::Tcp, limit),
+            by_key: HashMap::new(),
+            large: 0,
+            forward_port: *FORWARD_PORTS.start(),
+        }
+    }
+
+    /// How many are open.
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Takes a packet from the guest.
+    pub(crate) fn packet(&mut self, core: &mut Core<H>, packet: &Packet<'_>) {
+        let Ok(segment) = TcpPacket::new_checked(packet.payload) else {
+            core.stats.dropped_out += 1;
+            return;
+        };
+        let key = Key {
+            address: packet.destination,
+            port: segment.dst_port(),
+            guest_port: segment.src_port(),
+        };
+        if key.port == 0 || key.guest_port == 0 || packet.source.is_unspecified() {
+            core.stats.dropped_out += 1;
+            return;
+        }
+        let begins = segment.syn() && !segment.ack() && !segment.rst();
+        if let Some(token) = self.by_key.get(&key).copied()
+            && let Some(flow) = self.flows.get_mut(token)
+        {
+            match &mut flow.stage {
+                Stage::Connecting(_) if segment.rst() => {
+                    self.close(core, token, false);
+                    return;
+                }
+                // The SYN again.
+                Stage::Connecting(_) => return,
+                Stage::Open(open) if begins && open.is_over() => {
+                    // What is left goes to the host under no key.
+                    self.by_key.remove(&key);
+                }
+                Stage::Open(open) => {
+                    open.input(core, packet.bytes);
+                    core.schedule.wake(token, &mut flow.slot);
+                    return;
+                }
+            }
+        }
+        match begins {
+            true => self.begin(core, packet, &segment, key),
+            false if segment.rst() => {}
+            false => core.send_reset(packet, &segment),
+        }
+    }
+
+    /// A SYN of the guest.
+    fn begin(
+        &mut self,
+        core: &mut Core<H>,
+        packet: &Packet<'_>,
+        segment: &TcpPacket<&[u8]>,
+        key: Key,
+    ) {
+        if packet.bytes.len() > MAX_SYN {
+            // With data, which no system sends unasked.
+            core.stats.dropped_out += 1;
+            return;
+        }
+        let Some(token) = self.flows.next() else {
+            core.full("TCP connections");
+            core.send_reset(packet, segment);
+            return;
+        };
+        if (key.address, key.port) == (core.config.dns, DNS_PORT) {
+            if let Some(mut connection) = Connection::accept(core, key, SMALL_BUFFER) {
+                connection.input(core, packet.bytes);
+                let peer = Peer::Dns(Session::new(core.now));
+                let open = Open::new(connection, peer, None);
+                self.add(core, key, Stage::Open(open), false);
+            }
+            return;
+        }
+        let (config, now) = (&core.config, core.now);
+        let allowed = core
+            .rules
+            .outbound(config, now, Protocol::Tcp, key.address, key.port);
+        let to = match allowed {
+            Ok(to) => to,
+            Err(refusal) => {
+                core.refuse(&refusal);
+                core.send_reset(packet, segment);
+                return;
+            }
+        };
+        core.stats.tcp_out += 1;
+        match core.host.connect(to, token) {
+            Ok(stream) => {
+                let connecting = Connecting {
+                    stream: Some(stream),
+                    syn: packet.bytes.to_vec(),
+                    until: now + CONNECT_TIMEOUT,
+                };
+                self.add(core, key, Stage::Connecting(connecting), false);
+            }
+            Err(error) => fail(core, packet.bytes, &error),
+        }
+    }
+
+    /// A forwarded connection came in, or several.
+    pub(crate) fn accept(&mut self, core: &mut Core<H>, listener: usize) {
+        let Some(guest_port) = core.config.forwards.get(listener).copied() else {
+            return;
+        };
+        // Told once, so until there is no other. A refused one is dropped at once.
+        loop {
+            let token = self.flows.next();
+            let unused = Token::lone(Kind::Tcp, u32::MAX);
+            match core.host.accept(listener, token.unwrap_or(unused)) {
+                Ok(stream) if token.is_none() => {
+                    stream.reset();
+                    core.full("TCP connections");
+                }
+                Ok(stream) => self.forward(core, stream, guest_port),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    let text = format_args!("cannot accept a connection to {guest_port}: {error}");
+                    core.chatter.say(core.now, text);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn forward(&mut self, core: &mut Core<H>, stream: H::Stream, guest_port: u16) {
+        core.stats.tcp_in += 1;
+        let (buffer, large) = self.buffer();
+        let opened = self.forward_key(core, guest_port).and_then(|key| {
+            let connection = Connection::connect(core, key, buffer)?;
+            Some((key, connection))
+        });
+        let Some((key, connection)) = opened else {
+            stream.reset();
+            core.full("forwarded connections");
+            return;
+        };
+        let until = core.now + ACCEPT_TIMEOUT;
+        let open = Open::new(connection, Peer::Host(stream), Some(until));
+        self.add(core, key, Stage::Open(open), large);
+    }
+
+    /// A key for a connection from the router, which no other has.
+    fn forward_key(&mut self, core: &Core<H>, guest_port: u16) -> Option<Key> {
+        // More ports than connections: one is free.
+        for _ in FORWARD_PORTS {
+            self.forward_port = match self.forward_port.checked_add(1) {
+                Some(next) if FORWARD_PORTS.contains(&next) => next,
+                _ => *FORWARD_PORTS.start(),
+            };
+            let key = Key {
+                address: core.config.router,
+                port: self.forward_port,
+                guest_port,
+            };
+            if !self.by_key.contains_key(&key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// The size of the next connection's buffers, and whether that is large.
+    fn buffer(&self) -> (usize, bool) {
+        match self.large < MAX_LARGE {
+            true => (LARGE_BUFFER, true),
+            false => (SMALL_BUFFER, false),
+        }
+    }
+
+    fn add(&mut self, core: &mut Core<H>, key: Key, stage: Stage<H::Stream>, large: bool) {
+        let flow = Flow {
+            key,
+            slot: Slot::default(),
+            ready: Readiness::default(),
+            stage,
+            large,
+        };
+        if let Ok(token) = self.flows.insert(flow)
+            && let Some(flow) = self.flows.get_mut(token)
+        {
+            self.large += usize::from(large);
+            self.by_key.insert(key, token);
+            core.schedule.wake(token, &mut flow.slot);
+        }
+    }
+
+    /// The host told that something became possible.
+    pub(crate) fn event(&mut self, core: &mut Core<H>, token: Token, ready: Readiness) {
+        if let Some(flow) = self.flows.get_mut(token) {
+            flow.ready.readable |= ready.readable;
+            flow.ready.writable |= ready.writable;
+            core.schedule.wake(token, &mut flow.slot);
+        }
+    }
+
+    /// A deadline has passed.
+    pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
+        if let Some(flow) = self.flows.get_mut(token) {
+            core.schedule.set_deadline(token, &mut flow.slot, None);
+            core.schedule.wake(token, &mut flow.slot);
+        }
+    }
+
+    /// Looks after a connection that has work.
+    pub(crate) fn turn(&mut self, core: &mut Core<H>, token: Token) {
+        let (buffer, large) = self.buffer();
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        Schedule::taken(&mut flow.slot);
+        if let Stage::Connecting(connecting) = &mut flow.stage {
+            match outcome(connecting, flow.ready, core.now) {
+                Ok(None) => {
+                    flow.ready = Readiness::default();
+                    let until = Some(connecting.until);
+                    core.schedule.set_deadline(token, &mut flow.slot, until);
+                    return;
+                }
+                Ok(Some(stream)) => {
+                    let Some(mut connection) = Connection::accept(core, flow.key, buffer) else {
+                        self.close(core, token, false);
+                        return;
+                    };
+                    connection.input(core, &connecting.syn);
+                    flow.stage = Stage::Open(Open::new(connection, Peer::Host(stream), None));
+                    flow.large = large;
+                    self.large += usize::from(large);
+                }
+                Err(error) => {
+                    fail(core, &connecting.syn, &error);
+                    self.close(core, token, false);
+                    return;
+                }
+            }
+        }
+        let Stage::Open(open) = &mut flow.stage else {
+            return;
+        };
+        let next = open.turn(core, flow.key, &mut flow.ready, token);
+        let slot = &mut flow.slot;
+        match next {
+            Next::Wait(until) => core.schedule.set_deadline(token, slot, until),
+            Next::Stall => core.schedule.stall(token, slot),
+            Next::Again => core.schedule.wake(token, slot),
+            Next::Close => self.close(core, token, true),
+            Next::Reset => self.close(core, token, false),
+        }
+    }
+
+    fn close(&mut self, core: &mut Core<H>, token: Token, well: bool) {
+        let Some(mut flow) = self.flows.remove(token) else {
+            return;
+        };
+        core.schedule.forget(token, &mut flow.slot);
+        if self.by_key.get(&flow.key) == Some(&token) {
+            self.by_key.remove(&flow.key);
+        }
+        self.large -= usize::from(flow.large);
+        if let Stage::Open(open) = flow.stage
+            && let Peer::Host(stream) = open.peer
+            && !well
+        {
+            stream.reset();
+        }
+    }
+}
+
+/// The stream, when the host has connected it; nothing as long as it tries.
+fn outcome<S: Stream>(
+    connecting: &mut Connecting<S>,
+    ready: Readiness,
+    now: Instant,
+) -> io::Result<Option<S>> {
+    if ready != Readiness::default()
+        && let Some(stream) = &mut connecting.stream
+    {
+        return match stream.outcome() {
+            Ok(()) => Ok(connecting.stream.take()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        };
+    }
+    match connecting.until <= now {
+        true => Err(ErrorKind::TimedOut.into()),
+        false => Ok(None),
+    }
+}
+
+/// The host could not connect: tells the guest what its own system would have.
+fn fail<H: Host>(core: &mut Core<H>, syn: &[u8], error: &io::Error) {
+    core.stats.tcp_failed += 1;
+    let Some(packet) = Packet::whole(syn) else {
+        return;
+    };
+    let Ok(segment) = TcpPacket::new_checked(packet.payload) else {
+        return;
+    };
+    let reason = match error.kind() {
+        ErrorKind::NetworkUnreachable => Icmpv4DstUnreachable::NetUnreachable,
+        ErrorKind::HostUnreachable | ErrorKind::TimedOut => Icmpv4DstUnreachable::HostUnreachable,
+        _ => return core.send_reset(&packet, &segment),
+    };
+    if let Some(head) = packet.payload.first_chunk() {
+        core.send_unreachable(packet.destination, packet.protocol, *head, reason);
+    }
+}
+
+/// Whether `accept` failed for one connection, and the next may do better (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::Interrupted | ErrorKind::ConnectionReset
+    )
+}

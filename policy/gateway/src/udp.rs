@@ -1,0 +1,213 @@
+//! UDP: the table of flows. Each pair of a port of the guest and a destination has a socket of the
+//! host, until nothing was said for a while. Used by [`crate::Gateway`].
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
+
+use bulkhead_network::Protocol;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
+
+use crate::core::Core;
+use crate::host::{Datagrams, Host, Readiness};
+use crate::schedule::{Schedule, Slot};
+use crate::table::{Kind, Table, Token};
+
+/// Most flows at a time; the one that was silent for longest makes room.
+pub(crate) const MAX_FLOWS: usize = 512;
+/// Silence after which a flow ends (RFC 4787 asks for two minutes or more).
+const IDLE: Duration = Duration::from_secs(120);
+/// Most datagrams to the guest before others have a turn.
+const BURST: usize = 16;
+
+/// The four numbers of a flow, without the guest's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest_port: u16,
+    address: Ipv4Addr,
+    port: u16,
+}
+
+struct Flow<D> {
+    key: Key,
+    slot: Slot,
+    socket: D,
+    heard: Instant,
+}
+
+/// All flows.
+pub(crate) struct Udp<H: Host> {
+    flows: Table<Flow<H::Datagrams>>,
+    by_key: HashMap<Key, Token>,
+    buffer: Box<[u8]>,
+}
+
+impl<H: Host> Udp<H> {
+    /// No flows.
+    pub(crate) fn new() -> Self {
+        Self {
+            flows: Table::new(Kind::Udp, MAX_FLOWS),
+            by_key: HashMap::new(),
+            buffer: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
+        }
+    }
+
+    /// How many are open.
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Sends a datagram of the guest on.
+    pub(crate) fn datagram(
+        &mut self,
+        core: &mut Core<H>,
+        guest_port: u16,
+        (address, port): (Ipv4Addr, u16),
+        payload: &[u8],
+    ) {
+        let key = Key {
+            guest_port,
+            address,
+            port,
+        };
+        let token = match self.by_key.get(&key) {
+            Some(token) => *token,
+            None => match self.open(core, key) {
+                Some(token) => token,
+                None => return,
+            },
+        };
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        flow.heard = core.now;
+        match flow.socket.send(payload) {
+            Ok(()) => core.stats.bytes_out += payload.len() as u64,
+            Err(error) => report(core, key, &error),
+        }
+    }
+
+    /// A new flow, if a rule allows it.
+    fn open(&mut self, core: &mut Core<H>, key: Key) -> Option<Token> {
+        let (config, now) = (&core.config, core.now);
+        let allowed = core
+            .rules
+            .outbound(config, now, Protocol::Udp, key.address, key.port);
+        let to = match allowed {
+            Ok(to) => to,
+            Err(refusal) => {
+                core.refuse(&refusal);
+                tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+                return None;
+            }
+        };
+        if self.flows.is_full() {
+            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.heard);
+            let oldest = oldest.map(|(token, _)| token)?;
+            core.stats.full += 1;
+            self.close(core, oldest);
+        }
+        let socket = match core.host.datagrams(to, self.flows.next()?) {
+            Ok(socket) => socket,
+            Err(error) => {
+                report(core, key, &error);
+                return None;
+            }
+        };
+        let flow = Flow {
+            key,
+            slot: Slot::default(),
+            socket,
+            heard: now,
+        };
+        let token = self.flows.insert(flow).ok()?;
+        let slot = &mut self.flows.get_mut(token)?.slot;
+        core.schedule.set_deadline(token, slot, Some(now + IDLE));
+        core.stats.udp_flows += 1;
+        self.by_key.insert(key, token);
+        Some(token)
+    }
+
+    /// The host told that something became possible.
+    pub(crate) fn event(&mut self, core: &mut Core<H>, token: Token, ready: Readiness) {
+        if let Some(flow) = self.flows.get_mut(token)
+            && ready.readable
+        {
+            core.schedule.wake(token, &mut flow.slot);
+        }
+    }
+
+    /// A deadline has passed: ends the flow, or waits for the rest of the time.
+    pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        let until = flow.heard + IDLE;
+        match until <= core.now {
+            true => self.close(core, token),
+            false => core
+                .schedule
+                .set_deadline(token, &mut flow.slot, Some(until)),
+        }
+    }
+
+    /// Hands datagrams of the host to the guest.
+    pub(crate) fn turn(&mut self, core: &mut Core<H>, token: Token) {
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        Schedule::taken(&mut flow.slot);
+        let key = flow.key;
+        for _ in 0..BURST {
+            if !core.outbox.is_clear() {
+                core.schedule.stall(token, &mut flow.slot);
+                return;
+            }
+            let len = match flow.socket.receive(&mut self.buffer) {
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    report(core, key, &error);
+                    continue;
+                }
+            };
+            flow.heard = core.now;
+            core.stats.bytes_in += len as u64;
+            let to = (core.config.guest, key.guest_port);
+            let payload = self.buffer.get(..len).unwrap_or_default();
+            core.send_udp((key.address, key.port), to, payload);
+        }
+        core.schedule.wake(token, &mut flow.slot);
+    }
+
+    fn close(&mut self, core: &mut Core<H>, token: Token) {
+        if let Some(mut flow) = self.flows.remove(token) {
+            core.schedule.forget(token, &mut flow.slot);
+            self.by_key.remove(&flow.key);
+        }
+    }
+}
+
+/// Tells the guest what its own system would have said about an error of the socket, where it
+/// would have said something.
+fn report<H: Host>(core: &mut Core<H>, key: Key, error: &io::Error) {
+    let reason = match error.kind() {
+        ErrorKind::ConnectionRefused => Icmpv4DstUnreachable::PortUnreachable,
+        ErrorKind::HostUnreachable => Icmpv4DstUnreachable::HostUnreachable,
+        ErrorKind::NetworkUnreachable => Icmpv4DstUnreachable::NetUnreachable,
+        _ => {
+            // As a full queue on the way would.
+            core.stats.dropped_out += 1;
+            return;
+        }
+    };
+    tell(core, key, reason);
+}
+
+fn tell<H: Host>(core: &mut Core<H>, key: Key, reason: Icmpv4DstUnreachable) {
+    let [a, b] = key.guest_port.to_be_bytes();
+    let [c, d] = key.port.to_be_bytes();
+    let head = [a, b, c, d, 0, 8, 0, 0];
+    core.send_unreachable(key.address, IpProtocol::Udp, head, reason);
+}
