@@ -10,6 +10,7 @@ use crate::devices::virtio::ResizeError;
 use crate::devices::virtio::blk::DiskError;
 use crate::devices::virtio::net::NetError;
 use crate::devices::virtio::vhost_user::BackendError;
+use crate::devices::virtio::vsock::VsockError;
 use crate::jail::JailError;
 
 /// Why the VMM gave up.
@@ -101,6 +102,9 @@ pub enum Error {
     /// A network interface cannot be built.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The vsock device cannot be built.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A vhost-user back end cannot be used.
     #[error(transparent)]
     VhostUser(#[from] BackendError),
@@ -149,6 +153,7 @@ impl Error {
             Self::TooMany { .. } => "too-many",
             Self::Disk(e) => e.code(),
             Self::Net(e) => e.code(),
+            Self::Vsock(e) => e.code(),
             Self::VhostUser(_) => "vhost-user-backend",
             Self::Pmem { .. } => "pmem-invalid",
             Self::Size { source, .. } => source.code(),

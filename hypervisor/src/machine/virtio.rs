@@ -27,6 +27,7 @@ use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Entropy;
 use crate::devices::virtio::subscriber::VirtioSubscriber;
 use crate::devices::virtio::vhost_user::VhostUser;
+use crate::devices::virtio::vsock::{self, Vsock};
 use crate::error::Error;
 
 /// The name of the entropy device in `BootInfo`.
@@ -145,7 +146,13 @@ fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Erro
     for device in &description.devices {
         let built = match memory_device(parts, device)? {
             Some(built) => built,
-            None => build(device, parts.descriptors)?,
+            None => {
+                if matches!(device.kind, DeviceKind::Vsock(_)) {
+                    // Each connection, and the one that is refused.
+                    parts.room += vsock::MAX_CONNECTIONS + 1;
+                }
+                build(device, parts.descriptors)?
+            }
         };
         devices.push((device.name.clone(), built));
     }
@@ -194,6 +201,12 @@ fn build(
             let file = descriptors.take("a block device", block.file)?;
             let block = Block::new(&device.name, file.into(), block.read_only)?;
             Ok(Box::new(block))
+        }
+        DeviceKind::Vsock(vsock) => {
+            let listener = descriptors.take("the vsock listener", vsock.listener)?;
+            let connector = descriptors.take("the vsock connector", vsock.connector)?;
+            let vsock = Vsock::new(vsock.cid, listener.into(), connector.into())?;
+            Ok(Box::new(vsock))
         }
         DeviceKind::Net(net) => {
             let files = device.kind.descriptors().into_iter().map(|fd| {

@@ -19,7 +19,9 @@ pub mod subscriber;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+mod vectored;
 pub mod vhost_user;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use std::time::Duration;

@@ -17,9 +17,7 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::{HEADER_BYTES, NetError};
-
-/// Most slices one system call takes (`IOV_MAX`).
-pub(super) const MAX_IOVECS: usize = 1024;
+use crate::devices::virtio::vectored::{MAX_IOVECS, iovecs};
 
 /// What became of an attempt to move one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,16 +194,6 @@ impl Backend {
             };
         }
     }
-}
-
-fn iovecs(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
-    let iovec = |slice: &VolatileSlice<'_>| libc::iovec {
-        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-        iov_len: slice.len(),
-    };
-    let mut all = Vec::with_capacity(slices.len() + 1);
-    all.extend(slices.iter().map(iovec));
-    all
 }
 
 fn is_packet_socket(file: &OwnedFd) -> bool {

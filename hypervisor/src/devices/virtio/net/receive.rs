@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::HEADER_BYTES;
-use super::backend::MAX_IOVECS;
 use crate::devices::virtio::DeviceError;
 use crate::devices::virtio::queue::{Chain, QueueError, Virtqueue};
+use crate::devices::virtio::vectored::MAX_IOVECS;
 
 /// Where the header's `num_buffers` lies.
 const NUM_BUFFERS: u64 = 10;
