@@ -5,12 +5,12 @@
 //! launch --kernel K [--protocol bulkhead|linux|pvh] [--program P] [--initramfs C]
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
 //!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
-//!        [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
+//!        [--fs TAG=DIRECTORY[:ro][:exporter]].. [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
 //! ```
 //!
 //! The guest's console is this terminal; events and the boot trace go to stderr; the exit status is
-//! the guest's, or 125. `bulkhead-vmm` is found beside this program's parent directory, or in
-//! `$BULKHEAD_VMM`.
+//! the guest's, or 125. `bulkhead-vmm` and `bulkhead-fs` are found beside this program's parent
+//! directory, or in `$BULKHEAD_VMM` and `$BULKHEAD_FS`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,17 +21,18 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{self, Ended, Event};
-use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
+use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit, VhostUser, VhostUserDevice};
+use bulkhead_machine::fs::{FsDescription, Ownership};
 use bulkhead_machine::{
     Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Transport, trace,
 };
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
@@ -103,6 +104,9 @@ fn main() -> ExitCode {
             "--vcpus" => description.vcpus = value().parse().unwrap(),
             "--jail" => description.jail = serde_json::from_value(value().into()).unwrap(),
             "--blk" => description.devices.push(block(&mut fds, &value())),
+            "--fs" => description
+                .devices
+                .push(shared_directory(&mut fds, &value())),
             "--time" => description.time = true,
             "--pci" => description.transport = Transport::Pci,
             "--gdb" => {
@@ -155,7 +159,7 @@ fn main() -> ExitCode {
     json.rewind().unwrap();
     let number = fds.pass(json).0.to_string();
     let started = hypervisor::trace::now_ns();
-    let mut child = Command::new(vmm())
+    let mut child = Command::new(program_path("BULKHEAD_VMM", "bulkhead-vmm"))
         .args(["--description-fd", &number])
         .spawn()
         .expect("bulkhead-vmm");
@@ -220,15 +224,66 @@ fn block(fds: &mut Inherited, spec: &str) -> Device {
     }
 }
 
-fn vmm() -> PathBuf {
-    std::env::var_os("BULKHEAD_VMM").map_or_else(
+/// Starts the server of a shared directory; the device that stands before it.
+fn shared_directory(fds: &mut Inherited, spec: &str) -> Device {
+    let (spec, exporter) = match spec.strip_suffix(":exporter") {
+        Some(spec) => (spec, true),
+        None => (spec, false),
+    };
+    let (spec, read_only) = match spec.strip_suffix(":ro") {
+        Some(spec) => (spec, true),
+        None => (spec, false),
+    };
+    let (tag, path) = spec.split_once('=').expect("--fs TAG=DIRECTORY");
+    let name = std::env::temp_dir().join(format!("launch-{}-{tag}", std::process::id()));
+    let listener = UnixListener::bind(&name).unwrap();
+    let socket = UnixStream::connect(&name).unwrap();
+    std::fs::remove_file(&name).unwrap();
+    let mut server = Inherited::default();
+    let directory = OFlags::PATH | OFlags::DIRECTORY;
+    let directory = open(path, directory, Mode::empty()).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let ownership = match exporter {
+        true => Ownership::Exporter { uid: 0, gid: 0 },
+        false => Ownership::Guest,
+    };
+    let description = FsDescription {
+        version: bulkhead_machine::fs::VERSION,
+        name: tag.to_owned(),
+        socket: server.pass(listener),
+        control: None,
+        directory: server.pass(directory),
+        read_only,
+        ownership,
+        jail: Jail::Full,
+    };
+    let mut json = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
+    json.write_all(&serde_json::to_vec(&description).unwrap())
+        .unwrap();
+    json.rewind().unwrap();
+    let number = server.pass(json).0.to_string();
+    Command::new(program_path("BULKHEAD_FS", "bulkhead-fs"))
+        .args(["--description-fd", &number])
+        .spawn()
+        .expect("bulkhead-fs");
+    Device {
+        name: tag.to_owned(),
+        kind: DeviceKind::VhostUser(VhostUser {
+            socket: fds.pass(socket),
+            device: VhostUserDevice::Fs {
+                tag: tag.to_owned(),
+                queues: bulkhead_machine::fs::REQUEST_QUEUES,
+            },
+            queue_size: bulkhead_machine::fs::QUEUE_SIZE,
+        }),
+    }
+}
+
+/// A program of Bulkhead's.
+fn program_path(variable: &str, name: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(
         || {
             let here = std::env::current_exe().unwrap();
-            here.parent()
-                .unwrap()
-                .parent()
-                .unwrap()
-                .join("bulkhead-vmm")
+            here.parent().unwrap().parent().unwrap().join(name)
         },
         PathBuf::from,
     )

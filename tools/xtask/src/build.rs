@@ -26,7 +26,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 6] = [
+const HOSTED: [Program; 8] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -37,6 +37,12 @@ const HOSTED: [Program; 6] = [
         "bulkhead-gateway",
         "bulkhead-gateway",
         "lib/bulkhead/bulkhead-gateway",
+    ),
+    program("bulkhead-fs", "bulkhead-fs", "lib/bulkhead/bulkhead-fs"),
+    program(
+        "fs-conformance",
+        "fs-conformance",
+        "lib/bulkhead/tests/fs-conformance",
     ),
     program(
         "bulkhead-guest-agent",
@@ -78,12 +84,13 @@ const BARE_METAL: [Program; 6] = [
 ];
 
 /// Drivers that a Linux partition may need; which ones a kernel has built in is its business.
-const GUEST_MODULES: [&str; 5] = [
+const GUEST_MODULES: [&str; 6] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
+    "virtiofs",
 ];
 
 /// Builds and lays out.
