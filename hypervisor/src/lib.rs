@@ -12,6 +12,7 @@ pub mod devices;
 pub mod error;
 pub mod jail;
 pub mod machine;
+mod random;
 pub mod trace;
 
 use std::fs::File;

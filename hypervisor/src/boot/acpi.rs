@@ -1,6 +1,8 @@
 //! ACPI tables of a hardware-reduced PC: what is there, where, and on which interrupt (ACPI 6.4).
 //!
-//! RSDP, XSDT, FADT, MADT and a DSDT. There is no SCI, no power-management timer and no PCI.
+//! RSDP, XSDT, FADT, MADT, WDAT and a DSDT. There is no SCI, no power-management timer and no PCI.
+
+mod platform;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -14,7 +16,7 @@ use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::linux::LinuxError;
-use super::ram::{ACPI_TABLES, RESET_VECTOR};
+use super::ram::{ACPI_TABLES, VM_GENERATION_ID};
 use crate::devices::{reset, serial};
 use crate::machine::memory::GuestMemory;
 
@@ -50,6 +52,8 @@ pub struct Platform<'a> {
     pub serial: bool,
     /// There is a CMOS clock.
     pub rtc: bool,
+    /// There is a watchdog.
+    pub watchdog: bool,
     /// Virtio devices.
     pub windows: &'a [Window],
 }
@@ -68,13 +72,16 @@ pub fn write(memory: &GuestMemory, platform: &Platform<'_>) -> Result<u64, Linux
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if platform.watchdog {
+        xsdt.add_entry(blob.add(platform::watchdog_table().as_slice()));
+    }
     let xsdt = blob.add(&bytes_of(&xsdt));
     let rsdp = bytes_of(&Rsdp::new(OEM, xsdt));
     blob.bytes.splice(..rsdp_len, rsdp);
     let does_not_fit = LinuxError::DoesNotFit {
         what: "the ACPI tables",
     };
-    if blob.bytes.len() as u64 > RESET_VECTOR - ACPI_TABLES {
+    if blob.bytes.len() as u64 > VM_GENERATION_ID - ACPI_TABLES {
         return Err(does_not_fit);
     }
     memory
@@ -155,6 +162,8 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     if platform.serial {
         devices.extend(serial_device());
     }
+    devices.extend(platform::panic_port());
+    devices.extend(platform::generation_id());
     for (number, window) in (0..).zip(platform.windows) {
         devices.extend(virtio_device(number, window));
     }
@@ -244,6 +253,7 @@ mod tests {
             cpus: 32,
             serial: true,
             rtc: false,
+            watchdog: true,
             windows: &windows,
         };
         let rsdp_at = write(&memory, &platform).unwrap();
@@ -281,6 +291,7 @@ mod tests {
             cpus: 1,
             serial: false,
             rtc: true,
+            watchdog: false,
             windows: &[],
         };
         write(&memory, &platform).unwrap();

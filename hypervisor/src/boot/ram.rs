@@ -6,7 +6,9 @@ use std::io;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::linux::LinuxError;
+use crate::error::Error;
 use crate::machine::memory::{FileAt, GuestMemory};
+use crate::random::fill_random;
 
 /// The GDT that the Linux boot protocol wants loaded.
 pub const GDT: u64 = 0x500;
@@ -26,11 +28,13 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End (exclusive) of usable memory below 1 MiB.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables, up to [`RESET_VECTOR`].
+/// ACPI tables, up to [`VM_GENERATION_ID`].
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// Start of memory above the legacy hole.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
+/// The generation id of the virtual machine: 16 bytes, others on each start.
+pub const VM_GENERATION_ID: u64 = 0xf_ff00;
 /// Where a jump into the BIOS goes, in real mode: F000:FFF0.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// All the BIOS there is: it pulls the keyboard controller's reset line. Linux resets a
@@ -81,6 +85,21 @@ pub fn write_reset_code(memory: &GuestMemory) -> Result<(), LinuxError> {
         .map_err(|_| LinuxError::DoesNotFit {
             what: "the reset vector",
         })
+}
+
+/// Writes a fresh [`VM_GENERATION_ID`]: by it a guest knows that it is no continuation of another.
+///
+/// # Errors
+/// The host has no random bytes, or memory does not reach there.
+pub fn write_generation_id(memory: &GuestMemory) -> Result<(), Error> {
+    let mut id = [0; 16];
+    fill_random(&mut id)?;
+    memory
+        .write_slice(&id, GuestAddress(VM_GENERATION_ID))
+        .map_err(|_| LinuxError::DoesNotFit {
+            what: "the generation id",
+        })?;
+    Ok(())
 }
 
 /// The map of a machine with nothing in it but RAM.

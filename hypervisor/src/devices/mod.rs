@@ -6,9 +6,11 @@
 
 pub mod exit;
 pub mod mailbox;
+pub mod pvpanic;
 pub mod rate_limiter;
 pub mod reset;
 pub mod rtc;
 pub mod serial;
 pub mod streams;
 pub mod virtio;
+pub mod watchdog;

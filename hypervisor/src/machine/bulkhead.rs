@@ -12,7 +12,6 @@ use bulkhead_abi::machine::{
 use bulkhead_machine::{Fd, Module, trace as phase};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Parts, interrupts, registers, taken, virtio};
 use crate::boot::bulkhead::{Facts, MAILBOX, load};
@@ -20,6 +19,7 @@ use crate::devices::exit::ExitPort;
 use crate::devices::mailbox;
 use crate::devices::streams::Output;
 use crate::error::Error;
+use crate::random::fill_random;
 
 /// The time stamp counter as an MSR (Intel SDM volume 4).
 const MSR_TSC: u32 = 0x10;
@@ -165,16 +165,4 @@ fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, Error> {
     vcpu.get_msrs(&mut msrs)
         .map_err(Error::kvm("KVM_GET_MSRS"))?;
     Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
-}
-
-fn fill_random(seed: &mut [u8]) -> Result<(), Error> {
-    let got = getrandom(&mut *seed, GetRandomFlags::empty())
-        .map_err(Error::io("the host's random source failed"))?;
-    if got != seed.len() {
-        return Err(Error::Io {
-            what: "the host's random source failed",
-            source: std::io::ErrorKind::UnexpectedEof.into(),
-        });
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ pub mod ending;
 pub mod gdb;
 pub mod interrupts;
 pub mod memory;
+pub mod notices;
 mod pc;
 pub mod pmem;
 pub mod registers;
@@ -43,6 +44,7 @@ use self::controller::{Controller, Devices};
 use self::ending::Ending;
 use self::gdb::Stops;
 use self::memory::GuestMemory;
+use self::notices::Notices;
 use self::run_control::{Holder, RunControl};
 use self::vcpu::Shared;
 use crate::control::{Channel, tell};
@@ -75,6 +77,7 @@ struct Parts<'a> {
     ports: PortBus,
     mmio: Bus,
     ending: Ending,
+    notices: Notices,
     tasks: Vec<Task>,
     devices: Devices,
     /// Descriptors that it will open, or be sent, when it is locked in.
@@ -84,6 +87,7 @@ struct Parts<'a> {
 /// A machine whose guest is loaded and whose vCPUs have their registers.
 pub struct Machine {
     shared: Arc<Shared>,
+    notices: Notices,
     tasks: Vec<Task>,
     devices: Devices,
     /// Where debuggers come in.
@@ -128,6 +132,7 @@ impl Machine {
             ports: PortBus::default(),
             mmio: Bus::default(),
             ending: ending.clone(),
+            notices: Notices::new()?,
             tasks: Vec::new(),
             devices: Devices::default(),
             // A dump's file, and that of a second, to be told that it comes too early.
@@ -204,6 +209,7 @@ impl Machine {
             }),
             debugger,
             room: parts.room,
+            notices: parts.notices,
             tasks: parts.tasks,
             devices: parts.devices,
             jail: description.jail,
@@ -227,6 +233,7 @@ impl Machine {
         let mut event_loop = new_loop(&controller, ending)?;
         // Devices rest while the partition is paused.
         let mut pause_loop = new_loop(&controller, ending)?;
+        event_loop.add_subscriber(Box::new(self.notices.clone()));
         for task in self.tasks {
             event_loop.add_subscriber(task);
         }
@@ -286,6 +293,9 @@ impl Machine {
             result = turn.map(drop).map_err(event_loop_failed);
             // Between two turns of the loop, so that a pause holds for every device.
             controller.serve();
+            for event in self.notices.events() {
+                tell(control, &event);
+            }
         }
         trace.mark(phase::END);
         // Whatever ended the loop ends the vCPUs.
@@ -370,6 +380,9 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
             "{} vcpus are not 1 to {MAX_VCPUS}",
             description.vcpus
         ));
+    }
+    if description.watchdog && !matches!(description.boot, Boot::Linux { .. }) {
+        return invalid("only a PC has a watchdog".into());
     }
     check_memory(description)
 }
@@ -478,7 +491,7 @@ mod tests {
     #[test]
     fn rules_of_the_description() {
         type Change = fn(&mut MachineDescription);
-        let cases: [(Change, bool); 12] = [
+        let cases: [(Change, bool); 13] = [
             (|_| {}, true),
             (|d| d.version = VERSION + 1, false),
             (|d| d.vcpus = 0, false),
@@ -486,6 +499,7 @@ mod tests {
             (|d| d.vcpus = MAX_VCPUS + 1, false),
             (|d| d.memory.mib = MIN_MEMORY_MIB - 1, false),
             (|d| d.memory.mib = u64::MAX, true),
+            (|d| d.watchdog = true, false),
             (|d| d.memory.hugepages = true, true),
             (
                 |d| {

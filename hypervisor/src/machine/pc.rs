@@ -13,12 +13,14 @@ use kvm_ioctls::VcpuFd;
 use super::{Parts, interrupts, registers, taken, virtio};
 use crate::boot::{acpi, linux, pvh, ram};
 use crate::devices::exit::ExitPort;
+use crate::devices::pvpanic::{self, PanicPort};
 use crate::devices::reset::{
     ACPI_PORT_COUNT, ACPI_PORTS, AcpiPorts, KEYBOARD_COMMAND, KeyboardController,
 };
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial;
 use crate::devices::streams::Output;
+use crate::devices::watchdog;
 use crate::error::Error;
 
 /// First IOAPIC pin of a virtio device: COM1 has 4, and the CMOS clock's 8 stays free.
@@ -71,6 +73,8 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
             .map_err(taken)?;
     }
     add_exit(parts)?;
+    add_panic_port(parts)?;
+    add_watchdog(parts)?;
     let pins: Vec<u32> = (FIRST_DEVICE_PIN..interrupts::IOAPIC_PINS)
         .filter(|pin| *pin != CLOCK_PIN)
         .collect();
@@ -82,12 +86,14 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
         cpus: parts.description.vcpus,
         serial: parts.description.console.is_some(),
         rtc: parts.description.time,
+        watchdog: parts.description.watchdog,
         windows: &windows,
     };
     let (kernel, initrd) = open(parts, files)?;
     let map = ram::pc_map(&parts.ram);
     let rsdp = acpi::write(&parts.memory, &platform)?;
     ram::write_reset_code(&parts.memory)?;
+    ram::write_generation_id(&parts.memory)?;
     let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
     let (memory, initrd) = (&parts.memory, initrd.as_ref());
     let entry = if pvh::is_offered(&kernel)? {
@@ -179,6 +185,24 @@ fn add_serial(parts: &mut Parts<'_>, is_pc: bool) -> Result<(), Error> {
     parts
         .ports
         .insert(serial::COM1, serial::PORTS, port)
+        .map_err(taken)
+}
+
+fn add_panic_port(parts: &mut Parts<'_>) -> Result<(), Error> {
+    let port = Arc::new(Mutex::new(PanicPort::new(parts.notices.clone())));
+    parts.ports.insert(pvpanic::PORT, 1, port).map_err(taken)
+}
+
+fn add_watchdog(parts: &mut Parts<'_>) -> Result<(), Error> {
+    if !parts.description.watchdog {
+        return Ok(());
+    }
+    let (ports, timer) = watchdog::build(parts.notices.clone(), parts.ending.clone())?;
+    parts.tasks.push(Box::new(timer));
+    let ports = Arc::new(Mutex::new(ports));
+    parts
+        .ports
+        .insert(watchdog::PORTS, watchdog::PORT_COUNT, ports)
         .map_err(taken)
 }
 
