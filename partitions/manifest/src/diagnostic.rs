@@ -14,6 +14,8 @@ pub enum Code {
     UnknownKey,
     /// A key that this kind of kernel does not have.
     KeyNotForKernel,
+    /// An option that this kind of grant does not have.
+    KeyNotForGrant,
     /// A mandatory key is absent.
     MissingKey,
     /// A value of the wrong TOML type.
@@ -26,13 +28,23 @@ pub enum Code {
     NoPartition,
     /// A kernel that does not exist.
     Kernel,
+    /// A word that is none of those a key takes.
+    Choice,
     /// Memory is no size, or out of bounds.
     Memory,
     /// The number of vCPUs is out of bounds.
     Vcpus,
     /// A capability that does not exist or is incomplete.
     Grant,
-    /// One disk is granted twice.
+    /// An option of a device is malformed, out of bounds, or contradicts another.
+    Device,
+    /// A rate is malformed or out of bounds.
+    Rate,
+    /// A directory that must not be shared, or that overlaps another.
+    Share,
+    /// A limit is malformed or out of bounds.
+    Limits,
+    /// One disk, directory, file, socket or interface is granted twice.
     DuplicateGrant,
     /// A path on the host or in the library is malformed.
     Path,
@@ -48,20 +60,26 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Syntax,
         Self::File,
         Self::UnknownKey,
         Self::KeyNotForKernel,
+        Self::KeyNotForGrant,
         Self::MissingKey,
         Self::WrongType,
         Self::Name,
         Self::DuplicateName,
         Self::NoPartition,
         Self::Kernel,
+        Self::Choice,
         Self::Memory,
         Self::Vcpus,
         Self::Grant,
+        Self::Device,
+        Self::Rate,
+        Self::Share,
+        Self::Limits,
         Self::DuplicateGrant,
         Self::Path,
         Self::MountTarget,
@@ -77,15 +95,21 @@ impl Code {
             Self::File => "manifest-file",
             Self::UnknownKey => "manifest-unknown-key",
             Self::KeyNotForKernel => "manifest-key-not-for-kernel",
+            Self::KeyNotForGrant => "manifest-key-not-for-grant",
             Self::MissingKey => "manifest-missing-key",
             Self::WrongType => "manifest-wrong-type",
             Self::Name => "manifest-name",
             Self::DuplicateName => "manifest-duplicate-name",
             Self::NoPartition => "manifest-no-partition",
             Self::Kernel => "manifest-kernel",
+            Self::Choice => "manifest-choice",
             Self::Memory => "manifest-memory",
             Self::Vcpus => "manifest-vcpus",
             Self::Grant => "manifest-grant",
+            Self::Device => "manifest-device",
+            Self::Rate => "manifest-rate",
+            Self::Share => "manifest-share",
+            Self::Limits => "manifest-limits",
             Self::DuplicateGrant => "manifest-duplicate-grant",
             Self::Path => "manifest-path",
             Self::MountTarget => "manifest-mount-target",

@@ -39,10 +39,15 @@ pub struct SystemDraft {
 pub struct PartitionDraft {
     pub name: Option<At<String>>,
     pub kernel: Option<At<String>>,
-    pub memory: Option<At<String>>,
+    pub memory: Option<At<MemoryDraft>>,
     pub vcpus: Option<At<i64>>,
-    /// Each grant as name and path.
-    pub grants: Vec<At<(String, Option<String>)>>,
+    pub cpu: Option<At<String>>,
+    pub transport: Option<At<String>>,
+    pub watchdog: Option<At<bool>>,
+    pub on_reboot: Option<At<String>>,
+    pub grants: Vec<At<GrantDraft>>,
+    pub network: Option<At<NetworkDraft>>,
+    pub limits: Option<At<LimitsDraft>>,
     pub program: Option<At<String>>,
     pub args: Option<At<Vec<String>>>,
     pub command: Option<At<Vec<String>>>,
@@ -62,4 +67,114 @@ pub struct MountDraft {
     pub source: Option<At<String>>,
     /// Where the guest finds it.
     pub target: Option<At<String>>,
+}
+
+/// One grant and its options.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct GrantDraft {
+    /// `name`, or `name:object`.
+    pub capability: String,
+    pub path: Option<At<String>>,
+    pub name: Option<At<String>>,
+    pub format: Option<At<String>>,
+    pub overlay: Option<At<String>>,
+    pub direct: Option<At<bool>>,
+    pub queues: Option<At<i64>>,
+    pub rate: Option<At<RateDraft>>,
+    pub mac: Option<At<String>>,
+    pub mtu: Option<At<i64>>,
+    pub receive_rate: Option<At<RateDraft>>,
+    pub transmit_rate: Option<At<RateDraft>>,
+    pub tag: Option<At<String>>,
+    pub owner: Option<At<String>>,
+    pub cid: Option<At<i64>>,
+}
+
+impl From<String> for GrantDraft {
+    /// A grant without options.
+    fn from(capability: String) -> Self {
+        Self {
+            capability,
+            ..Self::default()
+        }
+    }
+}
+
+/// How fast something may go.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct RateDraft {
+    pub bytes: Option<At<String>>,
+    pub bytes_burst: Option<At<String>>,
+    pub operations: Option<At<String>>,
+    pub operations_burst: Option<At<String>>,
+}
+
+/// Memory: a size, or a table.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct MemoryDraft {
+    pub size: Option<At<String>>,
+    pub max: Option<At<String>>,
+    pub hugepages: Option<At<bool>>,
+    pub prefault: Option<At<bool>>,
+    pub balloon: Option<At<BalloonDraft>>,
+}
+
+impl From<At<String>> for MemoryDraft {
+    /// A size alone.
+    fn from(size: At<String>) -> Self {
+        Self {
+            size: Some(size),
+            ..Self::default()
+        }
+    }
+}
+
+/// A balloon.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct BalloonDraft {
+    pub size: Option<At<String>>,
+    pub deflate_on_oom: Option<At<bool>>,
+    pub free_page_reporting: Option<At<bool>>,
+}
+
+/// Options of the user-mode network.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct NetworkDraft {
+    pub mac: Option<At<String>>,
+    pub mtu: Option<At<i64>>,
+    pub max_connections: Option<At<i64>>,
+    pub receive_rate: Option<At<RateDraft>>,
+    pub transmit_rate: Option<At<RateDraft>>,
+}
+
+/// What all processes of a partition may use of the host, together.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct LimitsDraft {
+    pub cpu: Option<At<String>>,
+    pub memory_overhead: Option<At<String>>,
+    pub pids: Option<At<i64>>,
 }

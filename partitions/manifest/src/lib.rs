@@ -6,23 +6,29 @@
 //! Every refusal is a [`Diagnostic`] with a stable [`Code`], its place in the file, and a remedy.
 #![forbid(unsafe_code)]
 
+mod device;
 mod diagnostic;
 mod draft;
 mod guest_path;
-mod memory;
 mod parse;
 mod reader;
+mod size;
 mod source;
 mod system;
 mod validate;
 
+pub use device::{Device, DeviceKind, Disk, Network, Owner, Share, Tap};
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
-pub use draft::{At, MountDraft, PartitionDraft, SystemDraft};
+pub use draft::{
+    At, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
+    PartitionDraft, RateDraft, SystemDraft,
+};
 pub use guest_path::GuestPath;
-pub use memory::parse_memory_mib;
 pub use parse::{MAX_BYTES, parse};
+pub use size::parse_memory_mib;
 pub use source::Source;
 pub use system::{
-    Kernel, KernelKind, LinuxBoot, Mount, Partition, Program, System, UnknownPartition, Validated,
+    Balloon, Kernel, KernelKind, Limits, LinuxBoot, Memory, Mount, Partition, Program, System,
+    UnknownPartition, Validated,
 };
-pub use validate::validate;
+pub use validate::{is_reserved_directory, validate, validate_devices};

@@ -1,7 +1,10 @@
 //! From text to a draft: TOML, known keys, right types. What the values mean is checked later.
 
 use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
-use crate::draft::{At, MountDraft, PartitionDraft, SystemDraft};
+use crate::draft::{
+    BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft, PartitionDraft,
+    RateDraft, SystemDraft,
+};
 use crate::reader::{Reader, Report};
 use crate::system::{System, Validated};
 use crate::validate::validate_in;
@@ -18,7 +21,13 @@ const PARTITION_KEYS: &[&str] = &[
     "kernel",
     "memory",
     "vcpus",
+    "cpu",
+    "transport",
+    "watchdog",
+    "on_reboot",
     "grants",
+    "network",
+    "limits",
     "program",
     "args",
     "command",
@@ -31,7 +40,34 @@ const PARTITION_KEYS: &[&str] = &[
     "trace_syscalls",
 ];
 const MOUNT_KEYS: &[&str] = &["source", "target"];
-const GRANT_KEYS: &[&str] = &["capability", "path"];
+const GRANT_KEYS: &[&str] = &[
+    "capability",
+    "path",
+    "name",
+    "format",
+    "overlay",
+    "direct",
+    "queues",
+    "rate",
+    "mac",
+    "mtu",
+    "receive_rate",
+    "transmit_rate",
+    "tag",
+    "owner",
+    "cid",
+];
+const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
+const MEMORY_KEYS: &[&str] = &["size", "max", "hugepages", "prefault", "balloon"];
+const BALLOON_KEYS: &[&str] = &["size", "deflate_on_oom", "free_page_reporting"];
+const NETWORK_KEYS: &[&str] = &[
+    "mac",
+    "mtu",
+    "max_connections",
+    "receive_rate",
+    "transmit_rate",
+];
+const LIMITS_KEYS: &[&str] = &["cpu", "memory_overhead", "pids"];
 
 /// Reads and checks a whole manifest. `file` is its path, for messages and as the start of the
 /// relative paths in it; it is not opened.
@@ -115,9 +151,15 @@ fn read_partition(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraf
     PartitionDraft {
         name: reader.string("name"),
         kernel: reader.string("kernel"),
-        memory: reader.string("memory"),
+        memory: reader.value("memory", read_memory),
         vcpus: reader.integer("vcpus"),
+        cpu: reader.string("cpu"),
+        transport: reader.string("transport"),
+        watchdog: reader.boolean("watchdog"),
+        on_reboot: reader.string("on_reboot"),
         grants: reader.elements("grants", read_grant),
+        network: reader.table("network", read_network),
+        limits: reader.table("limits", read_limits),
         program: reader.string("program"),
         args: reader.strings("args"),
         command: reader.strings("command"),
@@ -139,28 +181,104 @@ fn read_mount(report: &mut Report<'_>, table: &DeTable<'_>) -> MountDraft {
     }
 }
 
-/// A grant is a name, `name:path`, or a table of `capability` and `path`.
-fn read_grant(
-    report: &mut Report<'_>,
-    value: &Spanned<DeValue<'_>>,
-) -> Option<(String, Option<String>)> {
-    if let Some(table) = value.get_ref().as_table() {
-        let mut reader = Reader::new(report, table, GRANT_KEYS, "in a grant");
-        let name = reader.string("capability");
-        let path = reader.string("path").map(|path| path.value);
-        if name.is_none() && !table.contains_key("capability") {
-            report.refuse(
-                Code::MissingKey,
-                value.span(),
-                "a grant has no `capability`".to_owned(),
-                "write { capability = \"block.read\", path = \"disk.img\" }".to_owned(),
-            );
-        }
-        return name.map(|name| (name.value, path));
+/// A grant is a name, `name:object`, or a table of `capability`, perhaps `path`, and options.
+fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<GrantDraft> {
+    let Some(table) = value.get_ref().as_table() else {
+        return Some(report.string("a grant", value)?.value.into());
+    };
+    let mut reader = Reader::new(report, table, GRANT_KEYS, "in a grant");
+    let capability = reader.string("capability");
+    let draft = GrantDraft {
+        capability: String::new(),
+        path: reader.string("path"),
+        name: reader.string("name"),
+        format: reader.string("format"),
+        overlay: reader.string("overlay"),
+        direct: reader.boolean("direct"),
+        queues: reader.integer("queues"),
+        rate: reader.table("rate", read_rate),
+        mac: reader.string("mac"),
+        mtu: reader.integer("mtu"),
+        receive_rate: reader.table("receive_rate", read_rate),
+        transmit_rate: reader.table("transmit_rate", read_rate),
+        tag: reader.string("tag"),
+        owner: reader.string("owner"),
+        cid: reader.integer("cid"),
+    };
+    if capability.is_none() && !table.contains_key("capability") {
+        report.refuse(
+            Code::MissingKey,
+            value.span(),
+            "a grant has no `capability`".to_owned(),
+            "write { capability = \"block.read\", path = \"disk.img\" }".to_owned(),
+        );
     }
-    let At { value, .. } = report.string("a grant", value)?;
-    match value.split_once(':') {
-        Some((name, path)) => Some((name.to_owned(), Some(path.to_owned()))),
-        None => Some((value, None)),
+    Some(GrantDraft {
+        capability: capability?.value,
+        ..draft
+    })
+}
+
+fn read_rate(report: &mut Report<'_>, table: &DeTable<'_>) -> RateDraft {
+    let mut reader = Reader::new(report, table, RATE_KEYS, "in a rate");
+    RateDraft {
+        bytes: reader.string("bytes"),
+        bytes_burst: reader.string("bytes_burst"),
+        operations: reader.string("operations"),
+        operations_burst: reader.string("operations_burst"),
+    }
+}
+
+/// Memory is a size, or a table.
+fn read_memory(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<MemoryDraft> {
+    let Some(table) = value.get_ref().as_table() else {
+        return Some(report.string("`memory`", value)?.into());
+    };
+    let mut reader = Reader::new(report, table, MEMORY_KEYS, "in `memory`");
+    Some(MemoryDraft {
+        size: reader.string("size"),
+        max: reader.string("max"),
+        hugepages: reader.boolean("hugepages"),
+        prefault: reader.boolean("prefault"),
+        balloon: reader.value("balloon", read_balloon),
+    })
+}
+
+/// A balloon is `true`, `false`, or a table.
+fn read_balloon(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<BalloonDraft> {
+    match (value.get_ref().as_bool(), value.get_ref().as_table()) {
+        (Some(wanted), _) => wanted.then(BalloonDraft::default),
+        (None, Some(table)) => {
+            let mut reader = Reader::new(report, table, BALLOON_KEYS, "in a balloon");
+            Some(BalloonDraft {
+                size: reader.string("size"),
+                deflate_on_oom: reader.boolean("deflate_on_oom"),
+                free_page_reporting: reader.boolean("free_page_reporting"),
+            })
+        }
+        (None, None) => {
+            report.wrong_type("`balloon`", "true, false or a table", value);
+            None
+        }
+    }
+}
+
+fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> NetworkDraft {
+    let mut reader = Reader::new(report, table, NETWORK_KEYS, "in `network`");
+    NetworkDraft {
+        mac: reader.string("mac"),
+        mtu: reader.integer("mtu"),
+        max_connections: reader.integer("max_connections"),
+        receive_rate: reader.table("receive_rate", read_rate),
+        transmit_rate: reader.table("transmit_rate", read_rate),
+    }
+}
+
+fn read_limits(report: &mut Report<'_>, table: &DeTable<'_>) -> LimitsDraft {
+    let mut reader = Reader::new(report, table, LIMITS_KEYS, "in `limits`");
+    LimitsDraft {
+        cpu: reader.string("cpu"),
+        memory_overhead: reader.string("memory_overhead"),
+        pids: reader.integer("pids"),
     }
 }

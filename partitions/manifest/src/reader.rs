@@ -24,7 +24,7 @@ impl Report<'_> {
         });
     }
 
-    fn wrong_type(&mut self, what: &str, expected: &str, found: &Spanned<DeValue<'_>>) {
+    pub(crate) fn wrong_type(&mut self, what: &str, expected: &str, found: &Spanned<DeValue<'_>>) {
         self.refuse(
             Code::WrongType,
             found.span(),
@@ -134,6 +134,37 @@ impl<'r, 'd, 't> Reader<'r, 'd, 't> {
         };
         Some(At {
             value: boolean,
+            span: Some(value.span()),
+        })
+    }
+
+    /// A table, given to `read`.
+    pub(crate) fn table<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&mut Report<'t>, &'d DeTable<'d>) -> T,
+    ) -> Option<At<T>> {
+        let value = self.get(key)?;
+        let Some(table) = value.get_ref().as_table() else {
+            self.report
+                .wrong_type(&format!("`{key}`"), "a table", value);
+            return None;
+        };
+        Some(At {
+            value: read(self.report, table),
+            span: Some(value.span()),
+        })
+    }
+
+    /// A value of more than one type, given to `read`.
+    pub(crate) fn value<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&mut Report<'t>, &'d Spanned<DeValue<'d>>) -> Option<T>,
+    ) -> Option<At<T>> {
+        let value = self.get(key)?;
+        Some(At {
+            value: read(self.report, value)?,
             span: Some(value.span()),
         })
     }

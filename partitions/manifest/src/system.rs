@@ -1,8 +1,10 @@
 //! A checked system: what the supervisor works with.
 
+use crate::device::Device;
 use crate::guest_path::GuestPath;
 use crate::source::Source;
 use bulkhead_capability::Grants;
+use bulkhead_machine::{CpuTemplate, Transport};
 use std::fmt;
 use std::ops::Deref;
 
@@ -66,14 +68,70 @@ impl Validated<System> {
 pub struct Partition {
     /// As [`System::name`].
     pub name: String,
-    /// Guest memory in MiB, within the bounds of the machine description.
-    pub memory_mib: u64,
+    /// Guest memory.
+    pub memory: Memory,
     /// vCPUs, within the bounds of the machine description.
     pub vcpus: u32,
+    /// What its CPUs can do.
+    pub cpu: CpuTemplate,
+    /// How a Linux kernel finds its devices.
+    pub transport: Transport,
+    /// It has a watchdog.
+    pub watchdog: bool,
+    /// A reset starts it again, instead of ending it.
+    pub restart: bool,
     /// What it may touch.
     pub grants: Grants,
+    /// What the grants become, in their order; console, entropy and time have no options.
+    pub devices: Vec<Device>,
+    /// What its processes may use of the host.
+    pub limits: Limits,
     /// What runs in it.
     pub kernel: Kernel,
+}
+
+/// Guest memory, within the bounds of the machine description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// MiB from the start.
+    pub mib: u64,
+    /// MiB that can be plugged in later.
+    pub pluggable_mib: u64,
+    /// Pages of 2 MiB from the host's pool.
+    pub hugepages: bool,
+    /// Touch every page before the guest starts.
+    pub prefault: bool,
+    /// With a balloon.
+    pub balloon: Option<Balloon>,
+}
+
+/// A device through which the guest gives memory back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balloon {
+    /// MiB it is asked for from the start.
+    pub mib: u64,
+    /// The guest may take pages back when it runs out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest tells which pages it does not use.
+    pub free_page_reporting: bool,
+}
+
+/// What all processes of a partition may use of the host, together; what is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// CPU time in percent of one CPU.
+    pub cpu_percent: Option<u64>,
+    /// MiB beyond the guest's memory.
+    pub memory_overhead_mib: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Limits {
+    /// True when something is limited.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// Which kernel a partition runs, without its details.

@@ -1,11 +1,17 @@
 //! From a draft to a checked system. The one place where the rules of a manifest are enforced.
 
+mod grants;
+mod machine;
+mod options;
 mod partition;
 mod program;
 
+pub use grants::is_reserved_directory;
+
+use crate::device::Device;
 use crate::diagnostic::{Code, Diagnostic, Rejected};
-use crate::draft::{At, SystemDraft};
-use crate::system::{System, Validated};
+use crate::draft::{At, GrantDraft, SystemDraft};
+use crate::system::{KernelKind, System, Validated};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -41,6 +47,51 @@ pub fn validate(draft: &SystemDraft, base: &Path) -> Result<Validated<System>, R
     }
 }
 
+/// Checks grants for a partition that runs already, and gives back their devices. `taken` are the
+/// names of the devices it has. Relative paths start at `base`.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn validate_devices(
+    grants: &[GrantDraft],
+    (system, partition): (&str, &str),
+    (kernel, vcpus): (KernelKind, u32),
+    taken: &[String],
+    base: &Path,
+) -> Result<Vec<Device>, Rejected> {
+    let mut diagnostics = Vec::new();
+    let whose = grants::Whose {
+        system,
+        partition,
+        number: 0,
+        kernel: Some(kernel),
+        vcpus,
+        base,
+    };
+    let drafts: Vec<At<GrantDraft>> = grants.iter().cloned().map(At::from).collect();
+    let checked = grants::check(
+        &drafts,
+        None,
+        &whose,
+        taken,
+        &mut |code, _, message, help| {
+            diagnostics.push(Diagnostic {
+                code,
+                message,
+                help,
+                place: None,
+            });
+        },
+    );
+    match checked {
+        Some((_, devices)) if diagnostics.is_empty() => Ok(devices),
+        _ => Err(Rejected {
+            file: None,
+            diagnostics,
+        }),
+    }
+}
+
 /// Checks `draft` and tells `refuse` everything that is wrong; `Some` only if nothing was.
 pub(crate) fn validate_in(
     draft: &SystemDraft,
@@ -66,7 +117,8 @@ pub(crate) fn validate_in(
     }
     let mut seen = BTreeSet::new();
     let mut partitions = Vec::new();
-    for partition in &draft.partitions {
+    let system = name.clone().unwrap_or_default();
+    for (number, partition) in draft.partitions.iter().enumerate() {
         if let Some(name) = &partition.value.name
             && !seen.insert(name.value.as_str())
         {
@@ -77,7 +129,7 @@ pub(crate) fn validate_in(
                 "give each partition a name of its own".to_owned(),
             );
         }
-        partitions.push(partition::check(partition, base, refuse));
+        partitions.push(partition::check(partition, (&system, number), base, refuse));
     }
     Some(System {
         name: name?,

@@ -8,13 +8,24 @@ use crate::error::Error;
 use crate::library::LibraryFile;
 use crate::linux;
 use bulkhead_capability::Capability;
-use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
-use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind};
-use bulkhead_manifest::{Kernel, KernelKind, LinuxBoot, Partition, Program, Source};
+use bulkhead_machine::device::{
+    Balloon, BaseImage, Block, Device, DeviceKind, ImageFormat, Net, NetBackend, Overlay, Pmem,
+    VhostUser, VhostUserDevice, Vsock,
+};
+use bulkhead_machine::{
+    Boot, Console, Fd, Jail, MachineDescription, Memory, Module, ModuleKind, fs,
+};
+use bulkhead_manifest as manifest;
+use bulkhead_manifest::{
+    Disk, Kernel, KernelKind, LinuxBoot, Network, Partition, Program, Share, Source,
+};
 use std::path::Path;
 
 /// Search path of a Linux program that was given none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Entries of each queue of a disk or interface that another process serves.
+const VHOST_USER_QUEUE_SIZE: u16 = 256;
 
 /// Something a VMM needs open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +42,33 @@ pub(crate) enum Want<'p> {
     Files(&'p Program),
     /// The packed files of a Linux partition's command, with its agent.
     AgentFiles(&'p Program),
-    Disk {
+    /// A raw disk.
+    Disk(&'p Disk),
+    /// What a disk with an overlay is based on.
+    Base(&'p Disk),
+    /// The top of such a disk; its map is wanted next.
+    Top(&'p Disk),
+    Map,
+    /// One pair of queues of a tap interface that has so many; the first is wanted first.
+    TapQueue {
+        interface: &'p str,
+        queue: u16,
+        queues: u16,
+    },
+    /// The user-mode network of the device of this name.
+    Network(&'p str, &'p Network),
+    /// The connection to the server of the device of this name.
+    Share(&'p str, &'p Share),
+    Pmem {
         path: &'p Path,
         write: bool,
     },
+    /// A connection to the socket at this path.
+    Connection(&'p Path),
+    VsockListener,
+    VsockConnector,
+    /// The socket that a debugger connects to.
+    Gdb,
     Input,
     Output,
     /// The error stream of programs that have one of their own.
@@ -53,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) input: bool,
     /// The console is a terminal.
     pub(crate) tty: bool,
+    /// A debugger comes.
+    pub(crate) gdb: bool,
     pub(crate) jail: Jail,
 }
 
@@ -68,8 +104,18 @@ pub(crate) fn compile(
     let boot = boot(partition, &mut open)?;
     let mut description = MachineDescription {
         vcpus: partition.vcpus,
+        cpu: partition.cpu,
+        memory: Memory {
+            mib: partition.memory.mib,
+            pluggable_mib: partition.memory.pluggable_mib,
+            hugepages: partition.memory.hugepages,
+            prefault: partition.memory.prefault,
+        },
+        transport: partition.transport,
+        watchdog: partition.watchdog,
+        gdb: settings.gdb.then(|| open(Want::Gdb)).transpose()?,
         jail: settings.jail,
-        ..MachineDescription::new(&partition.name, kvm, control, partition.memory_mib, boot)
+        ..MachineDescription::new(&partition.name, kvm, control, partition.memory.mib, boot)
     };
     for grant in partition.grants.iter() {
         match grant {
@@ -85,23 +131,130 @@ pub(crate) fn compile(
             }
             Capability::Time => description.time = true,
             Capability::Entropy => description.entropy = true,
-            Capability::BlockRead(path) | Capability::BlockWrite(path) => {
-                let write = matches!(grant, Capability::BlockWrite(_));
-                description.devices.push(Device {
-                    name: format!("disk{}", description.devices.len()),
-                    kind: DeviceKind::Block(Block {
-                        file: open(Want::Disk { path, write })?,
-                        read_only: !write,
-                        direct: false,
-                        overlay: None,
-                        queues: 1,
-                        rate: RateLimit::default(),
-                    }),
-                });
-            }
+            // The others have become devices of the partition.
+            _ => {}
         }
     }
+    for granted in &partition.devices {
+        description.devices.push(device(granted, &mut open)?);
+    }
+    if let Some(balloon) = partition.memory.balloon {
+        description.devices.push(Device {
+            name: "balloon".to_owned(),
+            kind: DeviceKind::Balloon(Balloon {
+                target_mib: balloon.mib,
+                deflate_on_oom: balloon.deflate_on_oom,
+                free_page_reporting: balloon.free_page_reporting,
+            }),
+        });
+    }
     Ok(description)
+}
+
+/// Makes the description of one device, opening what it needs.
+pub(crate) fn device(
+    granted: &manifest::Device,
+    open: &mut dyn FnMut(Want<'_>) -> Result<Fd, Error>,
+) -> Result<Device, Error> {
+    let name = granted.name.as_str();
+    let kind = match &granted.kind {
+        manifest::DeviceKind::Disk(disk) => DeviceKind::Block(block(disk, open)?),
+        manifest::DeviceKind::Network(network) => DeviceKind::Net(Net {
+            backend: NetBackend::Socket {
+                socket: open(Want::Network(name, network))?,
+            },
+            mac: network.mac,
+            mtu: Some(network.mtu),
+            queue_pairs: 1,
+            receive_rate: network.receive_rate,
+            transmit_rate: network.transmit_rate,
+        }),
+        manifest::DeviceKind::Tap(tap) => {
+            let queue = |queue| {
+                open(Want::TapQueue {
+                    interface: &tap.interface,
+                    queue,
+                    queues: tap.queues,
+                })
+            };
+            DeviceKind::Net(Net {
+                backend: NetBackend::Tap {
+                    queues: (0..tap.queues).map(queue).collect::<Result<_, _>>()?,
+                },
+                mac: tap.mac,
+                mtu: tap.mtu,
+                queue_pairs: tap.queues,
+                receive_rate: tap.receive_rate,
+                transmit_rate: tap.transmit_rate,
+            })
+        }
+        manifest::DeviceKind::Share(share) => DeviceKind::VhostUser(VhostUser {
+            socket: open(Want::Share(name, share))?,
+            device: VhostUserDevice::Fs {
+                tag: share.tag.clone(),
+                queues: fs::REQUEST_QUEUES,
+            },
+            queue_size: fs::QUEUE_SIZE,
+        }),
+        manifest::DeviceKind::Pmem { path, write } => DeviceKind::Pmem(Pmem {
+            file: open(Want::Pmem {
+                path,
+                write: *write,
+            })?,
+            read_only: !write,
+        }),
+        manifest::DeviceKind::Vsock { cid } => DeviceKind::Vsock(Vsock {
+            cid: *cid,
+            listener: open(Want::VsockListener)?,
+            connector: open(Want::VsockConnector)?,
+        }),
+        manifest::DeviceKind::VhostUserBlock { path, queues } => DeviceKind::VhostUser(VhostUser {
+            socket: open(Want::Connection(path))?,
+            device: VhostUserDevice::Block { queues: *queues },
+            queue_size: VHOST_USER_QUEUE_SIZE,
+        }),
+        manifest::DeviceKind::VhostUserNet { path, mac, queues } => {
+            DeviceKind::VhostUser(VhostUser {
+                socket: open(Want::Connection(path))?,
+                device: VhostUserDevice::Net {
+                    mac: *mac,
+                    queue_pairs: *queues,
+                },
+                queue_size: VHOST_USER_QUEUE_SIZE,
+            })
+        }
+    };
+    Ok(Device {
+        name: granted.name.clone(),
+        kind,
+    })
+}
+
+/// A disk. One that is only read and not raw gets an empty top, since the VMM reads other formats
+/// as a base alone.
+fn block(disk: &Disk, open: &mut dyn FnMut(Want<'_>) -> Result<Fd, Error>) -> Result<Block, Error> {
+    let layered = disk.overlay.is_some() || disk.format != ImageFormat::Raw;
+    let (file, overlay) = if layered {
+        let file = open(Want::Top(disk))?;
+        let overlay = Overlay {
+            map: open(Want::Map)?,
+            base: vec![BaseImage {
+                file: open(Want::Base(disk))?,
+                format: disk.format,
+            }],
+        };
+        (file, Some(overlay))
+    } else {
+        (open(Want::Disk(disk))?, None)
+    };
+    Ok(Block {
+        file,
+        read_only: !disk.write,
+        direct: disk.direct,
+        overlay,
+        queues: disk.queues,
+        rate: disk.rate,
+    })
 }
 
 fn boot(
@@ -203,7 +356,10 @@ pub(crate) mod tests {
                 Want::Files(_) => "Files".to_owned(),
                 Want::AgentFiles(_) => "AgentFiles".to_owned(),
                 Want::File(what, _) => what.to_owned(),
-                Want::Disk { path, write } => format!("{} {write}", path.display()),
+                Want::Disk(disk) => format!("{} {}", disk.path.display(), disk.write),
+                Want::Base(disk) => format!("base {}", disk.path.display()),
+                Want::Top(_) => "top".to_owned(),
+                Want::Network(name, _) | Want::Share(name, _) => name.to_owned(),
                 other => format!("{other:?}"),
             };
             self.0.push(want);
@@ -214,6 +370,7 @@ pub(crate) mod tests {
     const SETTINGS: Settings = Settings {
         input: true,
         tty: false,
+        gdb: false,
         jail: Jail::Full,
     };
     const NATIVE: &str = "kernel = \"native\"\nprogram = \"bin/hello\"\n";
@@ -265,17 +422,17 @@ pub(crate) mod tests {
                 "Control",
                 "Library(Kernel)",
                 "Program",
-                "/srv/a false",
                 "Input",
                 "Output",
                 "ErrorOutput",
+                "/srv/a false",
                 "/b true"
             ]
         );
         let console = description.console.unwrap();
         assert_eq!(
             (console.input, console.output, console.error),
-            (Some(Fd(8)), Fd(9), Some(Fd(10)))
+            (Some(Fd(7)), Fd(8), Some(Fd(9)))
         );
     }
 
@@ -330,6 +487,75 @@ pub(crate) mod tests {
             panic!("linux")
         };
         assert_eq!(cmdline, "a b");
+    }
+
+    #[test]
+    fn devices_have_what_they_name() {
+        let linux = "kernel = \"linux\"\ncommand = [\"/x\"]\nvcpus = 2\ntransport = \"pci\"\n\
+                     cpu = \"v2\"\nwatchdog = true\n\
+                     memory = { size = \"512MiB\", max = \"1GiB\", balloon = true, hugepages = true }\n";
+        let (description, opened) = compiled(&format!(
+            r#"{linux}grants = [
+                {{ capability = "block.write:b", format = "qcow2", overlay = "t", queues = 2 }},
+                {{ capability = "block.read:c", format = "qcow2" }},
+                "net.connect:a.org:80",
+                {{ capability = "net.tap:t", queues = 2, mtu = 9000 }},
+                {{ capability = "fs.write:d", tag = "x" }},
+                "vsock", "pmem.read:/m", "vhost_user.block:/s", "vhost_user.net:/n",
+            ]"#
+        ));
+        assert_eq!(
+            opened,
+            [
+                "Kvm",
+                "Control",
+                "kernel image",
+                "AgentFiles",
+                "top",
+                "Map",
+                "base /srv/b",
+                "top",
+                "Map",
+                "base /srv/c",
+                "net0",
+                "TapQueue { interface: \"t\", queue: 0, queues: 2 }",
+                "TapQueue { interface: \"t\", queue: 1, queues: 2 }",
+                "fs0",
+                "VsockListener",
+                "VsockConnector",
+                "Pmem { path: \"/m\", write: false }",
+                "Connection(\"/s\")",
+                "Connection(\"/n\")",
+            ]
+        );
+        let names: Vec<&str> = description
+            .devices
+            .iter()
+            .map(|d| d.name.as_str())
+            .collect();
+        let expected = [
+            "disk0", "disk1", "net0", "net1", "fs0", "vsock", "pmem0", "disk2", "net2", "balloon",
+        ];
+        assert_eq!(names, expected);
+        let read_only = |at: usize| match &description.devices[at].kind {
+            DeviceKind::Block(block) => (block.read_only, block.overlay.is_some(), block.queues),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            (read_only(0), read_only(1)),
+            ((false, true, 2), (true, true, 1))
+        );
+        let DeviceKind::Net(tap) = &description.devices[3].kind else {
+            panic!("a tap")
+        };
+        assert_eq!((tap.queue_pairs, tap.mtu), (2, Some(9000)));
+        assert!(description.watchdog && description.memory.hugepages);
+        assert_eq!(
+            (description.memory.mib, description.memory.pluggable_mib),
+            (512, 512)
+        );
+        assert_eq!(description.transport, bulkhead_machine::Transport::Pci);
+        assert_eq!(description.cpu, bulkhead_machine::CpuTemplate::V2);
     }
 
     proptest! {

@@ -3,56 +3,157 @@
 
 use crate::error::Error;
 use crate::record::SystemRecord;
-use crate::state_dir::{Found, Standing, StateRoot, is_held};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use crate::state_dir::{Found, Standing};
+use bulkhead_machine::control::Stats;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Longest line either way, in bytes.
 const MAX_LINE: u64 = 1024 * 1024;
 /// How long either side waits for the other's line.
-const PATIENCE: Duration = Duration::from_millis(250);
-/// How long a supervisor may take to end its system before it is killed.
-const GRACE: Duration = Duration::from_millis(700);
-/// When `down` gives up.
-const LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
+/// What a supervisor needs beyond the time that it gives the VMM.
+const MARGIN: Duration = Duration::from_secs(2);
 
 /// From another process to a supervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// How does it stand?
+    /// How does it stand? The answer is a [`SystemRecord`].
     Status,
-    /// End every partition.
+    /// End every partition. The answer is a [`SystemRecord`].
     Down,
+    /// Something with one partition. The answer is an [`Answer`].
+    Partition {
+        /// Its name.
+        partition: String,
+        /// What.
+        act: Act,
+    },
 }
 
-/// The supervisor's side: reads a request, and answers it with the record.
-pub(crate) fn serve(client: &UnixStream, record: &SystemRecord) -> Option<Request> {
+/// What can be done with a running partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Act {
+    /// Stop it where it stands.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Plug a device in.
+    Attach(NewDevice),
+    /// Take a device out, when its guest has let go of it.
+    Detach {
+        /// Its name.
+        device: String,
+    },
+    /// Give it more or less memory: so much in all.
+    ResizeMemory {
+        /// MiB.
+        mib: u64,
+    },
+    /// Ask it to give memory back.
+    ResizeBalloon {
+        /// MiB.
+        mib: u64,
+    },
+    /// Look at a disk's length again.
+    ResizeDisk {
+        /// Its name.
+        device: String,
+    },
+    /// Counters and state.
+    Stats,
+    /// Write memory and registers into a new file, as an ELF core.
+    Dump {
+        /// Its absolute path.
+        file: PathBuf,
+    },
+}
+
+/// A device as it was typed, still unchecked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewDevice {
+    /// Capabilities that become it: several for a user-mode network, else one.
+    pub grants: Vec<String>,
+    /// Its name, instead of the next free one.
+    pub name: Option<String>,
+    /// Tag of a shared directory.
+    pub tag: Option<String>,
+    /// Format of a disk.
+    pub format: Option<String>,
+    /// Where relative paths start.
+    pub base: PathBuf,
+}
+
+/// The answer to an [`Act`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// Done.
+    Done {
+        /// Name of the device that was attached.
+        device: Option<String>,
+    },
+    /// The answer to [`Act::Stats`].
+    Stats(Stats),
+    /// Not done.
+    Refused {
+        /// Stable code.
+        code: String,
+        /// One sentence.
+        message: String,
+        /// What to do.
+        help: Option<String>,
+    },
+}
+
+impl Act {
+    /// How long the VMM may take.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(match self {
+            // The guest has to let go of it.
+            Self::Detach { .. } => 30,
+            // As much as there is memory to write.
+            Self::Dump { .. } => 600,
+            _ => 5,
+        })
+    }
+}
+
+/// The supervisor's side: reads a request. A client that does not say it at once is let go.
+pub(crate) fn receive(client: &UnixStream) -> Option<Request> {
     client.set_read_timeout(Some(PATIENCE)).ok()?;
     client.set_write_timeout(Some(PATIENCE)).ok()?;
     let mut line = String::new();
     BufReader::new(client.take(MAX_LINE))
         .read_line(&mut line)
         .ok()?;
-    let request = serde_json::from_str(&line).ok()?;
-    let mut answer = serde_json::to_vec(record).ok()?;
-    answer.push(b'\n');
-    // A client that does not wait for the answer has made its request all the same.
-    let _ = (&mut &*client).write_all(&answer);
-    Some(request)
+    serde_json::from_str(&line).ok()
 }
 
-fn ask(found: &Found, request: Request) -> Option<SystemRecord> {
+/// The supervisor's side: answers. A client that does not wait for the answer has made its request
+/// all the same.
+pub(crate) fn reply(client: &UnixStream, answer: &impl Serialize) {
+    if let Ok(mut line) = serde_json::to_vec(answer) {
+        line.push(b'\n');
+        let _ = (&mut &*client).write_all(&line);
+    }
+}
+
+pub(crate) fn ask<A: for<'de> Deserialize<'de>>(
+    found: &Found,
+    request: &Request,
+    patience: Duration,
+) -> Option<A> {
     let mut stream = UnixStream::connect(found.socket()).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
-    let mut line = serde_json::to_vec(&request).ok()?;
+    let mut line = serde_json::to_vec(request).ok()?;
     line.push(b'\n');
     stream.write_all(&line).ok()?;
     let mut answer = String::new();
@@ -64,66 +165,68 @@ fn ask(found: &Found, request: Request) -> Option<SystemRecord> {
 
 /// How a system stands now: its supervisor's answer, or its last written record when it gives none.
 pub fn status(found: &Found) -> SystemRecord {
-    match found.standing {
-        Standing::Live => ask(found, Request::Status).unwrap_or_else(|| found.record.clone()),
-        Standing::Finished => found.record.clone(),
-    }
+    let answer = match found.standing {
+        Standing::Live => ask(found, &Request::Status, PATIENCE),
+        Standing::Finished => None,
+    };
+    answer.unwrap_or_else(|| found.record.clone())
 }
 
-/// Ends a system and removes what it left, within one second: its supervisor is asked, and killed
-/// when it does not answer; its VMMs die with it.
+/// Asks a system's supervisor to do something with one of its partitions.
 ///
 /// # Errors
-/// It is still there after a second.
-pub fn down(root: &StateRoot, found: &Found) -> Result<(), Error> {
-    if found.standing == Standing::Live {
-        end_live(found)?;
+/// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
+pub fn act(found: &Found, partition: &str, act: Act) -> Result<Answer, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
     }
-    root.remove_finished(found)
+    let patience = act.patience() + MARGIN;
+    let request = Request::Partition {
+        partition: partition.to_owned(),
+        act,
+    };
+    ask(found, &request, patience).ok_or_else(|| Error::NoAnswer(found.name.clone()))
 }
 
-fn end_live(found: &Found) -> Result<(), Error> {
-    let begun = Instant::now();
-    // While the lock is held the supervisor lives, so these numbers are its own and its VMMs'.
-    let supervisor = process(found.record.supervisor);
-    let vmms: Vec<OwnedFd> = found
-        .record
-        .partitions
-        .iter()
-        .filter_map(|partition| process(partition.vmm))
-        .collect();
-    let asked = ask(found, Request::Down).is_some();
-    let grace = if asked { GRACE } else { PATIENCE };
-    while is_held(&found.path) && begun.elapsed() < grace {
-        thread::sleep(Duration::from_millis(2));
-    }
-    if is_held(&found.path)
-        && let Some(supervisor) = &supervisor
-    {
-        let _ = pidfd_send_signal(supervisor, Signal::KILL);
-    }
-    while is_held(&found.path) {
-        if begun.elapsed() > LIMIT {
-            return Err(Error::StillThere(found.name.clone()));
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    // The VMMs of a killed supervisor get the news from the kernel; wait until each has died of it.
-    for vmm in vmms {
-        let left = LIMIT.saturating_sub(begun.elapsed());
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        let mut watched = [PollFd::new(&vmm, PollFlags::IN)];
-        if poll(&mut watched, Some(&wait)) == Ok(0) {
-            return Err(Error::StillThere(found.name.clone()));
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn process(pid: u32) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    #[test]
+    fn requests_are_what_they_are_documented_to_be() {
+        for (text, request) in [
+            (r#"{"request":"status"}"#, Request::Status),
+            (
+                r#"{"request":"partition","partition":"web","act":{"act":"pause"}}"#,
+                Request::Partition {
+                    partition: "web".to_owned(),
+                    act: Act::Pause,
+                },
+            ),
+            (
+                r#"{"request":"partition","partition":"web","act":{"act":"attach","grants":["block.read:/d"]}}"#,
+                Request::Partition {
+                    partition: "web".to_owned(),
+                    act: Act::Attach(NewDevice {
+                        grants: vec!["block.read:/d".to_owned()],
+                        ..NewDevice::default()
+                    }),
+                },
+            ),
+        ] {
+            assert_eq!(
+                serde_json::from_str::<Request>(text).unwrap(),
+                request,
+                "{text}"
+            );
+            let again = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&again).unwrap(), request);
+        }
+        for text in [
+            r#"{"request":"partition","partition":"web","act":{"act":"explode"}}"#,
+            r#"{"request":"partition","act":{"act":"pause"}}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
+        }
+    }
 }

@@ -9,6 +9,9 @@ use std::path::PathBuf;
 /// Too many open files in this process.
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
+/// No such device.
+const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
 /// Why the supervisor refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +68,60 @@ pub enum Error {
     /// A disk that somebody else writes, or that is to be written while somebody uses it.
     #[error("disk `{}` is in use already", .0.display())]
     DiskBusy(PathBuf),
+    /// An image that is not of the format that it was said to have.
+    #[error("disk `{}` is no qcow2 image", .0.display())]
+    DiskFormat(PathBuf),
+    /// Of a top and its map one is absent.
+    #[error("an overlay is its top and its map, and there is no `{}`", .0.display())]
+    OverlayIncomplete(PathBuf),
+    /// A directory that is not to be shared.
+    #[error("directory `{}` is not to be shared", .0.display())]
+    Share(PathBuf),
+    /// A socket of the host cannot be listened on.
+    #[error("cannot listen on {address}: {}", reason(source))]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tap interface cannot be opened.
+    #[error("cannot open tap interface `{interface}`: {}", reason(source))]
+    Tap {
+        /// Its name.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A socket of another process cannot be connected to.
+    #[error("cannot connect to `{}`: {}", path.display(), reason(source))]
+    Connect {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is to be memory is not whole blocks.
+    #[error("file `{}` is {bytes} bytes long", path.display())]
+    PmemSize {
+        /// Its path.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// The limits of a partition cannot be applied.
+    #[error(
+        "cannot limit {controller} of partition `{partition}`: {}",
+        reason(source)
+    )]
+    Limits {
+        /// The partition.
+        partition: String,
+        /// The controller.
+        controller: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A program that cannot run in its partition.
     #[error("program `{}` {}", path.display(), problem.clause())]
     Program {
@@ -131,6 +188,12 @@ pub enum Error {
         /// The partition.
         partition: String,
     },
+    /// A system has ended.
+    #[error("system `{0}` has ended")]
+    NotRunning(String),
+    /// A supervisor gave no answer.
+    #[error("the supervisor of system `{0}` does not answer")]
+    NoAnswer(String),
     /// A system did not go away.
     #[error("system `{0}` is still there after one second")]
     StillThere(String),
@@ -225,6 +288,22 @@ impl Error {
             Self::DiskSize { bytes: 0, .. } => "disk-empty",
             Self::DiskSize { .. } => "disk-size",
             Self::DiskBusy(_) => "disk-busy",
+            Self::DiskFormat(_) => "disk-format",
+            Self::OverlayIncomplete(_) => "overlay-incomplete",
+            Self::Share(_) => "share-refused",
+            Self::Listen { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "address-in-use",
+                _ => "listen",
+            },
+            Self::Tap { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "tap-not-found",
+                io::ErrorKind::PermissionDenied => "tap-permission",
+                _ if source.raw_os_error() == Some(ENODEV) => "tap-not-found",
+                _ => "tap-unusable",
+            },
+            Self::Connect { .. } => "backend-not-reached",
+            Self::PmemSize { .. } => "pmem-size",
+            Self::Limits { .. } => "limits",
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "program-not-elf",
                 ProgramProblem::Truncated => "program-truncated",
@@ -240,6 +319,8 @@ impl Error {
             Self::AlreadyRunning(_) => "already-running",
             Self::NoSuchSystem(_) => "no-such-system",
             Self::NoSuchLog { .. } => "no-such-log",
+            Self::NotRunning(_) => "not-running",
+            Self::NoAnswer(_) => "no-answer",
             Self::StillThere(_) => "still-there",
             Self::Spawn { .. } => "vmm-not-started",
             Self::System { .. } => "system",
@@ -269,6 +350,28 @@ impl Error {
             Self::DiskBusy(_) => {
                 "end the partition that has it, or grant block.read to all instead of block.write"
             }
+            Self::DiskFormat(_) => "say what it is: format = \"raw\"",
+            Self::OverlayIncomplete(_) => {
+                "bring it back; or remove the other one, and with it what the guest wrote"
+            }
+            Self::Share(_) => "share a directory of its own",
+            Self::Listen { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "choose another port, or end what has this one",
+                io::ErrorKind::PermissionDenied => "choose a port from 1024",
+                _ => "choose an address of this host",
+            },
+            Self::Tap { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "make it yours: sudo ip tuntap add NAME mode tap user $USER"
+                }
+                _ => "make it: sudo ip tuntap add NAME mode tap user $USER",
+            },
+            Self::Connect { .. } => "start the process that listens there first",
+            Self::PmemSize { .. } => "memory is plugged whole: truncate -s %2M FILE",
+            Self::Limits { .. } => {
+                "run as root or in a cgroup that is delegated to you (systemd-run --user --scope -p \
+                 Delegate=yes ...), or leave `limits` out"
+            }
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "a partition runs static ELF programs",
                 ProgramProblem::Truncated => "copy or build it again",
@@ -287,7 +390,8 @@ impl Error {
             Self::AlreadyRunning(name) => {
                 return Some(format!("end it with `bulkhead down {name}`"));
             }
-            Self::NoSuchSystem(_) => "list them with `bulkhead ps`",
+            Self::NoAnswer(_) => "it may have just ended: see `bulkhead ps`",
+            Self::NoSuchSystem(_) | Self::NotRunning(_) => "list them with `bulkhead ps`",
             Self::NoSuchLog { .. } => {
                 "only partitions started by `bulkhead up --detach` keep a log"
             }

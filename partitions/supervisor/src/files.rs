@@ -4,16 +4,15 @@
 //! opened without blocking and looked at before it is handed on.
 
 use crate::error::Error;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-const SECTOR: u64 = 512;
-
-fn open(path: &Path, write: bool) -> io::Result<File> {
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+/// Opens without waiting for anybody; `more` flags beside.
+pub(crate) fn open(path: &Path, write: bool, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
     let flags = i32::try_from(flags.bits()).unwrap_or_default();
     OpenOptions::new()
         .read(true)
@@ -23,7 +22,7 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
 }
 
 /// What a file that is not regular is, with its article.
-fn describe(kind: FileType) -> &'static str {
+pub(crate) fn describe(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
@@ -46,7 +45,7 @@ pub(crate) fn open_regular(what: &'static str, path: &Path) -> Result<File, Erro
         path: path.to_owned(),
         source,
     };
-    let file = open(path, false).map_err(failed)?;
+    let file = open(path, false, OFlags::empty()).map_err(failed)?;
     let kind = file.metadata().map_err(failed)?.file_type();
     if kind.is_file() {
         Ok(file)
@@ -56,42 +55,6 @@ pub(crate) fn open_regular(what: &'static str, path: &Path) -> Result<File, Erro
             path: path.to_owned(),
             found: describe(kind),
         })
-    }
-}
-
-/// Opens a raw disk image or block device. The lock it takes lives as long as the descriptor,
-/// also in the VMM: one writer, or any number of readers.
-pub(crate) fn open_disk(path: &Path, write: bool) -> Result<File, Error> {
-    let failed = |source| Error::Open {
-        what: "disk",
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = open(path, write).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(Error::FileKind {
-            what: "disk",
-            path: path.to_owned(),
-            found: describe(kind),
-        });
-    }
-    let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    if bytes == 0 || bytes % SECTOR != 0 {
-        return Err(Error::DiskSize {
-            path: path.to_owned(),
-            bytes,
-        });
-    }
-    let lock = if write {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
-    match flock(&file, lock) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::DiskBusy(path.to_owned())),
-        Err(errno) => Err(failed(errno.into())),
     }
 }
 
@@ -114,30 +77,5 @@ mod tests {
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert_eq!(code(&fifo), "file-kind");
-    }
-
-    #[test]
-    fn disks_are_whole_sectors() {
-        let dir = tempdir().unwrap();
-        let path = dir.path().join("disk.img");
-        for (bytes, code) in [(0, "disk-empty"), (511, "disk-size"), (513, "disk-size")] {
-            std::fs::write(&path, vec![0; bytes]).unwrap();
-            assert_eq!(open_disk(&path, false).unwrap_err().code(), code, "{bytes}");
-        }
-        std::fs::write(&path, vec![0; 1024]).unwrap();
-        assert!(open_disk(&path, true).is_ok());
-    }
-
-    #[test]
-    fn a_disk_has_one_writer_or_many_readers() {
-        let dir = tempdir().unwrap();
-        let path = dir.path().join("disk.img");
-        std::fs::write(&path, vec![0; 512]).unwrap();
-        let reader = open_disk(&path, false).unwrap();
-        assert!(open_disk(&path, false).is_ok());
-        assert_eq!(open_disk(&path, true).unwrap_err().code(), "disk-busy");
-        drop(reader);
-        let _writer = open_disk(&path, true).unwrap();
-        assert_eq!(open_disk(&path, false).unwrap_err().code(), "disk-busy");
     }
 }

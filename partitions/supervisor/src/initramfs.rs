@@ -37,7 +37,7 @@ impl<'p> Initramfs<'p> {
     /// Starts an archive that may grow to the partition's memory.
     pub(crate) fn new(partition: &'p Partition) -> Result<Self, Error> {
         let output = BufWriter::with_capacity(256 * 1024, memory_file(c"initramfs")?);
-        let limit = partition.memory_mib.saturating_mul(1024 * 1024);
+        let limit = partition.memory.mib.saturating_mul(1024 * 1024);
         Ok(Self {
             partition,
             writer: Writer::new(output, limit),
@@ -133,7 +133,7 @@ impl<'p> Initramfs<'p> {
         if source.kind() == io::ErrorKind::FileTooLarge {
             return Error::FilesExceedMemory {
                 partition: self.partition.name.clone(),
-                memory_mib: self.partition.memory_mib,
+                memory_mib: self.partition.memory.mib,
             };
         }
         Error::Pack {

@@ -6,12 +6,16 @@
 //! VMM process each is started (`vmm`) and watched ([`Supervisor`]). Other commands find it in the
 //! state directory ([`StateRoot`]) and talk to it over its socket ([`status`], [`down`]).
 //! What this host can run at all is [`host`]'s knowledge.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod backend;
+mod cgroup;
 mod compile;
 mod console;
 mod control;
 mod cpio;
+mod disk;
+mod down;
 mod elf;
 mod end;
 mod error;
@@ -22,14 +26,19 @@ mod library;
 mod lifecycle;
 mod linux;
 mod open;
+mod process;
 mod record;
 mod state_dir;
 mod supervisor;
+mod tap;
 mod vmm;
+mod vsock;
 
 pub use bulkhead_machine::Jail;
+pub use bulkhead_machine::control::{DeviceStats, Stats};
 pub use console::log_paths;
-pub use control::{down, status};
+pub use control::{Act, Answer, NewDevice, act, status};
+pub use down::down;
 pub use end::{End, STATUS_CRASHED, STATUS_FAILED, STATUS_STOPPED};
 pub use error::{Error, ProgramProblem, reason};
 pub use library::Library;

@@ -19,6 +19,8 @@ pub(crate) enum LibraryFile {
     Kernel,
     LinuxPersonality,
     GuestAgent,
+    Gateway,
+    Fs,
 }
 
 impl LibraryFile {
@@ -28,6 +30,8 @@ impl LibraryFile {
             Self::Kernel => ("kernel", "microkernel"),
             Self::LinuxPersonality => ("linux-personality", "Linux personality"),
             Self::GuestAgent => ("guest-agent", "guest agent"),
+            Self::Gateway => ("bulkhead-gateway", "gateway"),
+            Self::Fs => ("bulkhead-fs", "server of shared directories"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Where a partition stands. Later states (suspended, archived) come with what enters them.
+/// Where a partition stands. Archived comes with what enters it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -15,6 +15,8 @@ pub enum State {
     Isolated,
     /// Locked down, and guest code runs.
     Running,
+    /// It runs, and stands still because somebody asked for it.
+    Suspended,
     /// It ran, and has ended.
     Terminated,
     /// It was refused, or its VMM failed, before any guest code ran.
@@ -23,24 +25,26 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Provisioned,
         Self::Validated,
         Self::Isolated,
         Self::Running,
+        Self::Suspended,
         Self::Terminated,
         Self::Rejected,
     ];
 
     /// True when a partition in this state may go to `next`.
     pub fn may_become(self, next: Self) -> bool {
-        use State::{Isolated, Provisioned, Rejected, Running, Terminated, Validated};
+        use State::{Isolated, Provisioned, Rejected, Running, Suspended, Terminated, Validated};
         matches!(
             (self, next),
             (Provisioned, Validated | Rejected)
                 | (Validated, Isolated | Rejected)
                 | (Isolated, Running | Rejected)
-                | (Running, Terminated)
+                | (Running, Suspended | Terminated)
+                | (Suspended, Running | Terminated)
         )
     }
 
@@ -56,6 +60,7 @@ impl State {
             Self::Validated => "validated",
             Self::Isolated => "isolated",
             Self::Running => "running",
+            Self::Suspended => "suspended",
             Self::Terminated => "terminated",
             Self::Rejected => "rejected",
         }
@@ -127,7 +132,10 @@ mod tests {
                 "validated rejected",
                 "isolated running",
                 "isolated rejected",
+                "running suspended",
                 "running terminated",
+                "suspended running",
+                "suspended terminated",
             ]
         );
         assert!(State::Terminated.is_final() && State::Rejected.is_final());

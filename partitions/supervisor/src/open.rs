@@ -1,30 +1,54 @@
 //! Opens what a machine description asks for, and keeps it until the VMM has it.
 
+use crate::backend::{self, Ready};
 use crate::compile::{Descriptors, Settings, Want};
 use crate::console::Streams;
+use crate::disk::{open_base, open_disk, open_overlay, open_pmem};
 use crate::elf::open_program;
 use crate::error::{Error, ProgramProblem};
-use crate::files::{open_disk, open_regular};
+use crate::files::open_regular;
 use crate::initramfs::Initramfs;
 use crate::library::Library;
 use crate::linux;
-use bulkhead_machine::Fd;
+use crate::tap::open_tap;
+use crate::vsock::Vsock;
+use bulkhead_machine::{Fd, Jail};
 use bulkhead_manifest::{GuestPath, Partition, Program};
+use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// The descriptors of one VMM. Each keeps, in the VMM, the number that it has here: no two can
-/// collide, and none is overwritten on the way.
+/// What is open already before a partition is looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    pub(crate) kvm: Option<OwnedFd>,
+    /// The VMM's end of its control socket.
+    pub(crate) control: Option<OwnedFd>,
+    pub(crate) streams: Streams,
+    pub(crate) gdb: Option<OwnedFd>,
+}
+
+/// The descriptors of one VMM, and the processes behind its devices.
 #[derive(Debug)]
 pub(crate) struct Opened<'o> {
     library: &'o Library,
-    kvm: &'o File,
-    control: Option<OwnedFd>,
-    streams: Streams,
+    /// The system's directory.
+    directory: &'o Path,
+    given: Given,
     tty: bool,
     input: bool,
+    jail: Jail,
+    /// Numbers are places in the list, instead of our own.
+    by_place: bool,
     descriptors: Vec<OwnedFd>,
+    /// The map of the overlay whose top was handed out last.
+    map: Option<File>,
+    tap_queues: VecDeque<OwnedFd>,
+    pub(crate) backends: Vec<Ready>,
+    pub(crate) vsock: Option<Vsock>,
+    vsock_connector: Option<OwnedFd>,
 }
 
 /// Opens `/dev/kvm`.
@@ -37,42 +61,66 @@ pub(crate) fn open_kvm() -> Result<File, Error> {
 }
 
 impl<'o> Opened<'o> {
-    /// Starts with what is open already: the VMM's end of the control socket and of its streams.
+    /// Starts with what is open already. Each descriptor keeps, in the VMM, the number that it has
+    /// here: no two can collide, and none is overwritten on the way.
     pub(crate) fn new(
         library: &'o Library,
-        kvm: &'o File,
-        control: OwnedFd,
-        streams: Streams,
+        directory: &'o Path,
+        given: Given,
         settings: Settings,
     ) -> Self {
         Self {
             library,
-            kvm,
-            control: Some(control),
-            streams,
+            directory,
+            given,
             tty: settings.tty,
             input: settings.input,
+            jail: settings.jail,
+            by_place: false,
             descriptors: Vec::new(),
+            map: None,
+            tap_queues: VecDeque::new(),
+            backends: Vec::new(),
+            vsock: None,
+            vsock_connector: None,
         }
+    }
+
+    /// For a device of a partition that runs: descriptors are numbered by their place in the packet
+    /// that takes them to the VMM.
+    pub(crate) fn for_packet(library: &'o Library, directory: &'o Path, jail: Jail) -> Self {
+        let settings = Settings {
+            input: false,
+            tty: false,
+            gdb: false,
+            jail,
+        };
+        let mut opened = Self::new(library, directory, Given::default(), settings);
+        opened.by_place = true;
+        opened
     }
 
     /// Adds a descriptor.
     pub(crate) fn keep(&mut self, descriptor: impl Into<OwnedFd>) -> Fd {
         let descriptor = descriptor.into();
-        let fd = Fd(descriptor.as_raw_fd());
+        let place = i32::try_from(self.descriptors.len()).unwrap_or(i32::MAX);
+        let fd = Fd(match self.by_place {
+            true => place,
+            false => descriptor.as_raw_fd(),
+        });
         self.descriptors.push(descriptor);
         fd
     }
 
     /// All of them, for the VMM.
-    pub(crate) fn into_descriptors(self) -> Vec<OwnedFd> {
-        self.descriptors
+    pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
     }
 
     fn take(&mut self, stream: Option<OwnedFd>) -> Result<Fd, Error> {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotConnected);
         let stream = stream.ok_or_else(missing);
-        Ok(self.keep(stream.map_err(Error::system("find a console stream"))?))
+        Ok(self.keep(stream.map_err(Error::system("find a descriptor"))?))
     }
 }
 
@@ -80,23 +128,27 @@ impl Descriptors for Opened<'_> {
     fn open(&mut self, partition: &Partition, want: Want<'_>) -> Result<Fd, Error> {
         let file: OwnedFd = match want {
             Want::Kvm => {
-                let kvm = self.kvm.as_fd().try_clone_to_owned();
-                kvm.map_err(Error::system("duplicate a descriptor"))?
+                let kvm = self.given.kvm.take();
+                return self.take(kvm);
             }
             Want::Control => {
-                let control = self.control.take();
+                let control = self.given.control.take();
                 return self.take(control);
             }
+            Want::Gdb => {
+                let gdb = self.given.gdb.take();
+                return self.take(gdb);
+            }
             Want::Input => {
-                let input = self.streams.input.take();
+                let input = self.given.streams.input.take();
                 return self.take(input);
             }
             Want::Output => {
-                let output = self.streams.output.take();
+                let output = self.given.streams.output.take();
                 return self.take(output);
             }
             Want::ErrorOutput => {
-                let error = self.streams.error.take();
+                let error = self.given.streams.error.take();
                 return self.take(error);
             }
             Want::Library(file) => open_regular("library file", &self.library.file(file)?)?.into(),
@@ -116,7 +168,59 @@ impl Descriptors for Opened<'_> {
                 check_command(program, self.library)?;
                 linux::initramfs(partition, program, self.library, self.tty, self.input)?.into()
             }
-            Want::Disk { path, write } => open_disk(path, write)?.into(),
+            Want::Disk(disk) => open_disk(&disk.path, disk.write, disk.direct)?.into(),
+            Want::Base(disk) => open_base(disk)?.into(),
+            Want::Top(disk) => {
+                let (top, map) = open_overlay(disk)?;
+                self.map = Some(map);
+                top.into()
+            }
+            Want::Map => {
+                let map = self.map.take().map(OwnedFd::from);
+                return self.take(map);
+            }
+            Want::TapQueue {
+                interface,
+                queue,
+                queues,
+            } => {
+                if queue == 0 {
+                    self.tap_queues = open_tap(interface, queues)?.into();
+                }
+                let queue = self.tap_queues.pop_front();
+                return self.take(queue);
+            }
+            Want::Network(device, network) => {
+                let (link, ready) = backend::network(&partition.name, device, network, self.jail)?;
+                self.backends.push(ready);
+                link
+            }
+            Want::Share(device, share) => {
+                let (connected, ready) = backend::share(device, share, self.jail, self.directory)?;
+                self.backends.push(ready);
+                connected
+            }
+            Want::Pmem { path, write } => open_pmem(path, write)?.into(),
+            Want::Connection(path) => {
+                let connected = UnixStream::connect(path);
+                let failed = |source| Error::Connect {
+                    path: path.to_owned(),
+                    source,
+                };
+                connected.map_err(failed)?.into()
+            }
+            Want::VsockListener => {
+                let directory = self.directory.join(&partition.name);
+                let (vsock, connector) = Vsock::new(&directory)?;
+                let listener = vsock.listener()?;
+                self.vsock = Some(vsock);
+                self.vsock_connector = Some(connector);
+                listener
+            }
+            Want::VsockConnector => {
+                let connector = self.vsock_connector.take();
+                return self.take(connector);
+            }
         };
         Ok(self.keep(file))
     }

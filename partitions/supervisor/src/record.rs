@@ -4,7 +4,7 @@ use crate::lifecycle::State;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest record that is read, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -20,6 +20,9 @@ pub struct SystemRecord {
     pub finished: bool,
     /// Its partitions, in the order of the manifest.
     pub partitions: Vec<PartitionRecord>,
+    /// Directories of its control groups.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// A partition.

@@ -5,6 +5,7 @@
 //! removes it. Directories are created and removed under the lock of the whole. One without a
 //! record is not a system's: people may name a directory that holds other things of theirs.
 
+use crate::cgroup;
 use crate::error::Error;
 use crate::record::SystemRecord;
 use rustix::fs::{FlockOperation, flock};
@@ -284,7 +285,8 @@ impl StateRoot {
             let standing = match (&lock, &record) {
                 (None, _) => Standing::Live,
                 (Some(_), Some(record)) if record.finished => Standing::Finished,
-                (Some(_), Some(_)) => {
+                (Some(_), Some(record)) => {
+                    cgroup::remove(&record.cgroups);
                     fs::remove_dir_all(&path).map_err(failed)?;
                     continue;
                 }

@@ -1,26 +1,31 @@
 //! A running system: starts every partition, watches them in one loop, and ends them together.
 
+mod acts;
+mod launch;
 mod member;
+mod outputs;
 mod watch;
 
-use crate::compile::{Settings, compile};
-use crate::console::{self, Gate, Input, Log, Output, PREFIX_COLOURS, Prefixed, Pumps, Raw};
+use crate::cgroup::Group;
+use crate::console::{self, Pumps, Streams};
 use crate::end::End;
 use crate::error::Error;
 use crate::host::{self, EmptyNetwork, Installation};
-use crate::library::{Library, LibraryFile};
+use crate::library::Library;
 use crate::lifecycle::{Lifecycle, State};
-use crate::open::{Opened, open_kvm};
+use crate::open::open_kvm;
 use crate::record::SystemRecord;
 use crate::state_dir::{StateRoot, SystemDir};
-use crate::vmm::{Vmm, control_socket};
 use bulkhead_machine::Jail;
-use bulkhead_manifest::{Kernel, KernelKind, LinuxBoot, Partition, System, Validated};
-use member::Member;
+use bulkhead_manifest::{KernelKind, Partition, System, Validated};
+use launch::{Launcher, Prepared};
+use member::{Member, Parts};
+use outputs::{Outputs, input, outputs, through_agent};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where the partitions' consoles lead.
@@ -43,7 +48,7 @@ pub enum Consoles {
 }
 
 /// How to run a system.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// See there.
     pub consoles: Consoles,
@@ -51,6 +56,8 @@ pub struct Options {
     pub jail: Jail,
     /// Leave the logs when the system has ended by itself.
     pub keep_logs: bool,
+    /// A listening stream socket on which every partition waits for a debugger.
+    pub gdb: Option<Arc<OwnedFd>>,
 }
 
 /// Why a system was ended before its partitions ended by themselves.
@@ -91,19 +98,9 @@ pub struct Supervisor {
     /// Keeps `notices` from ending before the loop does.
     _notices_writer: PipeWriter,
     started: u64,
-    keep_logs: bool,
+    launcher: Launcher,
     /// Last, so that the directory goes after the VMMs.
     directory: SystemDir,
-}
-
-/// One partition with everything open, before its VMM exists.
-struct Prepared<'s> {
-    partition: &'s Partition,
-    description: bulkhead_machine::MachineDescription,
-    descriptors: Vec<OwnedFd>,
-    control: OwnedFd,
-    ends: console::Ends,
-    lifecycle: Lifecycle,
 }
 
 impl Supervisor {
@@ -124,35 +121,28 @@ impl Supervisor {
         }
         let kvm = open_kvm()?;
         refuse_linux(system, library)?;
-        Self::start_on(
-            &kvm,
-            network.finish().as_ref(),
-            system,
-            root,
-            library,
-            options,
-        )
+        Self::start_on(&kvm, network.finish(), system, root, library, options)
     }
 
     /// The same without a look at the host.
     fn start_on(
         kvm: &File,
-        network: Option<&File>,
+        network: Option<File>,
         system: &Validated<System>,
         root: &StateRoot,
         library: &Library,
         options: Options,
     ) -> Result<Self, Error> {
-        let vmm = library.file(LibraryFile::Vmm)?;
-        let prepared: Vec<Prepared<'_>> = (system.partitions.iter())
-            .map(|partition| prepare(partition, library, kvm, network, options))
-            .collect::<Result<_, _>>()?;
-
         let directory = root.create(&system.name)?;
+        let launcher = Launcher::new(library, kvm, network, &options, directory.path())?;
+        let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
+            .map(|partition| prepare(partition, &launcher))
+            .collect::<Result<_, _>>()?;
         let failed = |source| Error::StateDir {
             path: directory.path().to_owned(),
             source,
         };
+        let groups = groups(system, &directory)?;
         let listener = UnixListener::bind(directory.socket()).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let (notices, notices_writer) = io::pipe().map_err(Error::system("create a pipe"))?;
@@ -162,27 +152,31 @@ impl Supervisor {
             .map(|partition| partition.name.len())
             .max();
         let mut members = Vec::new();
-        for (number, prepared) in prepared.into_iter().enumerate() {
-            let Prepared {
-                partition,
-                description,
-                descriptors,
-                control,
-                ends,
-                mut lifecycle,
-            } = prepared;
-            let process = Vmm::spawn(&vmm, &description, control, descriptors)?;
+        let partitions = system.partitions.iter().zip(prepared).zip(groups);
+        for (number, ((partition, (prepared, consoled)), group)) in partitions.enumerate() {
+            let mut lifecycle = Lifecycle::new();
+            let _ = lifecycle.step(State::Validated);
+            let started = launcher.start(prepared, group.as_ref())?;
             let _ = lifecycle.step(State::Isolated);
-            let (output, error) = outputs(
-                partition,
-                number,
-                width.unwrap_or(0),
-                options.consoles,
-                &directory,
-            )?;
-            let (output, input) = through_agent(partition, output, input(options.consoles));
+            let width = width.unwrap_or(0);
+            let consoles = options.consoles;
+            let Outputs {
+                output,
+                error,
+                messages,
+            } = outputs(partition, number, width, consoles, directory.path())?;
+            let (output, input) = through_agent(partition, output, input(consoles));
+            let Consoled { ends, spare } = consoled;
             let Pumps { finished } = ends.pump(output, error, input, &notices_writer)?;
-            members.push(Member::new(partition, process, finished, lifecycle));
+            let parts = Parts {
+                system: system.name.clone(),
+                spare,
+                messages,
+                finished,
+                lifecycle,
+                group,
+            };
+            members.push(Member::new(partition, started, parts));
         }
         let started = SystemTime::now().duration_since(UNIX_EPOCH);
         let supervisor = Self {
@@ -191,7 +185,7 @@ impl Supervisor {
             notices,
             _notices_writer: notices_writer,
             started: started.map_or(0, |since| since.as_secs()),
-            keep_logs: options.keep_logs,
+            launcher,
             directory,
         };
         supervisor.directory.write(&supervisor.record(false))?;
@@ -205,46 +199,49 @@ impl Supervisor {
             started: self.started,
             finished,
             partitions: self.members.iter().map(Member::record).collect(),
+            cgroups: (self.members.iter())
+                .filter_map(|member| member.group.as_ref())
+                .flat_map(|group| group.directories().to_vec())
+                .collect(),
         }
     }
 }
 
-/// Opens everything that a partition's VMM needs.
-fn prepare<'s>(
-    partition: &'s Partition,
-    library: &Library,
-    kvm: &File,
-    network: Option<&File>,
-    options: Options,
-) -> Result<Prepared<'s>, Error> {
-    let mut lifecycle = Lifecycle::new();
-    let (control, theirs) = control_socket()?;
+/// Our ends of a partition's console, and the VMM's once more if there may be a VMM after it.
+struct Consoled {
+    ends: console::Ends,
+    spare: Option<Streams>,
+}
+
+/// Opens everything that a partition needs, before anything of it runs.
+fn prepare(partition: &Partition, launcher: &Launcher) -> Result<(Prepared, Consoled), Error> {
     let (streams, ends) = console::pipes()?;
-    let (input, tty) = match options.consoles {
-        Consoles::Attached { tty, .. } => (true, tty),
-        Consoles::Prefixed { .. } | Consoles::Logged => (false, false),
+    let spare = partition.restart.then(|| streams.duplicate()).transpose()?;
+    let prepared = launcher.prepare(partition, streams)?;
+    Ok((prepared, Consoled { ends, spare }))
+}
+
+/// Makes the control groups of a system, and notes them down: a supervisor that is killed leaves
+/// them to whoever comes next.
+fn groups(system: &System, directory: &SystemDir) -> Result<Vec<Option<Group>>, Error> {
+    let group = |partition: &Partition| {
+        let memory = &partition.memory;
+        let most = memory.mib + memory.pluggable_mib;
+        Group::new(&system.name, &partition.name, &partition.limits, most)
     };
-    let settings = Settings {
-        input,
-        tty,
-        jail: options.jail,
-    };
-    let mut opened = Opened::new(library, kvm, theirs, streams, settings);
-    let mut description = compile(partition, settings, &mut opened)?;
-    if let Some(network) = network {
-        let network = (network.try_clone()).map_err(Error::system("share a network namespace"))?;
-        description.network_namespace = Some(opened.keep(network));
+    let groups: Vec<Option<Group>> = (system.partitions.iter())
+        .map(group)
+        .collect::<Result<_, _>>()?;
+    let cgroups: Vec<_> = (groups.iter().flatten())
+        .flat_map(|group| group.directories().to_vec())
+        .collect();
+    if !cgroups.is_empty() {
+        directory.write(&SystemRecord {
+            cgroups,
+            ..SystemRecord::default()
+        })?;
     }
-    let _ = lifecycle.step(State::Validated);
-    let descriptors = opened.into_descriptors();
-    Ok(Prepared {
-        partition,
-        description,
-        descriptors,
-        control,
-        ends,
-        lifecycle,
-    })
+    Ok(groups)
 }
 
 /// A partition bigger than the host is a mistake, and would only be found out much later.
@@ -252,12 +249,12 @@ fn check_memory(partition: &Partition) -> Result<(), Error> {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit);
     let host_mib = (info.totalram + info.totalswap).saturating_mul(unit) / (1024 * 1024);
-    if partition.memory_mib <= host_mib {
+    if partition.memory.mib <= host_mib {
         return Ok(());
     }
     Err(Error::MemoryExceedsHost {
         partition: partition.name.clone(),
-        asked_mib: partition.memory_mib,
+        asked_mib: partition.memory.mib,
         host_mib,
     })
 }
@@ -275,80 +272,6 @@ fn refuse_linux(system: &System, library: &Library) -> Result<(), Error> {
             partition: partition.name.clone(),
             reason: reason.to_owned(),
         }),
-    }
-}
-
-type BoxedOutput = Box<dyn Output>;
-
-/// Where the output and the error stream of a partition go.
-fn outputs(
-    partition: &Partition,
-    number: usize,
-    width: usize,
-    consoles: Consoles,
-    directory: &SystemDir,
-) -> Result<(BoxedOutput, BoxedOutput), Error> {
-    let log = || {
-        let log = Log::open(directory.path(), &partition.name);
-        log.map_err(|source| Error::StateDir {
-            path: directory.path().to_owned(),
-            source,
-        })
-    };
-    Ok(match consoles {
-        Consoles::Attached { .. } => (Box::new(Raw(io::stdout())), Box::new(Raw(io::stderr()))),
-        Consoles::Logged => (Box::new(log()?), Box::new(log()?)),
-        Consoles::Prefixed { terminal } => {
-            let colour = PREFIX_COLOURS.iter().cycle().nth(number).copied();
-            let colour = colour.filter(|_| terminal);
-            let name = &partition.name;
-            let output = Prefixed::new(io::stdout(), name, width, colour, terminal, Some(log()?));
-            let error = Prefixed::new(io::stderr(), name, width, colour, terminal, Some(log()?));
-            (Box::new(output), Box::new(error))
-        }
-    })
-}
-
-/// How our standard input becomes the partition's, if it does.
-fn input(consoles: Consoles) -> Option<Input> {
-    let Consoles::Attached { raw, .. } = consoles else {
-        return None;
-    };
-    Some(Input {
-        escape: raw,
-        end: b"",
-        gate: None,
-    })
-}
-
-/// A guest agent's console is a terminal, whatever ours is. So input waits until the agent has set
-/// it up, and ends with Ctrl-D: twice, for a last line that is not whole.
-fn through_agent(
-    partition: &Partition,
-    output: BoxedOutput,
-    input: Option<Input>,
-) -> (BoxedOutput, Option<Input>) {
-    let has_agent = matches!(
-        &partition.kernel,
-        Kernel::Linux {
-            boot: LinuxBoot::Command(_),
-            ..
-        }
-    );
-    match input {
-        Some(Input { escape, .. }) if has_agent => {
-            let (gate, opened) = Gate::new(output);
-            let end: &[u8] = if escape { b"" } else { b"\x04\x04" };
-            (
-                Box::new(gate),
-                Some(Input {
-                    escape,
-                    end,
-                    gate: Some(opened),
-                }),
-            )
-        }
-        input => (output, input),
     }
 }
 

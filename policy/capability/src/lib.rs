@@ -9,7 +9,9 @@
 mod capability;
 mod grants;
 mod name;
+mod network;
 
 pub use capability::{Capability, ParseCapabilityError};
 pub use grants::Grants;
-pub use name::{CapabilityName, UnknownName};
+pub use name::{CapabilityName, ObjectKind, UnknownName};
+pub use network::{Listen, ParseListenError};

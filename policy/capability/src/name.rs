@@ -14,18 +14,82 @@ pub enum CapabilityName {
     Console,
     /// `entropy`: the host's random source.
     Entropy,
+    /// `fs.read`: read one directory of the host.
+    FsRead,
+    /// `fs.write`: read and change one directory of the host.
+    FsWrite,
+    /// `net.connect`: connect or send to where one rule says, through the user-mode network.
+    NetConnect,
+    /// `net.listen`: be reached on one address and port of the host.
+    NetListen,
+    /// `net.loopback`: use one service on the host's loopback interface.
+    NetLoopback,
+    /// `net.tap`: one tap interface of the host, and whatever network it is on.
+    NetTap,
+    /// `pmem.read`: one file as memory that is only read.
+    PmemRead,
+    /// `pmem.write`: one file as memory.
+    PmemWrite,
     /// `time`: wall-clock time.
     Time,
+    /// `vhost_user.block`: the disk that a process of the host serves on one socket.
+    VhostUserBlock,
+    /// `vhost_user.net`: the network interface that a process of the host serves on one socket.
+    VhostUserNet,
+    /// `vsock`: sockets between the partition and processes of the host.
+    Vsock,
+}
+
+/// What the object of a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// It has none.
+    None,
+    /// A path of the host; the text says of what.
+    Path(&'static str),
+    /// A [`bulkhead_network::Rule`].
+    Rule,
+    /// A [`crate::Listen`].
+    Listen,
+    /// A [`bulkhead_network::Loopback`].
+    Loopback,
+    /// The name of a network interface.
+    Interface,
+}
+
+impl ObjectKind {
+    /// An object of this kind, for a sentence.
+    pub(crate) fn phrase(self) -> String {
+        match self {
+            Self::None => "no object".to_owned(),
+            Self::Path(what) => format!("the path of a {what}"),
+            Self::Rule => "a network rule".to_owned(),
+            Self::Listen => "a socket to listen on".to_owned(),
+            Self::Loopback => "a port of the host".to_owned(),
+            Self::Interface => "the name of a tap interface".to_owned(),
+        }
+    }
 }
 
 impl CapabilityName {
     /// Every name, in alphabetical order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 16] = [
         Self::BlockRead,
         Self::BlockWrite,
         Self::Console,
         Self::Entropy,
+        Self::FsRead,
+        Self::FsWrite,
+        Self::NetConnect,
+        Self::NetListen,
+        Self::NetLoopback,
+        Self::NetTap,
+        Self::PmemRead,
+        Self::PmemWrite,
         Self::Time,
+        Self::VhostUserBlock,
+        Self::VhostUserNet,
+        Self::Vsock,
     ];
 
     /// The name as people write it.
@@ -35,13 +99,49 @@ impl CapabilityName {
             Self::BlockWrite => "block.write",
             Self::Console => "console",
             Self::Entropy => "entropy",
+            Self::FsRead => "fs.read",
+            Self::FsWrite => "fs.write",
+            Self::NetConnect => "net.connect",
+            Self::NetListen => "net.listen",
+            Self::NetLoopback => "net.loopback",
+            Self::NetTap => "net.tap",
+            Self::PmemRead => "pmem.read",
+            Self::PmemWrite => "pmem.write",
             Self::Time => "time",
+            Self::VhostUserBlock => "vhost_user.block",
+            Self::VhostUserNet => "vhost_user.net",
+            Self::Vsock => "vsock",
         }
     }
 
-    /// True when the name needs an object: the path of a disk.
-    pub fn takes_path(self) -> bool {
-        matches!(self, Self::BlockRead | Self::BlockWrite)
+    /// What its object is.
+    pub fn object(self) -> ObjectKind {
+        match self {
+            Self::BlockRead | Self::BlockWrite => ObjectKind::Path("disk"),
+            Self::FsRead | Self::FsWrite => ObjectKind::Path("directory"),
+            Self::PmemRead | Self::PmemWrite => ObjectKind::Path("file"),
+            Self::VhostUserBlock | Self::VhostUserNet => ObjectKind::Path("socket"),
+            Self::NetConnect => ObjectKind::Rule,
+            Self::NetListen => ObjectKind::Listen,
+            Self::NetLoopback => ObjectKind::Loopback,
+            Self::NetTap => ObjectKind::Interface,
+            Self::Console | Self::Entropy | Self::Time | Self::Vsock => ObjectKind::None,
+        }
+    }
+
+    /// An object for an example.
+    pub(crate) fn example(self) -> &'static str {
+        match self {
+            Self::BlockRead | Self::BlockWrite => "disk.img",
+            Self::FsRead | Self::FsWrite => "/srv/data",
+            Self::PmemRead | Self::PmemWrite => "memory.img",
+            Self::VhostUserBlock | Self::VhostUserNet => "/run/backend.sock",
+            Self::NetConnect => "deb.debian.org:80",
+            Self::NetListen => "127.0.0.1:8080=80",
+            Self::NetLoopback => "tcp:5432",
+            Self::NetTap => "tap0",
+            Self::Console | Self::Entropy | Self::Time | Self::Vsock => "",
+        }
     }
 
     /// All names for a sentence: `block.read, block.write, ...`.
@@ -88,23 +188,28 @@ impl FromStr for CapabilityName {
     }
 }
 
-/// The known name within two edits of `name`, or the first of its namespace.
+/// The first name of the namespace `name`, else the known name within two edits of it, else the
+/// first of its namespace.
 fn closest(name: &str) -> Option<CapabilityName> {
     // Comparing costs the product of both lengths, and the name comes from outside.
     if name.len() > 32 {
         return None;
     }
+    let namespace = name.split('.').next().unwrap_or(name);
+    let by_namespace = CapabilityName::ALL
+        .into_iter()
+        .find(|known| known.as_str().split('.').next() == Some(namespace));
     let by_edits = CapabilityName::ALL
         .into_iter()
         .map(|known| (strsim::levenshtein(known.as_str(), name), known))
         .filter(|(distance, _)| *distance <= 2)
-        .min();
-    let namespace = name.split('.').next().unwrap_or(name);
-    by_edits.map(|(_, known)| known).or_else(|| {
-        CapabilityName::ALL
-            .into_iter()
-            .find(|known| known.as_str().split('.').next() == Some(namespace))
-    })
+        .min()
+        .map(|(_, known)| known);
+    if namespace == name {
+        by_namespace.or(by_edits)
+    } else {
+        by_edits.or(by_namespace)
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +230,9 @@ mod tests {
             ("block.raed", Some(CapabilityName::BlockRead)),
             ("block", Some(CapabilityName::BlockRead)),
             ("Time", Some(CapabilityName::Time)),
-            ("net.connect", None),
+            ("net.conect", Some(CapabilityName::NetConnect)),
+            ("vhost_user", Some(CapabilityName::VhostUserBlock)),
+            ("device.pci", None),
             ("", None),
         ] {
             let refused = wrong.parse::<CapabilityName>().unwrap_err();

@@ -29,6 +29,20 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Print what a partition started by `up --detach` has written
     Logs(LogsArgs),
+    /// Stop a running partition where it stands
+    Pause(PartitionArgs),
+    /// Let a paused partition go on
+    Resume(PartitionArgs),
+    /// Plug a device into a running Linux partition, and print its name
+    Attach(AttachArgs),
+    /// Take a device out of a running Linux partition
+    Detach(DetachArgs),
+    /// Change the memory, the balloon or a disk of a running partition
+    Resize(ResizeArgs),
+    /// Print the counters of running partitions
+    Stats(StatsArgs),
+    /// Write a running partition's memory and registers into an ELF core file
+    Dump(DumpArgs),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version
@@ -75,6 +89,9 @@ pub(crate) struct RunArgs {
     /// Memory, such as 64MiB (default: 16MiB native, 128MiB linux-abi, 256MiB linux)
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
+    /// Memory to which it can grow, with --kernel linux --transport pci; see `resize`
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<String>,
     /// Virtual CPUs (default: 1)
     #[arg(long, value_name = "N")]
     pub(crate) vcpus: Option<i64>,
@@ -93,10 +110,22 @@ pub(crate) struct RunArgs {
     /// Raw disk image or block device; `:ro` grants block.read, else block.write
     #[arg(long, value_name = "FILE[:ro]")]
     pub(crate) disk: Vec<String>,
+    /// Let the partition connect there, through the user-mode network: deb.debian.org:80, udp:10.0.0.0/8:*
+    #[arg(long, value_name = "RULE")]
+    pub(crate) net: Vec<String>,
+    /// Lead a socket of this host to a port of the partition
+    #[arg(short, long, value_name = "[ADDRESS:]PORT=GUEST-PORT")]
+    pub(crate) publish: Vec<String>,
+    /// Share a directory by virtiofs; `:ro` grants fs.read, else fs.write
+    #[arg(long, value_name = "DIR:TAG[:ro]")]
+    pub(crate) share: Vec<String>,
+    /// Grant sockets between this host and the partition
+    #[arg(long)]
+    pub(crate) vsock: bool,
     /// Further grant, such as block.read:disk.img
     #[arg(long, value_name = "CAPABILITY")]
     pub(crate) grant: Vec<String>,
-    /// Grant nothing but --disk and --grant: no console, no entropy, no time
+    /// Grant nothing but what other options name: no console, no entropy, no time
     #[arg(long)]
     pub(crate) no_default_grants: bool,
     /// Kernel image, with --kernel linux (default: @linux/vmlinuz)
@@ -108,6 +137,18 @@ pub(crate) struct RunArgs {
     /// Kernel arguments, with --kernel linux
     #[arg(long, value_name = "TEXT")]
     pub(crate) cmdline: Option<String>,
+    /// How a Linux kernel finds its devices: pci or mmio
+    #[arg(long, value_name = "TRANSPORT")]
+    pub(crate) transport: Option<String>,
+    /// Wait for a debugger before the first instruction (default address: 127.0.0.1:1234)
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "127.0.0.1:1234"
+    )]
+    pub(crate) gdb: Option<String>,
     /// Name every system call on the error stream, with --kernel linux-abi
     #[arg(long)]
     pub(crate) trace_syscalls: bool,
@@ -178,6 +219,99 @@ pub(crate) struct LogsArgs {
     /// Go on until the system ends
     #[arg(short, long)]
     pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PartitionArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("device").required(true).multiple(true))]
+pub(crate) struct AttachArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// Disk image or block device; `:ro` grants block.read, else block.write
+    #[arg(long, value_name = "FILE[:ro]", group = "device", conflicts_with_all = ["share", "net", "publish"])]
+    pub(crate) disk: Option<String>,
+    /// Directory; `:ro` grants fs.read, else fs.write
+    #[arg(long, value_name = "DIR:TAG[:ro]", group = "device", conflicts_with_all = ["net", "publish"])]
+    pub(crate) share: Option<String>,
+    /// User-mode network on which the partition may connect there (repeatable)
+    #[arg(long, value_name = "RULE", group = "device")]
+    pub(crate) net: Vec<String>,
+    /// The same network, with a socket of this host that leads to the partition (repeatable)
+    #[arg(
+        short,
+        long,
+        value_name = "[ADDRESS:]PORT=GUEST-PORT",
+        group = "device"
+    )]
+    pub(crate) publish: Vec<String>,
+    /// Name of the device (default: the next free one)
+    #[arg(long, conflicts_with_all = ["net", "publish"])]
+    pub(crate) name: Option<String>,
+    /// Format of the disk image: raw or qcow2
+    #[arg(long, requires = "disk")]
+    pub(crate) format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// Name of the device, as `stats` has it
+    pub(crate) device: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(crate) struct ResizeArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// Memory in all, up to memory.max of the manifest
+    #[arg(long, value_name = "SIZE", group = "what")]
+    pub(crate) memory: Option<String>,
+    /// Memory that the guest is asked to give back
+    #[arg(long, value_name = "SIZE", group = "what")]
+    pub(crate) balloon: Option<String>,
+    /// Disk whose file has another length now
+    #[arg(long, value_name = "DEVICE", group = "what")]
+    pub(crate) disk: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// System, or system and partition
+    #[arg(value_name = "NAME[/PARTITION]")]
+    pub(crate) partition: String,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: StatsFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatsFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// For Prometheus, as its text format
+    Prometheus,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// The file, which must not exist
+    pub(crate) file: PathBuf,
 }
 
 impl From<JailChoice> for bulkhead_supervisor::Jail {

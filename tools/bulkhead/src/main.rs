@@ -3,19 +3,22 @@
 //! Bulkhead itself gets wrong ends with one sentence there and status 125.
 #![forbid(unsafe_code)]
 
+mod act;
 mod cli;
 mod command;
 mod doctor;
 mod down;
 mod failure;
+mod gdb;
 mod logs;
 mod ps;
 mod run;
 mod signals;
+mod stats;
 mod terminal;
 mod up;
 
-use bulkhead_supervisor::reason;
+use bulkhead_supervisor::{Act, reason};
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use failure::{Failure, STATUS_FAILED};
@@ -56,6 +59,13 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Down(args) => down::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Ps(args) => ps::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Logs(args) => logs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Pause(args) => done(act::quietly(&args.partition, Act::Pause)),
+        Command::Resume(args) => done(act::quietly(&args.partition, Act::Resume)),
+        Command::Attach(args) => done(act::attach(&args)),
+        Command::Detach(args) => done(act::detach(&args)),
+        Command::Resize(args) => done(act::resize(&args)),
+        Command::Stats(args) => done(stats::run(&args)),
+        Command::Dump(args) => done(act::dump(&args)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;
@@ -68,6 +78,10 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn done(result: Result<(), Failure>) -> Result<ExitCode, Failure> {
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// Writes data to standard output. A reader that went away has what it wanted.

@@ -128,6 +128,7 @@ mod tests {
             started: 1000,
             finished: false,
             partitions: vec![partition("a", None), partition("b", Some(7))],
+            cgroups: vec![],
         };
         let rows = [Row {
             system: "hello".to_owned(),

@@ -1,17 +1,21 @@
 //! `bulkhead run`: one command in a partition of its own, on our own streams.
 
+use crate::act::{disk_grant, share_grant};
 use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
 use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND};
+use crate::gdb;
 use crate::signals;
 use crate::terminal::{self, RawMode};
-use bulkhead_manifest::{At, MountDraft, PartitionDraft, SystemDraft, validate};
+use bulkhead_manifest::{
+    At, GrantDraft, MemoryDraft, MountDraft, PartitionDraft, SystemDraft, validate,
+};
 use bulkhead_supervisor::{
     Cause, Consoles, Error, Library, Options, Outcome, ProgramProblem, StateRoot, Supervisor,
 };
 use std::collections::BTreeMap;
 use std::env;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// What `run` grants beside disks: what a docker user takes for granted.
@@ -32,6 +36,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     }
     let jail = args.jail.into();
     let raw = args.tty;
+    let gdb = args.gdb.as_deref().map(gdb::listen).transpose()?;
     let tty = terminal::is_attached();
     let name = args
         .name
@@ -51,7 +56,16 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         consoles: Consoles::Attached { tty, raw },
         jail,
         keep_logs: false,
+        gdb: gdb.as_ref().map(|gdb| gdb.socket.clone()),
     };
+    if let Some(gdb) = &gdb {
+        // Without anybody to read it, they know already.
+        let line = format!(
+            "bulkhead: waiting for gdb -ex 'target remote {}'\n",
+            gdb.target
+        );
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
     let raw_mode = raw.then(RawMode::enter).transpose()?;
     let supervisor = Supervisor::start(&system, &root, &library, options).map_err(cannot_start)?;
     let outcome = supervisor.wait(signals, || {});
@@ -102,9 +116,10 @@ fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
 fn draft(args: RunArgs, tty: bool) -> Result<PartitionDraft, Failure> {
     let mut draft = PartitionDraft {
         name: Some(At::from(PARTITION.to_owned())),
-        memory: args.memory.map(At::from),
+        memory: memory(&args).map(At::from),
         vcpus: args.vcpus.map(At::from),
-        grants: grants(&args.disk, &args.grant, args.no_default_grants),
+        transport: args.transport.clone().map(At::from),
+        grants: grants(&args)?,
         root: args.root.map(At::from),
         image: args.image.map(At::from),
         initrd: args.initrd.map(At::from),
@@ -179,23 +194,42 @@ fn new_mount(source: &str, target: &str) -> At<MountDraft> {
     })
 }
 
-/// Every grant as name and path, the defaults first.
-fn grants(
-    disks: &[String],
-    others: &[String],
-    no_defaults: bool,
-) -> Vec<At<(String, Option<String>)>> {
-    let defaults = DEFAULT_GRANTS.into_iter().filter(|_| !no_defaults);
-    let defaults = defaults.map(|name| (name.to_owned(), None));
-    let disks = disks.iter().map(|disk| match disk.strip_suffix(":ro") {
-        Some(path) => ("block.read".to_owned(), Some(path.to_owned())),
-        None => ("block.write".to_owned(), Some(disk.clone())),
-    });
-    let others = others.iter().map(|grant| match grant.split_once(':') {
-        Some((name, path)) => (name.to_owned(), Some(path.to_owned())),
-        None => (grant.clone(), None),
-    });
-    defaults.chain(disks).chain(others).map(At::from).collect()
+/// Every grant, the defaults first.
+fn grants(args: &RunArgs) -> Result<Vec<At<GrantDraft>>, Failure> {
+    let defaults = DEFAULT_GRANTS
+        .into_iter()
+        .filter(|_| !args.no_default_grants);
+    let mut grants: Vec<GrantDraft> = defaults.map(|name| name.to_owned().into()).collect();
+    grants.extend(args.disk.iter().map(|disk| disk_grant(disk).into()));
+    for share in &args.share {
+        let (grant, tag) = share_grant(share)?;
+        grants.push(GrantDraft {
+            tag: Some(At::from(tag)),
+            ..GrantDraft::from(grant)
+        });
+    }
+    let rules = args.net.iter().map(|rule| format!("net.connect:{rule}"));
+    let listens = args
+        .publish
+        .iter()
+        .map(|listen| format!("net.listen:{listen}"));
+    let vsock = args.vsock.then(|| "vsock".to_owned());
+    let others = rules
+        .chain(listens)
+        .chain(vsock)
+        .chain(args.grant.iter().cloned());
+    grants.extend(others.map(GrantDraft::from));
+    Ok(grants.into_iter().map(At::from).collect())
+}
+
+/// Memory, if something was said about it.
+fn memory(args: &RunArgs) -> Option<MemoryDraft> {
+    let said = args.memory.is_some() || args.max_memory.is_some();
+    said.then(|| MemoryDraft {
+        size: args.memory.clone().map(At::from),
+        max: args.max_memory.clone().map(At::from),
+        ..MemoryDraft::default()
+    })
 }
 
 /// The environment; a name alone takes this process's value, if it has one.
@@ -214,26 +248,35 @@ fn environment(options: &[String], tty: bool) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
 
     #[test]
     fn grants_are_the_defaults_and_what_was_asked_for() {
-        let list = |disks: &[&str], others: &[&str], none| -> Vec<String> {
-            let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-            let grants = grants(&owned(disks), &owned(others), none);
-            let text = |(name, path): (String, Option<String>)| match path {
-                Some(path) => format!("{name}:{path}"),
-                None => name,
+        let list = |line: &str| -> Vec<String> {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Run(args) = cli.command else {
+                panic!("run")
             };
-            grants.into_iter().map(|grant| text(grant.value)).collect()
+            let text = |grant: At<GrantDraft>| match grant.value.tag {
+                Some(tag) => format!("{} {}", grant.value.capability, tag.value),
+                None => grant.value.capability,
+            };
+            grants(&args).unwrap().into_iter().map(text).collect()
         };
-        assert_eq!(list(&[], &[], false), ["console", "entropy", "time"]);
-        assert!(list(&[], &[], true).is_empty());
+        assert_eq!(list("bulkhead run x"), ["console", "entropy", "time"]);
+        assert!(list("bulkhead run --no-default-grants x").is_empty());
+        let line = "bulkhead run --no-default-grants --disk a:ro --disk b --share d:t:ro --vsock \
+                    --net a.org:80 -p 8080=80 --grant time --grant block.read:x:y x";
         assert_eq!(
-            list(&["a:ro", "b", "c:rox"], &["time", "block.read:x:y"], true),
+            list(&line.split_whitespace().collect::<Vec<_>>().join(" ")),
             [
                 "block.read:a",
                 "block.write:b",
-                "block.write:c:rox",
+                "fs.read:d t",
+                "net.connect:a.org:80",
+                "net.listen:8080=80",
+                "vsock",
                 "time",
                 "block.read:x:y"
             ]

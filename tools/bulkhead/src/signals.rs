@@ -1,13 +1,13 @@
-//! Signals that end a system, as bytes to read.
+//! Signals that end a system, or say that the terminal has another size, as bytes to read.
 
 use crate::failure::Failure;
 use bulkhead_supervisor::reason;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use std::io::{self, PipeReader, Write};
 use std::thread;
 
-/// From now on these signals do not end this process: each is a byte, its number, in the pipe.
+/// From now on these signals do nothing to this process: each is a byte, its number, in the pipe.
 pub(crate) fn catch() -> Result<PipeReader, Failure> {
     let failed = |error: io::Error| {
         Failure::new(
@@ -15,7 +15,7 @@ pub(crate) fn catch() -> Result<PipeReader, Failure> {
             format!("cannot catch signals: {}", reason(&error)),
         )
     };
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).map_err(failed)?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH]).map_err(failed)?;
     let (read, mut write) = io::pipe().map_err(failed)?;
     let pass_on = move || {
         for signal in &mut signals {

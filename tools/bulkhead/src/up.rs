@@ -41,6 +41,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         consoles,
         jail: args.jail.into(),
         keep_logs: args.in_background,
+        gdb: None,
     };
     raise_open_files();
     let supervisor = Supervisor::start(&system, &root, &library, options)?;

@@ -1,28 +1,24 @@
 //! The rules of one partition: its size, its grants, and which keys its kernel takes.
 
+use super::grants::{self, Whose};
+use super::machine;
 use super::program::{self, Context};
 use super::{Sink, check_name};
 use crate::diagnostic::Code;
 use crate::draft::{At, PartitionDraft};
-use crate::memory::parse_memory_mib;
 use crate::system::{Kernel, KernelKind, LinuxBoot, Partition};
-use bulkhead_abi::machine::MAX_DEVICES;
-use bulkhead_capability::{Capability, CapabilityName, Grants};
-use bulkhead_machine::{MAX_VCPUS, MIN_MEMORY_MIB};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Most memory of one partition: 1 TiB. Whether the host has it is the supervisor's question.
-const MAX_MEMORY_MIB: u64 = 1024 * 1024;
-/// Most disks of one partition: all device windows but those of console and entropy.
-const MAX_DISKS: usize = MAX_DEVICES - 2;
 /// Longest kernel command line that x86 Linux takes, less what the VMM adds.
 const MAX_CMDLINE: usize = 1500;
 /// The kernel of a Linux partition that does not name one.
 const DEFAULT_IMAGE: &str = "@linux/vmlinuz";
 
+/// Checks the partition that stands at `number`, from 0, in the system named `system`.
 pub(super) fn check(
     draft: &At<PartitionDraft>,
+    (system, number): (&str, usize),
     base: &Path,
     refuse: &mut Sink<'_>,
 ) -> Option<Partition> {
@@ -30,11 +26,23 @@ pub(super) fn check(
     let draft = &draft.value;
     let name = check_name("a partition", draft.name.as_ref(), span.clone(), refuse);
     let kind = check_kind(draft, span.clone(), refuse);
-    let vcpus = check_vcpus(draft, refuse);
-    let grants = check_grants(draft, base, refuse);
+    let vcpus = machine::vcpus(draft, refuse);
+    let whose = Whose {
+        system,
+        partition: name.as_deref().unwrap_or_default(),
+        number,
+        kernel: kind,
+        vcpus: vcpus.unwrap_or(1),
+        base,
+    };
+    let granted = grants::check(&draft.grants, draft.network.as_ref(), &whose, &[], refuse);
+    let limits = machine::limits(draft.limits.as_ref(), refuse);
+    let cpu = machine::cpu(draft, refuse);
     // What follows depends on the kernel; without one there is nothing sensible to say.
     let kind = kind?;
-    let memory_mib = check_memory(draft, kind, refuse);
+    let memory = machine::memory(draft, kind, refuse);
+    let transport = machine::transport(draft, kind, refuse);
+    let restart = machine::restart(draft, refuse);
     check_keys(draft, kind, refuse);
     let mut context = Context {
         draft,
@@ -43,11 +51,18 @@ pub(super) fn check(
         refuse,
     };
     let kernel = check_kernel(&mut context, kind);
+    let (grants, devices) = granted?;
     Some(Partition {
         name: name?,
-        memory_mib: memory_mib?,
+        memory: memory?,
         vcpus: vcpus?,
-        grants: grants?,
+        cpu: cpu?,
+        transport: transport?,
+        watchdog: draft.watchdog.as_ref().is_some_and(|at| at.value),
+        restart: restart? && kind == KernelKind::Linux,
+        grants,
+        devices,
+        limits: limits?,
         kernel: kernel?,
     })
 }
@@ -83,89 +98,6 @@ fn check_kind(
     kind
 }
 
-fn check_memory(draft: &PartitionDraft, kind: KernelKind, refuse: &mut Sink<'_>) -> Option<u64> {
-    let Some(memory) = &draft.memory else {
-        return Some(kind.default_memory_mib());
-    };
-    let text = memory.value.escape_debug();
-    let (message, help) = match parse_memory_mib(&memory.value) {
-        Ok(mib) if (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&mib) => return Some(mib),
-        Ok(_) => (
-            format!("memory of `{text}` is out of bounds"),
-            format!("choose {MIN_MEMORY_MIB}MiB to {}GiB", MAX_MEMORY_MIB / 1024),
-        ),
-        Err(why) => (
-            format!("`{text}` is no size of memory: {why}"),
-            "write a whole number and a unit: 64MiB, 2GiB".to_owned(),
-        ),
-    };
-    refuse(Code::Memory, memory.span.clone(), message, help);
-    None
-}
-
-fn check_vcpus(draft: &PartitionDraft, refuse: &mut Sink<'_>) -> Option<u32> {
-    let Some(vcpus) = &draft.vcpus else {
-        return Some(1);
-    };
-    match u32::try_from(vcpus.value) {
-        Ok(count @ 1..=MAX_VCPUS) => Some(count),
-        _ => {
-            let message = format!("a partition cannot have {} vCPUs", vcpus.value);
-            let help = format!("choose 1 to {MAX_VCPUS}");
-            refuse(Code::Vcpus, vcpus.span.clone(), message, help);
-            None
-        }
-    }
-}
-
-fn check_grants(draft: &PartitionDraft, base: &Path, refuse: &mut Sink<'_>) -> Option<Grants> {
-    let mut grants: Vec<Capability> = Vec::new();
-    let mut complete = true;
-    for At {
-        value: (name, path),
-        span,
-    } in &draft.grants
-    {
-        let path = path.as_ref().filter(|path| !path.is_empty());
-        let path: Option<PathBuf> = path.map(|path| base.join(path));
-        let parsed = (name.parse::<CapabilityName>().map_err(Into::into))
-            .and_then(|name| Capability::new(name, path.as_deref()));
-        let refusal = match parsed {
-            Err(error) => Some((Code::Grant, error.to_string(), error.help())),
-            Ok(grant) => match grant.path() {
-                Some(disk) if disk.as_os_str().as_encoded_bytes().contains(&0) => Some((
-                    Code::Path,
-                    "the path of a disk contains a NUL byte".to_owned(),
-                    "name the disk without it".to_owned(),
-                )),
-                Some(disk) if grants.iter().any(|other| other.path() == Some(disk)) => Some((
-                    Code::DuplicateGrant,
-                    format!("disk `{}` is granted twice", disk.display()),
-                    "block.write includes block.read: keep one of the two".to_owned(),
-                )),
-                _ => {
-                    grants.push(grant);
-                    None
-                }
-            },
-        };
-        if let Some((code, message, help)) = refusal {
-            refuse(code, span.clone(), message, help);
-            complete = false;
-        }
-    }
-    if grants.iter().filter(|grant| grant.path().is_some()).count() > MAX_DISKS {
-        refuse(
-            Code::Grant,
-            draft.grants.last().and_then(|grant| grant.span.clone()),
-            format!("a partition has more than {MAX_DISKS} disks"),
-            format!("grant at most {MAX_DISKS}"),
-        );
-        complete = false;
-    }
-    complete.then(|| grants.into_iter().collect())
-}
-
 /// Refuses keys that the partition's kernel does not take: they would do nothing.
 fn check_keys(draft: &PartitionDraft, kind: KernelKind, refuse: &mut Sink<'_>) {
     use KernelKind::{Linux, LinuxAbi, Native};
@@ -179,7 +111,15 @@ fn check_keys(draft: &PartitionDraft, kind: KernelKind, refuse: &mut Sink<'_>) {
         key.as_ref().map(|at| at.span.clone())
     }
     let mounts = draft.mounts.first().map(|mount| mount.span.clone());
-    let keys: [Key; 10] = [
+    let max = draft
+        .memory
+        .as_ref()
+        .and_then(|memory| span(&memory.value.max));
+    let keys: [Key; 14] = [
+        ("memory.max", max, &[Linux]),
+        ("transport", span(&draft.transport), &[Linux]),
+        ("watchdog", span(&draft.watchdog), &[Linux]),
+        ("on_reboot", span(&draft.on_reboot), &[Linux]),
         ("program", span(&draft.program), &[Native]),
         ("args", span(&draft.args), &[Native]),
         ("command", span(&draft.command), &[LinuxAbi, Linux]),

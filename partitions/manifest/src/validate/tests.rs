@@ -1,6 +1,7 @@
 //! Every rule of the manifest, through the front door.
 
-use crate::{Code, Kernel, LinuxBoot, Source, parse};
+use crate::{Code, DeviceKind, Kernel, LinuxBoot, Owner, Source, parse};
+use bulkhead_machine::device::TokenBucket;
 use std::path::Path;
 
 const MINIMAL: &str = r#"
@@ -67,7 +68,7 @@ fn a_whole_system_of_three_kinds() {
     let [native, abi, debian, own] = system.partitions.as_slice() else {
         panic!("four")
     };
-    assert_eq!((native.memory_mib, native.vcpus), (16, 2));
+    assert_eq!((native.memory.mib, native.vcpus), (16, 2));
     let grants: Vec<String> = native.grants.iter().map(ToString::to_string).collect();
     assert_eq!(grants, ["console", "time", "block.read:/srv/demo/disk.img"]);
     let Kernel::LinuxAbi {
@@ -126,6 +127,30 @@ fn each_rule_has_its_code() {
     let cases: &[(&str, &[Code])] = &[
         ("nonsense = 1", &[Code::UnknownKey]),
         ("memory = 16", &[Code::WrongType]),
+        ("memory = { size = 16 }", &[Code::WrongType]),
+        ("memory = { siez = \"16MiB\" }", &[Code::UnknownKey]),
+        ("memory = { size = \"0MiB\" }", &[Code::Memory]),
+        (
+            "memory = { size = \"3MiB\", hugepages = true }",
+            &[Code::Memory],
+        ),
+        ("memory = { balloon = 1 }", &[Code::WrongType]),
+        (
+            "memory = { balloon = { size = \"128MiB\" } }",
+            &[Code::Memory],
+        ),
+        ("memory = { max = \"256MiB\" }", &[Code::KeyNotForKernel]),
+        ("cpu = \"v1\"", &[Code::Choice]),
+        ("transport = \"pci\"", &[Code::KeyNotForKernel]),
+        ("watchdog = true", &[Code::KeyNotForKernel]),
+        ("on_reboot = \"end\"", &[Code::KeyNotForKernel]),
+        ("limits = {}", &[Code::Limits]),
+        ("limits = { cpu = \"1.5\" }", &[Code::Limits]),
+        ("limits = { cpu = \"0%\" }", &[Code::Limits]),
+        ("limits = { memory_overhead = \"1MiB\" }", &[Code::Limits]),
+        ("limits = { pids = 2 }", &[Code::Limits]),
+        ("limits = { cpus = 1 }", &[Code::Limits, Code::UnknownKey]),
+        ("network = {}", &[Code::KeyNotForGrant]),
         ("memory = \"16\"", &[Code::Memory]),
         ("memory = \"1MiB\"", &[Code::Memory]),
         ("memory = \"99999999999999999999GiB\"", &[Code::Memory]),
@@ -282,6 +307,286 @@ fn only_keeps_what_it_names() {
         system.only(&["c".to_owned()]).unwrap_err().known,
         ["web", "b"]
     );
+}
+
+/// The codes of a `linux` partition with these grants, two vCPUs and these further lines.
+fn grant_codes(grants: &str, lines: &str) -> Vec<Code> {
+    codes(&linux(grants, lines))
+}
+
+fn linux(grants: &str, lines: &str) -> String {
+    format!(
+        "name = \"s\"\n[[partition]]\nname = \"p\"\nkernel = \"linux\"\ncommand = [\"/x\"]\n\
+         vcpus = 2\ngrants = [{grants}]\n{lines}\n"
+    )
+}
+
+#[test]
+fn each_rule_of_a_grant_has_its_code() {
+    use Code::{
+        Choice, Device, DuplicateGrant, Grant, KeyNotForGrant, Memory, Path, Rate, Share,
+        UnknownKey, WrongType,
+    };
+    let cases: &[(&str, &[Code])] = &[
+        ("\"net.connect:x\"", &[Grant]),
+        ("\"net.connect:tcp:a.org:0\"", &[Grant]),
+        ("\"net.listen:localhost:80\"", &[Grant]),
+        ("\"net.loopback:sctp:1\"", &[Grant]),
+        ("\"net.tap:a/b\"", &[Grant]),
+        ("\"net.tap:t\", \"net.tap:t\"", &[DuplicateGrant]),
+        (
+            "\"net.listen:80\", \"net.listen:80=8080\"",
+            &[DuplicateGrant],
+        ),
+        (
+            "{ capability = \"net.connect:a.org:80\", path = \"x\" }",
+            &[Grant],
+        ),
+        ("{ capability = \"block.read:x\", path = \"x\" }", &[Grant]),
+        ("{ capability = \"console\", path = \"x\" }", &[Grant]),
+        ("\"block.read:a\\u0000\"", &[Path]),
+        (
+            "{ capability = \"console\", name = \"x\" }",
+            &[KeyNotForGrant],
+        ),
+        (
+            "{ capability = \"net.connect:a.org:80\", mac = \"x\" }",
+            &[KeyNotForGrant],
+        ),
+        (
+            "{ capability = \"block.read:x\", overlay = \"y\" }",
+            &[KeyNotForGrant],
+        ),
+        (
+            "{ capability = \"block.read:x\", tag = \"y\" }",
+            &[KeyNotForGrant],
+        ),
+        ("{ capability = \"vsock\", queues = 1 }", &[KeyNotForGrant]),
+        (
+            "{ capability = \"block.write:x\", format = \"vmdk\" }",
+            &[Choice],
+        ),
+        (
+            "{ capability = \"block.write:x\", format = \"qcow2\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.write:x\", overlay = \"\" }",
+            &[Path],
+        ),
+        (
+            "{ capability = \"block.write:x\", direct = \"yes\" }",
+            &[WrongType],
+        ),
+        ("{ capability = \"block.write:x\", queues = 0 }", &[Device]),
+        ("{ capability = \"block.write:x\", queues = 3 }", &[Device]),
+        ("{ capability = \"block.write:x\", name = \"\" }", &[Device]),
+        (
+            "{ capability = \"block.write:x\", name = \"a b\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.write:x\", name = \"console\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.write:x\", name = \"twenty-one-bytes-long\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.write:x\", name = \"disk1\" }, \"block.read:y\"",
+            &[Device],
+        ),
+        ("{ capability = \"block.write:x\", rate = {} }", &[Rate]),
+        (
+            "{ capability = \"block.write:x\", rate = { bytes = \"1MiB\" } }",
+            &[Rate],
+        ),
+        (
+            "{ capability = \"block.write:x\", rate = { bytes = \"0MiB/s\" } }",
+            &[Rate],
+        ),
+        (
+            "{ capability = \"block.write:x\", rate = { operations = \"1MiB/s\" } }",
+            &[Rate],
+        ),
+        (
+            "{ capability = \"block.write:x\", rate = { bytes = \"1MiB/s\", operations_burst = \"1\" } }",
+            &[Rate],
+        ),
+        (
+            "{ capability = \"block.write:x\", rate = { speed = \"1/s\" } }",
+            &[Rate, UnknownKey],
+        ),
+        ("\"fs.read:/\"", &[Share]),
+        ("\"fs.write:/proc/self\"", &[Share]),
+        ("\"fs.read:/srv\", \"fs.write:/srv/x\"", &[Share]),
+        ("\"fs.write:/srv/x\", \"fs.read:/srv\"", &[Share]),
+        ("\"fs.read:/srv\", \"fs.write:/srv\"", &[DuplicateGrant]),
+        ("{ capability = \"fs.read:/a\", tag = \"\" }", &[Device]),
+        (
+            "{ capability = \"fs.read:/a\", tag = \"t\" }, { capability = \"fs.read:/b\", tag = \"t\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"fs.read:/a\", owner = \"root\" }",
+            &[Choice],
+        ),
+        (
+            "{ capability = \"fs.read:/a\", owner = \"1:4294967295\" }",
+            &[Choice],
+        ),
+        (
+            "{ capability = \"net.tap:t\", mac = \"03:00:00:00:00:01\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"net.tap:t\", mac = \"02:00:00:00:00\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"net.tap:t\", mac = \"+2:00:00:00:00:01\" }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"net.tap:t\", mac = \"00:00:00:00:00:00\" }",
+            &[Device],
+        ),
+        ("{ capability = \"net.tap:t\", mtu = 67 }", &[Device]),
+        ("{ capability = \"vsock\", cid = 2 }", &[Device]),
+        ("{ capability = \"vsock\", cid = 0xffffffff }", &[Device]),
+        ("\"vsock\", { capability = \"vsock\", cid = 9 }", &[Device]),
+    ];
+    for (grants, expected) in cases {
+        assert_eq!(grant_codes(grants, ""), *expected, "{grants}");
+    }
+    for (lines, expected) in [
+        ("network = { mtu = 575 }", Device),
+        ("network = { mac = \"x\" }", Device),
+        ("network = { max_connections = 0 }", Device),
+        ("network = { receive_rate = {} }", Rate),
+    ] {
+        assert_eq!(
+            grant_codes("\"net.connect:*:*\"", lines),
+            [expected],
+            "{lines}"
+        );
+    }
+    for (lines, expected) in [
+        ("memory = { size = \"512MiB\", max = \"256MiB\" }", Memory),
+        ("memory = { size = \"512MiB\", max = \"513MiB\" }", Memory),
+        ("transport = \"isa\"", Choice),
+        ("on_reboot = \"panic\"", Choice),
+    ] {
+        assert_eq!(grant_codes("", lines), [expected], "{lines}");
+    }
+    let many: Vec<String> = (0..29).map(|n| format!("\"block.read:{n}\"")).collect();
+    assert_eq!(grant_codes(&many.join(", "), ""), [Grant]);
+}
+
+#[test]
+fn what_the_linux_personality_has_no_driver_for_is_refused() {
+    for grant in [
+        "net.connect:a.org:80",
+        "fs.read:/srv",
+        "vsock",
+        "pmem.read:x",
+        "net.tap:t",
+    ] {
+        let lines = format!("grants = [\"{grant}\"]");
+        assert_eq!(codes(&with(&lines)), [Code::KeyNotForKernel], "{grant}");
+    }
+}
+
+#[test]
+fn grants_become_devices_with_every_option_decided() {
+    let text = linux(
+        r#"
+        { capability = "block.write:base.qcow2", format = "qcow2", overlay = "top.img", queues = 2,
+          rate = { bytes = "1MiB/s", operations = "10/s", operations_burst = "20" } },
+        "net.connect:deb.debian.org:80", "net.listen:8080=80",
+        { capability = "fs.write:/srv/x", tag = "data", owner = "1000:100" },
+        "fs.read:/srv/y",
+        { capability = "net.tap:tap7", name = "lan", mac = "02:00:00:00:00:01", mtu = 9000 },
+        "vsock", "pmem.write:m", "vhost_user.block:/run/b", "vhost_user.net:/run/n",
+        "net.loopback:5432"
+        "#,
+        "[partition.network]\nmtu = 1500\n[partition.memory]\nsize = \"1GiB\"\nmax = \"4GiB\"\n\
+         balloon = true\n[partition.limits]\ncpu = \"150%\"\npids = 64\n",
+    );
+    let system = parse(text.as_bytes(), Path::new("/m/system.toml")).unwrap();
+    let partition = &system.partitions[0];
+    let names: Vec<&str> = partition.devices.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "disk0", "net0", "fs0", "fs1", "lan", "vsock", "pmem0", "disk1", "net2"
+        ]
+    );
+    let [disk, network, data, other, lan, vsock, ..] = partition.devices.as_slice() else {
+        panic!("nine")
+    };
+    let DeviceKind::Disk(disk) = &disk.kind else {
+        panic!("a disk")
+    };
+    assert_eq!(disk.path, Path::new("/m/base.qcow2"));
+    assert_eq!(disk.overlay.as_deref(), Some(Path::new("/m/top.img")));
+    let bucket = |per_second, burst| Some(TokenBucket { per_second, burst });
+    assert_eq!(disk.rate.bytes, bucket(1 << 20, 1 << 20));
+    assert_eq!(disk.rate.operations, bucket(10, 20));
+    let DeviceKind::Network(network) = &network.kind else {
+        panic!("a network")
+    };
+    assert_eq!(network.connect[0].to_string(), "tcp:deb.debian.org:80");
+    assert_eq!((network.listen.len(), network.loopback.len()), (1, 1));
+    assert_eq!((network.mtu, network.mac[0] & 3), (1500, 2));
+    let (DeviceKind::Share(data), DeviceKind::Share(other)) = (&data.kind, &other.kind) else {
+        panic!("shares")
+    };
+    assert_eq!((data.tag.as_str(), data.write), ("data", true));
+    assert_eq!(
+        data.owner,
+        Owner::Exporter {
+            uid: 1000,
+            gid: 100
+        }
+    );
+    assert_eq!((other.tag.as_str(), other.write), ("fs1", false));
+    let DeviceKind::Tap(lan) = &lan.kind else {
+        panic!("a tap")
+    };
+    assert_eq!((lan.mac, lan.mtu), ([2, 0, 0, 0, 0, 1], Some(9000)));
+    assert_eq!(vsock.kind, DeviceKind::Vsock { cid: 3 });
+    assert_eq!(
+        (partition.memory.mib, partition.memory.pluggable_mib),
+        (1024, 3072)
+    );
+    assert!(
+        partition
+            .memory
+            .balloon
+            .is_some_and(|balloon| balloon.free_page_reporting)
+    );
+    assert_eq!(partition.limits.cpu_percent, Some(150));
+    assert!(
+        !partition.restart,
+        "a partition of one command ends with it"
+    );
+}
+
+#[test]
+fn a_device_for_a_running_partition_gets_a_free_name() {
+    let devices = |grant: &str, taken: &[&str]| {
+        let taken: Vec<String> = taken.iter().map(|name| (*name).to_owned()).collect();
+        let grants = [grant.to_owned().into()];
+        let kernel = (crate::KernelKind::Linux, 1);
+        crate::validate_devices(&grants, ("s", "p"), kernel, &taken, Path::new("/w"))
+    };
+    let taken = ["disk0", "disk1"];
+    assert_eq!(devices("block.read:x", &taken).unwrap()[0].name, "disk2");
+    assert_eq!(devices("fs.read:y", &taken).unwrap()[0].name, "fs0");
+    let refused = devices("fs.read:/", &taken).unwrap_err();
+    assert_eq!(refused.diagnostics[0].code, Code::Share);
 }
 
 proptest::proptest! {

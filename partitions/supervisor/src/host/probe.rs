@@ -13,7 +13,8 @@ use bulkhead_machine::{Boot as BootProtocol, Console, Fd, Jail, MachineDescripti
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Installation;
-use crate::vmm::{Heard, Vmm, control_socket};
+use crate::process::packet_pair;
+use crate::vmm::{Heard, Vmm};
 
 /// Memory of the probe's partition.
 const MEMORY_MIB: u64 = 2;
@@ -122,7 +123,7 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
     let probe =
         File::open(installation.file(name)).map_err(|source| ProbeError::File { name, source })?;
     let (output, theirs) = io::pipe().map_err(io_error("creating a pipe"))?;
-    let (control, their_control) = control_socket()?;
+    let (control, their_control) = packet_pair()?;
 
     let mut descriptors = Vec::new();
     let mut hand_over = |descriptor: OwnedFd| {
@@ -148,7 +149,7 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
         ..MachineDescription::new("probe", kvm, theirs_control, MEMORY_MIB, boot)
     };
     let path = installation.file("bulkhead-vmm");
-    let mut vmm = Vmm::spawn(&path, &description, control, descriptors)?;
+    let mut vmm = Vmm::spawn(&path, &description, control, descriptors, None)?;
     watch(&mut vmm, output)
 }
 
@@ -179,7 +180,9 @@ fn watch(vmm: &mut Vmm, mut console: PipeReader) -> Result<Boot, ProbeError> {
                 let cannot_run = matches!(how, Ended::CannotRun { .. });
                 return Ok(Boot::from_output(&output, cannot_run, jail_gaps));
             }
-            Heard::Closed => return Err(ProbeError::Vmm(format!("the VMM {}", vmm.reap()))),
+            Heard::Closed => {
+                return Err(ProbeError::Vmm(format!("the VMM {}", vmm.process.reap())));
+            }
         }
     }
 }

@@ -1,30 +1,51 @@
 //! One partition of a running system.
 
+use super::acts::Pending;
+use super::launch::{Launcher, Started};
+use super::outputs::Messages;
+use crate::backend::{Backend, Kind};
+use crate::cgroup::Group;
+use crate::console::Streams;
 use crate::end::End;
+use crate::error::Error;
 use crate::lifecycle::{Lifecycle, State};
 use crate::record::PartitionRecord;
 use crate::vmm::{Heard, Vmm};
+use crate::vsock::Vsock;
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_manifest::{KernelKind, Partition};
+use bulkhead_manifest::Partition;
 use std::io::PipeReader;
 use std::time::{Duration, Instant};
 
 /// How long a VMM may take to end after it was asked, or after it said that it ends.
 const GRACE: Duration = Duration::from_millis(500);
-/// Most messages taken in at once; a VMM has two to say.
+/// Most messages taken in at once.
 const MAX_MESSAGES: usize = 16;
 /// How long output may take to drain once its VMM was ended from outside.
 const DRAIN: Duration = Duration::from_millis(200);
+/// A guest that resets itself sooner than this after its start is not booting.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+/// Most short lives in a row.
+const MAX_SHORT_LIVES: u32 = 5;
 
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) name: String,
-    kernel: KernelKind,
-    memory_mib: u64,
-    vcpus: u32,
+    /// Name of the system.
+    pub(super) system: String,
+    pub(super) partition: Partition,
     jail_gaps: Vec<String>,
     lifecycle: Lifecycle,
     pub(super) vmm: Vmm,
+    /// What stands behind its devices.
+    pub(super) backends: Vec<Backend>,
+    pub(super) vsock: Option<Vsock>,
+    /// Names of its devices.
+    pub(super) devices: Vec<String>,
+    /// The VMM's ends of the console, for a VMM after this one.
+    spare: Option<Streams>,
+    /// What the VMM was asked and has not answered.
+    pub(super) pending: Vec<Pending>,
+    pub(super) messages: Messages,
     /// The control socket may have more to say.
     pub(super) talking: bool,
     /// The process has been seen to end.
@@ -37,41 +58,67 @@ pub(super) struct Member {
     asked_to_stop: bool,
     /// When the process will be killed, or its output given up.
     pub(super) deadline: Option<Instant>,
+    born: Instant,
+    short_lives: u32,
+    /// Last, so that it goes after the processes in it.
+    pub(super) group: Option<Group>,
+}
+
+/// What a member is made of beside its processes.
+pub(super) struct Parts {
+    pub(super) system: String,
+    pub(super) spare: Option<Streams>,
+    pub(super) messages: Messages,
+    pub(super) finished: PipeReader,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) group: Option<Group>,
 }
 
 impl Member {
-    pub(super) fn new(
-        partition: &Partition,
-        vmm: Vmm,
-        finished: PipeReader,
-        lifecycle: Lifecycle,
-    ) -> Self {
-        Self {
-            name: partition.name.clone(),
-            kernel: partition.kernel.kind(),
-            memory_mib: partition.memory_mib,
-            vcpus: partition.vcpus,
-            jail_gaps: Vec::new(),
-            lifecycle,
+    pub(super) fn new(partition: &Partition, started: Started, parts: Parts) -> Self {
+        let granted = partition.devices.iter().map(|device| device.name.clone());
+        let Started {
             vmm,
+            backends,
+            vsock,
+        } = started;
+        Self {
+            system: parts.system,
+            jail_gaps: Vec::new(),
+            lifecycle: parts.lifecycle,
+            vmm,
+            backends,
+            vsock,
+            devices: granted.collect(),
+            spare: parts.spare,
+            pending: Vec::new(),
+            messages: parts.messages,
             talking: true,
             exited: false,
-            finished: Some(finished),
+            finished: Some(parts.finished),
             said: None,
             end: None,
             asked_to_stop: false,
             deadline: None,
+            born: Instant::now(),
+            short_lives: 0,
+            group: parts.group,
+            partition: partition.clone(),
         }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.partition.name
     }
 
     pub(super) fn record(&self) -> PartitionRecord {
         PartitionRecord {
-            name: self.name.clone(),
-            kernel: self.kernel.to_string(),
+            name: self.partition.name.clone(),
+            kernel: self.partition.kernel.kind().to_string(),
             state: self.lifecycle.state(),
-            vmm: self.vmm.pid(),
-            memory_mib: self.memory_mib,
-            vcpus: self.vcpus,
+            vmm: self.vmm.process.pid(),
+            memory_mib: self.partition.memory.mib,
+            vcpus: self.partition.vcpus,
             jail_gaps: self.jail_gaps.clone(),
             status: self.end.as_ref().map(End::status),
         }
@@ -81,30 +128,41 @@ impl Member {
         self.lifecycle.state()
     }
 
+    pub(super) fn step(&mut self, state: State) -> bool {
+        self.lifecycle.step(state)
+    }
+
     /// True when the process has ended and every byte of output was passed on.
     pub(super) fn is_over(&self) -> bool {
         self.exited && self.finished.is_none()
     }
 
     /// Takes in what the VMM has said, but not so much at once that nobody else is heard: a VMM
-    /// may have been taken over by its guest.
-    pub(super) fn hear(&mut self) {
+    /// may have been taken over by its guest. Whether it has just said that it runs.
+    pub(super) fn hear(&mut self) -> bool {
+        let mut began = false;
         for _ in 0..MAX_MESSAGES {
             if !self.talking {
-                return;
+                break;
             }
             match self.vmm.hear() {
-                Heard::Nothing => return,
+                Heard::Nothing => break,
                 Heard::Closed => self.talking = false,
                 Heard::Event(Event::Running { jail_gaps }) => {
                     // Said twice or too late it changes nothing.
                     if self.lifecycle.step(State::Running) {
                         self.jail_gaps = jail_gaps;
                     }
+                    began = true;
                 }
-                Heard::Event(
-                    Event::Reply { .. } | Event::GuestPanicked | Event::WatchdogExpired,
-                ) => {}
+                Heard::Event(Event::Reply { id, outcome }) => self.answered(id, outcome),
+                Heard::Event(Event::GuestPanicked) => {
+                    self.messages
+                        .say("guest", b"its kernel says that it panicked");
+                }
+                Heard::Event(Event::WatchdogExpired) => {
+                    self.messages.say("guest", b"it did not feed its watchdog");
+                }
                 Heard::Event(Event::Ended { how }) => self.say(End::Ended(how)),
                 Heard::Event(Event::Failed { code, message }) => {
                     let line = message.lines().next().unwrap_or_default();
@@ -116,6 +174,7 @@ impl Member {
                 }
             }
         }
+        began
     }
 
     /// The first word about the end counts, and the process has to follow it.
@@ -126,10 +185,49 @@ impl Member {
         }
     }
 
+    /// Reads what is there of the VMM's standard error.
+    pub(super) fn listen(&mut self) {
+        if self.vmm.process.listen().is_none() {
+            self.vmm.process.stderr = None;
+        }
+    }
+
+    /// Passes on what is there of a back end's standard error.
+    pub(super) fn listen_to_backend(&mut self, at: usize) {
+        let Some(backend) = self.backends.get_mut(at) else {
+            return;
+        };
+        match backend.process.listen() {
+            Some(text) => self.messages.say(backend.kind.as_str(), &text),
+            None => backend.process.stderr = None,
+        }
+    }
+
+    /// Takes note of back ends that have ended: the partition runs on without what they served.
+    pub(super) fn reap_backends(&mut self, ended: &[usize]) {
+        for at in ended.iter().rev() {
+            if *at >= self.backends.len() {
+                continue;
+            }
+            let mut backend = self.backends.remove(*at);
+            let how = backend.process.reap();
+            // One that ends after its VMM does so in order.
+            if !self.exited && !self.asked_to_stop && self.said.is_none() {
+                let lost = match backend.kind {
+                    Kind::Gateway => "the network is down",
+                    Kind::Share => "the shared directory is gone",
+                };
+                let text = format!("{lost} ({}): its process {how}", backend.device);
+                self.messages.say(backend.kind.as_str(), text.as_bytes());
+            }
+        }
+        self.answer_stats();
+    }
+
     /// Asks for the end; a second time, or when the time is over, it is not asked but killed.
     pub(super) fn stop(&mut self, at_once: bool) {
         if at_once {
-            self.vmm.kill();
+            self.vmm.process.kill();
         } else if !self.exited && !self.asked_to_stop {
             self.vmm.ask_to_stop();
             self.deadline = Some(Instant::now() + GRACE);
@@ -139,21 +237,70 @@ impl Member {
         self.asked_to_stop = true;
     }
 
-    /// The process has ended.
-    pub(super) fn exit(&mut self) {
+    /// The process has ended: starts another one if the guest rebooted.
+    pub(super) fn exit(&mut self, launcher: &Launcher) {
         self.hear();
         self.exited = true;
         self.talking = false;
-        let how = self.vmm.reap();
+        let how = self.vmm.process.reap();
+        self.abandon();
+        self.backends.clear();
+        self.vsock = None;
         let unsaid = if self.asked_to_stop {
             End::Ended(Ended::Stopped)
         } else {
             End::Vanished(how)
         };
-        self.end = Some(self.said.take().unwrap_or(unsaid));
+        let mut end = self.said.take().unwrap_or(unsaid);
+        if end == End::Ended(Ended::Reset) && !self.asked_to_stop && self.partition.restart {
+            match self.reboot(launcher) {
+                Ok(()) => return,
+                Err(failed) => end = failed,
+            }
+        }
+        self.spare = None;
+        self.end = Some(end);
         self.lifecycle.end();
         // Output that was asked for is waited for; of a partition that was stopped, not for long.
         self.deadline = self.asked_to_stop.then(|| Instant::now() + DRAIN);
+    }
+
+    /// Starts the partition again, as it was described; devices that were attached are gone.
+    fn reboot(&mut self, launcher: &Launcher) -> Result<(), End> {
+        self.short_lives = match self.born.elapsed() < SHORT_LIFE {
+            true => self.short_lives + 1,
+            false => 0,
+        };
+        if self.short_lives >= MAX_SHORT_LIVES {
+            return Err(End::Failed {
+                code: "reboot-loop".to_owned(),
+                message: format!(
+                    "it reset itself {MAX_SHORT_LIVES} times, each within {} seconds of its start",
+                    SHORT_LIFE.as_secs()
+                ),
+            });
+        }
+        let failed = |error: Error| End::Failed {
+            code: error.code().to_owned(),
+            message: format!("it cannot be started again: {error}"),
+        };
+        let streams = self.spare.as_ref().map(Streams::duplicate).transpose();
+        let streams = streams.map_err(failed)?.unwrap_or_default();
+        let prepared = launcher.prepare(&self.partition, streams).map_err(failed)?;
+        let started = launcher
+            .start(prepared, self.group.as_ref())
+            .map_err(failed)?;
+        self.vmm = started.vmm;
+        self.backends = started.backends;
+        self.vsock = started.vsock;
+        self.devices = (self.partition.devices.iter())
+            .map(|device| device.name.clone())
+            .collect();
+        self.talking = true;
+        self.exited = false;
+        self.deadline = None;
+        self.born = Instant::now();
+        Ok(())
     }
 
     /// The deadline has passed.
@@ -162,7 +309,7 @@ impl Member {
         if self.exited {
             self.finished = None;
         } else {
-            self.vmm.kill();
+            self.vmm.process.kill();
         }
     }
 

@@ -5,7 +5,8 @@
 //! descriptors below ten.
 
 use super::*;
-use crate::control::{down, status};
+use crate::control::status;
+use crate::down::down;
 use crate::end::STATUS_STOPPED;
 use crate::state_dir::Standing;
 use bulkhead_machine::control::Ended;
@@ -70,6 +71,7 @@ impl House {
             consoles: Consoles::Logged,
             jail: Jail::None,
             keep_logs,
+            gdb: None,
         };
         Supervisor::start_on(&kvm, None, &system, &self.root, &self.library, options).unwrap()
     }
@@ -239,7 +241,7 @@ fn nonsense_on_the_systems_socket_is_ignored() {
 fn a_second_system_of_the_same_name_is_refused_and_harms_nobody() {
     let house = House::new("running; exec sleep 1000");
     let first = house.start(&["a"], false);
-    let pid = first.members[0].vmm.pid();
+    let pid = first.members[0].vmm.process.pid();
     assert_eq!(
         house.root.create("test").unwrap_err().code(),
         "already-running"

@@ -1,8 +1,9 @@
 //! The loop of a running system: one `poll` over signals, VMMs, console pumps and other commands.
 
+use super::Consoles;
 use super::{Cause, Outcome, Supervisor};
 use crate::console::Notice;
-use crate::control::{Request, serve};
+use crate::control::{Answer, Request, receive, reply};
 use crate::end::End;
 use crate::error::Error;
 use crate::lifecycle::State;
@@ -21,11 +22,19 @@ enum Source {
     Process(usize),
     Stderr(usize),
     Output(usize),
+    Vsock(usize),
+    BackendControl(usize, usize),
+    BackendStderr(usize, usize),
+    BackendProcess(usize, usize),
 }
+
+/// The signal that says that the terminal's window has another size (signal(7), x86).
+const SIGWINCH: u8 = 28;
 
 impl Supervisor {
     /// Watches the system until all of it has ended. A byte read from `signals` is the number of a
-    /// signal that ends it; a second one ends it without asking. `on_running` is called once, when
+    /// signal: SIGWINCH has the guest told of the window's size, any other ends the system, and a second
+    /// one ends it without asking. `on_running` is called once, when
     /// every partition runs or has run.
     ///
     /// # Errors
@@ -38,23 +47,48 @@ impl Supervisor {
         let mut on_running = Some(on_running);
         let mut cause = None;
         while self.members.iter().any(|member| !member.is_over()) {
+            let mut ended = Vec::new();
             for source in self.poll(signals.as_fd())? {
                 let stop = match source {
-                    Source::Signals => read_byte(&mut signals).map(Cause::Signal),
+                    Source::Signals => match read_byte(&mut signals) {
+                        Some(SIGWINCH) => self.resize_consoles(),
+                        byte => byte.map(Cause::Signal),
+                    },
                     Source::Notices => self.notice(),
                     Source::Listener => self.serve(),
-                    Source::Control(at) => self.with(at, |member| member.hear()),
-                    Source::Stderr(at) => self.with(at, |member| {
-                        if !member.vmm.listen() {
-                            member.vmm.stderr = None;
+                    Source::Control(at) => match self.members.get_mut(at).map(|m| m.hear()) {
+                        Some(true) => self.resize_consoles(),
+                        Some(false) | None => None,
+                    },
+                    Source::Stderr(at) => self.with(at, |member| member.listen()),
+                    Source::Vsock(at) => self.with(at, |member| {
+                        if let Some(vsock) = &mut member.vsock {
+                            vsock.serve();
                         }
                     }),
+                    Source::BackendControl(at, backend) => self.with(at, |member| {
+                        if let Some(backend) = member.backends.get_mut(backend) {
+                            backend.hear();
+                        }
+                        member.answer_stats();
+                    }),
+                    Source::BackendStderr(at, backend) => {
+                        self.with(at, |member| member.listen_to_backend(backend))
+                    }
+                    Source::BackendProcess(at, backend) => {
+                        ended.push((at, backend));
+                        None
+                    }
                     Source::Output(at) => self.with(at, |member| member.finished = None),
                     Source::Process(at) => {
-                        self.with(at, |member| member.exit());
-                        self.members
-                            .get(at)
-                            .and_then(|m| m.was_rejected().then_some(Cause::Incomplete))
+                        // Its back ends are gone with it.
+                        ended.retain(|(of, _)| *of != at);
+                        let launcher = &self.launcher;
+                        let member = self.members.get_mut(at);
+                        member.and_then(|member| {
+                            member.exit(launcher);
+                            member.was_rejected().then_some(Cause::Incomplete)
+                        })
                     }
                 };
                 if let Some(stop) = stop {
@@ -66,13 +100,22 @@ impl Supervisor {
                         .for_each(|member| member.stop(at_once));
                 }
             }
+            for (at, member) in self.members.iter_mut().enumerate() {
+                let ended = ended.iter().filter(|(of, _)| *of == at);
+                let ended: Vec<usize> = ended.map(|(_, backend)| *backend).collect();
+                if !ended.is_empty() {
+                    member.reap_backends(&ended);
+                }
+            }
             let now = Instant::now();
             for member in &mut self.members {
+                member.time_out(now);
                 if member.deadline.is_some_and(|deadline| deadline <= now) {
                     member.expire();
                 }
             }
-            let ran = |state| matches!(state, State::Running | State::Terminated);
+            let ran =
+                |state| matches!(state, State::Running | State::Suspended | State::Terminated);
             if self.members.iter().all(|member| ran(member.state()))
                 && let Some(on_running) = on_running.take()
             {
@@ -81,15 +124,16 @@ impl Supervisor {
                 on_running();
             }
         }
-        if self.keep_logs && cause.is_none() {
+        if self.launcher.options.keep_logs && cause.is_none() {
             self.directory.write(&self.record(true))?;
             self.directory.keep();
         }
         let ends = self.members.drain(..).map(|member| {
             let end = member
                 .end
+                .clone()
                 .unwrap_or_else(|| End::Vanished("is gone".to_owned()));
-            (member.name, end)
+            (member.partition.name, end)
         });
         Ok(Outcome {
             ends: ends.collect(),
@@ -115,11 +159,24 @@ impl Supervisor {
             if member.talking {
                 sources.push((Source::Control(at), member.vmm.control.as_fd()));
             }
-            if let Some(stderr) = &member.vmm.stderr {
+            if let Some(vsock) = member.vsock.as_ref().filter(|vsock| vsock.asking) {
+                sources.push((Source::Vsock(at), vsock.connector.as_fd()));
+            }
+            for (number, backend) in member.backends.iter().enumerate() {
+                if let Some(control) = &backend.control {
+                    sources.push((Source::BackendControl(at, number), control.as_fd()));
+                }
+                if let Some(stderr) = &backend.process.stderr {
+                    sources.push((Source::BackendStderr(at, number), stderr.as_fd()));
+                }
+                let pidfd = backend.process.pidfd.as_fd();
+                sources.push((Source::BackendProcess(at, number), pidfd));
+            }
+            if let Some(stderr) = &member.vmm.process.stderr {
                 sources.push((Source::Stderr(at), stderr.as_fd()));
             }
             if !member.exited {
-                sources.push((Source::Process(at), member.vmm.pidfd.as_fd()));
+                sources.push((Source::Process(at), member.vmm.process.pidfd.as_fd()));
             }
             if let Some(finished) = &member.finished {
                 sources.push((Source::Output(at), finished.as_fd()));
@@ -132,7 +189,8 @@ impl Supervisor {
         let deadline = self
             .members
             .iter()
-            .filter_map(|member| member.deadline)
+            .flat_map(|member| [member.deadline, member.next_timeout()])
+            .flatten()
             .min();
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -162,10 +220,44 @@ impl Supervisor {
         // The client may be gone again by now.
         let (client, _) = self.listener.accept().ok()?;
         client.set_nonblocking(false).ok()?;
-        match serve(&client, &self.record(false))? {
-            Request::Status => None,
-            Request::Down => Some(Cause::Request),
+        match receive(&client)? {
+            Request::Status => reply(&client, &self.record(false)),
+            Request::Down => {
+                reply(&client, &self.record(false));
+                return Some(Cause::Request);
+            }
+            Request::Partition { partition, act } => {
+                let launcher = &self.launcher;
+                let mut members = self.members.iter_mut();
+                match members.find(|member| member.name() == partition) {
+                    Some(member) => member.act(act, client, launcher),
+                    None => reply(&client, &no_such_partition(&partition)),
+                }
+            }
         }
+        None
+    }
+
+    /// Tells the guest on our terminal how large its window is.
+    fn resize_consoles(&mut self) -> Option<Cause> {
+        let Consoles::Attached { tty: true, .. } = self.launcher.options.consoles else {
+            return None;
+        };
+        let window = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+        for member in &mut self.members {
+            if member.state() == State::Running {
+                member.resize_console(window.ws_col, window.ws_row);
+            }
+        }
+        None
+    }
+}
+
+fn no_such_partition(partition: &str) -> Answer {
+    Answer::Refused {
+        code: "no-such-partition".to_owned(),
+        message: format!("the system has no partition `{}`", partition.escape_debug()),
+        help: Some("list them with `bulkhead ps`".to_owned()),
     }
 }
 

@@ -1,0 +1,297 @@
+//! The processes behind a partition's devices: the gateway of its user-mode network, and a server
+//! for each of its shared directories. Made ready here, started before the VMM, watched with it.
+
+use crate::cgroup::Group;
+use crate::error::Error;
+use crate::library::{Library, LibraryFile};
+use crate::process::{Process, packet_pair};
+use bulkhead_machine::fs::{FsDescription, Ownership};
+use bulkhead_machine::{Fd, Jail};
+use bulkhead_manifest::{Network, Owner, Share, is_reserved_directory};
+use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
+use bulkhead_network::{Forward, NetworkDescription};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Where DNS queries go: where this host's go.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// A process that is described and has its descriptors open, before it exists.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// The device that it serves.
+    pub(crate) device: String,
+    kind: Kind,
+    description: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    control: Option<OwnedFd>,
+}
+
+/// What a back end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Gateway,
+    Share,
+}
+
+impl Kind {
+    /// For messages.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Share => "shared directory",
+        }
+    }
+
+    fn program(self) -> LibraryFile {
+        match self {
+            Self::Gateway => LibraryFile::Gateway,
+            Self::Share => LibraryFile::Fs,
+        }
+    }
+}
+
+/// A running back end. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    /// The device that it serves.
+    pub(crate) device: String,
+    pub(crate) kind: Kind,
+    pub(crate) process: Process,
+    /// Our end of a gateway's control socket.
+    pub(crate) control: Option<OwnedFd>,
+    /// A gateway's counters, when they have come.
+    pub(crate) stats: Option<Stats>,
+}
+
+/// A list of descriptors that keep, in the process they are for, the numbers they have here.
+#[derive(Default)]
+struct Descriptors(Vec<OwnedFd>);
+
+impl Descriptors {
+    fn keep(&mut self, descriptor: impl Into<OwnedFd>) -> Fd {
+        let descriptor = descriptor.into();
+        let fd = Fd(descriptor.as_raw_fd());
+        self.0.push(descriptor);
+        fd
+    }
+}
+
+/// Makes a gateway ready; with it comes the VMM's end of the network.
+pub(crate) fn network(
+    partition: &str,
+    device: &str,
+    network: &Network,
+    jail: Jail,
+) -> Result<(OwnedFd, Ready), Error> {
+    let (theirs, link) = packet_pair()?;
+    let (control, gateway_control) = packet_pair()?;
+    let mut descriptors = Descriptors::default();
+    let link = descriptors.keep(link);
+    let mut description = NetworkDescription::new(partition, link, network.mac, jail);
+    description.control = Some(descriptors.keep(gateway_control));
+    description.mtu = network.mtu;
+    description.hostname = Some(partition.to_owned());
+    description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+    description.allow.clone_from(&network.connect);
+    description.loopback.clone_from(&network.loopback);
+    description.max_connections = network.max_connections;
+    for listen in &network.listen {
+        let listener = TcpListener::bind(listen.address).map_err(|source| Error::Listen {
+            address: listen.address,
+            source,
+        })?;
+        description.forwards.push(Forward {
+            listener: descriptors.keep(listener),
+            guest_port: listen.guest_port,
+        });
+    }
+    let description = serde_json::to_vec(&description);
+    let ready = Ready {
+        device: device.to_owned(),
+        kind: Kind::Gateway,
+        description: description.map_err(Error::system("describe a network"))?,
+        descriptors: descriptors.0,
+        control: Some(control),
+    };
+    Ok((theirs, ready))
+}
+
+/// The first resolvers of a `resolv.conf` (resolv.conf(5)).
+fn resolvers(text: &str) -> Vec<SocketAddr> {
+    let address = |line: &str| -> Option<SocketAddr> {
+        let mut words = line.split_whitespace();
+        let address = words.nth(1).filter(|_| line.starts_with("nameserver"))?;
+        let address: IpAddr = address.parse().ok()?;
+        Some(SocketAddr::new(address, 53))
+    };
+    text.lines()
+        .filter_map(address)
+        .take(bulkhead_network::MAX_RESOLVERS)
+        .collect()
+}
+
+/// Makes the server of a shared directory ready; with it comes the VMM's connection to it.
+/// `private` is a directory of ours in which sockets may be made.
+pub(crate) fn share(
+    device: &str,
+    share: &Share,
+    jail: Jail,
+    private: &Path,
+) -> Result<(OwnedFd, Ready), Error> {
+    let failed = |source| Error::Open {
+        what: "directory",
+        path: share.path.clone(),
+        source,
+    };
+    // A link may lead where no manifest may.
+    let path = share.path.canonicalize().map_err(failed)?;
+    if is_reserved_directory(&path) {
+        return Err(Error::Share(path));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(CWD, &path, flags, Mode::empty());
+    let directory = directory.map_err(|errno| failed(errno.into()))?;
+    let (listener, connected) = connection(private)?;
+    let mut descriptors = Descriptors::default();
+    let description = FsDescription {
+        version: bulkhead_machine::fs::VERSION,
+        name: device.to_owned(),
+        socket: descriptors.keep(listener),
+        control: None,
+        directory: descriptors.keep(directory),
+        read_only: !share.write,
+        ownership: match share.owner {
+            Owner::Guest => Ownership::Guest,
+            Owner::Exporter { uid, gid } => Ownership::Exporter { uid, gid },
+        },
+        jail,
+    };
+    let description = serde_json::to_vec(&description);
+    let ready = Ready {
+        device: device.to_owned(),
+        kind: Kind::Share,
+        description: description.map_err(Error::system("describe a directory"))?,
+        descriptors: descriptors.0,
+        control: None,
+    };
+    Ok((connected.into(), ready))
+}
+
+/// A listening socket without a name, and a connection that waits in its queue.
+fn connection(private: &Path) -> Result<(UnixListener, UnixStream), Error> {
+    let failed = |source| Error::System {
+        doing: "make a socket",
+        source,
+    };
+    // By way of a descriptor, a name may be as long as it likes.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(CWD, private, flags, Mode::empty());
+    let directory = directory.map_err(|errno| failed(errno.into()))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/fs.sock", directory.as_raw_fd()));
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let connected = UnixStream::connect(&path).map_err(failed);
+    fs::remove_file(&path).map_err(failed)?;
+    Ok((listener, connected?))
+}
+
+impl Ready {
+    /// Starts the process.
+    pub(crate) fn start(self, library: &Library, group: Option<&Group>) -> Result<Backend, Error> {
+        let program = library.file(self.kind.program())?;
+        Ok(Backend {
+            process: Process::spawn(&program, &self.description, self.descriptors, group)?,
+            device: self.device,
+            kind: self.kind,
+            control: self.control,
+            stats: None,
+        })
+    }
+}
+
+impl Backend {
+    /// Asks a gateway for its counters; whether it could be asked.
+    pub(crate) fn ask_for_stats(&mut self) -> bool {
+        self.stats = None;
+        let Some(control) = &self.control else {
+            return false;
+        };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        serde_json::to_vec(&Command::Stats)
+            .is_ok_and(|packet| send(control, &packet, flags).is_ok())
+    }
+
+    /// Takes in one message of a gateway. What it says about its failure it says on standard error
+    /// too; after nonsense nothing more is heard.
+    pub(crate) fn hear(&mut self) {
+        let Some(control) = &self.control else {
+            return;
+        };
+        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+        match recv(control, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+            Ok((count @ 1.., _)) => {
+                match serde_json::from_slice(buffer.get(..count).unwrap_or_default()) {
+                    Ok(Event::Stats(stats)) => self.stats = Some(stats),
+                    Ok(Event::Running { .. } | Event::Refused { .. } | Event::Failed { .. }) => {}
+                    Err(_) => self.control = None,
+                }
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(_) => self.control = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    #[test]
+    fn resolvers_are_the_hosts() {
+        let text = "# x\nnameserver 192.0.2.1\nsearch a.org\nnameserver ::1\nnameserver x\n";
+        let addresses: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["192.0.2.1:53", "[::1]:53"]);
+        assert_eq!(
+            resolvers(&text.repeat(10)).len(),
+            bulkhead_network::MAX_RESOLVERS
+        );
+    }
+
+    #[test]
+    fn a_share_is_the_directory_that_links_lead_to() {
+        let dir = tempdir().unwrap();
+        let link = dir.path().join("link");
+        let of = |path: &Path| {
+            let described = Share {
+                path: path.to_owned(),
+                write: false,
+                tag: "t".to_owned(),
+                owner: Owner::Exporter { uid: 0, gid: 0 },
+            };
+            share("fs0", &described, Jail::Full, dir.path())
+        };
+        for (target, code) in [
+            ("/proc/sys", "share-refused"),
+            ("/", "share-refused"),
+            ("/absent", "file-not-found"),
+        ] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert_eq!(of(&link).unwrap_err().code(), code, "{target}");
+            fs::remove_file(&link).unwrap();
+        }
+        let (_connected, ready) = of(dir.path()).unwrap();
+        let description: FsDescription = serde_json::from_slice(&ready.description).unwrap();
+        assert!(description.read_only);
+        assert_eq!(ready.descriptors.len(), 2);
+        assert!(
+            fs::read_dir(dir.path()).unwrap().next().is_none(),
+            "no name is left"
+        );
+    }
+}

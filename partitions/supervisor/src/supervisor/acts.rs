@@ -1,0 +1,379 @@
+//! What other processes ask of a running partition: passed on to its VMM under a number, and
+//! answered when the VMM has, or when its time is over.
+
+use super::launch::Launcher;
+use super::member::Member;
+use crate::backend::Backend;
+use crate::compile::{Descriptors, device};
+use crate::control::{Act, Answer, NewDevice, reply};
+use crate::error::Error;
+use crate::lifecycle::State;
+use crate::open::Opened;
+use bulkhead_machine::Fd;
+use bulkhead_machine::control::{Command, DeviceStats, Reply, Resize, Stats};
+use bulkhead_manifest::{At, GrantDraft, validate_devices};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A request that the VMM has not answered yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    id: u64,
+    deadline: Instant,
+    /// Who waits; nobody for what the supervisor asks by itself.
+    client: Option<UnixStream>,
+    after: After,
+}
+
+/// What an answer changes.
+#[derive(Debug)]
+enum After {
+    Nothing,
+    /// The partition is in this state.
+    State(State),
+    /// It has a device more, and these processes behind it.
+    Attach(String, Vec<Backend>),
+    /// It has a device less.
+    Detach(String),
+    /// The file that was written goes when it could not be.
+    Dump(PathBuf),
+    /// Counters of the VMM, which those of gateways are added to.
+    Stats(Option<Stats>),
+}
+
+/// Why something was not done, before the VMM was asked.
+struct Refusal {
+    code: String,
+    message: String,
+    help: Option<String>,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            help: error.help(),
+        }
+    }
+}
+
+impl Refusal {
+    fn new(code: &str, message: String, help: &str) -> Self {
+        Self {
+            code: code.to_owned(),
+            message,
+            help: Some(help.to_owned()),
+        }
+    }
+
+    fn answer(self) -> Answer {
+        Answer::Refused {
+            code: self.code,
+            message: self.message,
+            help: self.help,
+        }
+    }
+}
+
+impl Member {
+    /// Does what `client` asks, or tells it why not. Most answers come later.
+    pub(super) fn act(&mut self, act: Act, client: UnixStream, launcher: &Launcher) {
+        let deadline = Instant::now() + act.patience();
+        if !matches!(self.state(), State::Running | State::Suspended) {
+            let message = format!("partition `{}` is {}", self.name(), self.state());
+            let refusal = Refusal::new("not-running", message, "wait until it runs: bulkhead ps");
+            return reply(&client, &refusal.answer());
+        }
+        match self.ask(act, launcher) {
+            Ok((id, after)) => self.pending.push(Pending {
+                id,
+                deadline,
+                client: Some(client),
+                after,
+            }),
+            Err(refusal) => reply(&client, &refusal.answer()),
+        }
+    }
+
+    fn ask(&mut self, act: Act, launcher: &Launcher) -> Result<(u64, After), Refusal> {
+        let mut descriptors = Vec::new();
+        let (command, after) = match act {
+            Act::Pause => (Command::Pause, After::State(State::Suspended)),
+            Act::Resume => (Command::Resume, After::State(State::Running)),
+            Act::Attach(new) => {
+                let (command, opened, after) = self.attach(new, launcher)?;
+                descriptors = opened;
+                (command, after)
+            }
+            Act::Detach { device } => {
+                let name = device.clone();
+                (Command::Detach { name: device }, After::Detach(name))
+            }
+            Act::ResizeMemory { mib } => {
+                let pluggable_mib = self.pluggable(mib)?;
+                let resize = Resize::Memory { pluggable_mib };
+                (Command::Resize(resize), After::Nothing)
+            }
+            Act::ResizeBalloon { mib: target_mib } => {
+                let resize = Resize::Balloon { target_mib };
+                (Command::Resize(resize), After::Nothing)
+            }
+            Act::ResizeDisk { device: name } => {
+                (Command::Resize(Resize::Block { name }), After::Nothing)
+            }
+            Act::Stats => {
+                for backend in &mut self.backends {
+                    backend.ask_for_stats();
+                }
+                (Command::Stats, After::Stats(None))
+            }
+            Act::Dump { file } => {
+                descriptors.push(new_file(&file)?);
+                (Command::Dump { file: Fd(0) }, After::Dump(file))
+            }
+        };
+        Ok((self.vmm.ask(command, &descriptors)?, after))
+    }
+
+    /// What `mib` in all is beyond the memory from the start.
+    fn pluggable(&self, mib: u64) -> Result<u64, Refusal> {
+        let memory = &self.partition.memory;
+        let most = memory.mib + memory.pluggable_mib;
+        if (memory.mib..=most).contains(&mib) {
+            return Ok(mib - memory.mib);
+        }
+        let message = format!(
+            "partition `{}` cannot have {mib} MiB of memory",
+            self.name()
+        );
+        let help = format!(
+            "choose {} to {most} MiB: memory.max of the manifest",
+            memory.mib
+        );
+        Err(Refusal::new("memory-out-of-bounds", message, &help))
+    }
+
+    /// Checks, opens and describes a new device, and starts what stands behind it.
+    fn attach(
+        &mut self,
+        new: NewDevice,
+        launcher: &Launcher,
+    ) -> Result<(Command, Vec<OwnedFd>, After), Refusal> {
+        let granted = self.check(&new)?;
+        let jail = launcher.options.jail;
+        let mut opened = Opened::for_packet(&launcher.library, &launcher.directory, jail);
+        let described = device(&granted, &mut |want| opened.open(&self.partition, want))?;
+        let descriptors = opened.take_descriptors();
+        let group = self.group.as_ref();
+        let start = |ready: crate::backend::Ready| ready.start(&launcher.library, group);
+        let backends = opened.backends.into_iter().map(start);
+        let backends = backends.collect::<Result<Vec<Backend>, Error>>()?;
+        let after = After::Attach(granted.name, backends);
+        Ok((Command::Attach { device: described }, descriptors, after))
+    }
+
+    fn check(&self, new: &NewDevice) -> Result<bulkhead_manifest::Device, Refusal> {
+        let at = |text: &Option<String>| text.clone().map(At::from);
+        let drafts: Vec<GrantDraft> = new
+            .grants
+            .iter()
+            .map(|grant| GrantDraft {
+                name: at(&new.name),
+                tag: at(&new.tag),
+                format: at(&new.format),
+                ..GrantDraft::from(grant.clone())
+            })
+            .collect();
+        let partition = &self.partition;
+        let whose = (self.system.as_str(), partition.name.as_str());
+        let machine = (partition.kernel.kind(), partition.vcpus);
+        let devices = validate_devices(&drafts, whose, machine, &self.devices, &new.base);
+        let mut devices = devices.map_err(|rejected| {
+            let first = rejected.diagnostics.into_iter().next();
+            let (code, message, help) = first.map_or_else(Default::default, |first| {
+                (first.code.to_string(), first.message, Some(first.help))
+            });
+            Refusal {
+                code,
+                message,
+                help,
+            }
+        })?;
+        let pluggable = |device: &bulkhead_manifest::Device| {
+            !matches!(device.kind, bulkhead_manifest::DeviceKind::Vsock { .. })
+        };
+        match (devices.pop(), devices.pop()) {
+            (Some(device), None) if pluggable(&device) => Ok(device),
+            _ => Err(Refusal::new(
+                "not-pluggable",
+                "this is no device that can be plugged in".to_owned(),
+                "attach one disk, one shared directory or one network",
+            )),
+        }
+    }
+
+    /// Tells the guest how large the terminal is.
+    pub(super) fn resize_console(&mut self, columns: u16, rows: u16) {
+        let command = Command::Resize(Resize::Console { columns, rows });
+        // A guest without a virtio console does without.
+        if let Ok(id) = self.vmm.ask(command, &[]) {
+            self.pending.push(Pending {
+                id,
+                deadline: Instant::now() + Act::Stats.patience(),
+                client: None,
+                after: After::Nothing,
+            });
+        }
+    }
+
+    /// The VMM has answered.
+    pub(super) fn answered(&mut self, id: u64, outcome: Reply) {
+        let Some(at) = self.pending.iter().position(|pending| pending.id == id) else {
+            return;
+        };
+        if let (Reply::Stats(stats), Some(pending)) = (&outcome, self.pending.get_mut(at))
+            && let After::Stats(vmm) = &mut pending.after
+        {
+            *vmm = Some(stats.clone());
+            return self.answer_stats();
+        }
+        let pending = self.pending.swap_remove(at);
+        let answer = match outcome {
+            Reply::Done => Answer::Done {
+                device: self.done(pending.after),
+            },
+            Reply::Stats(stats) => Answer::Stats(stats),
+            Reply::Refused { code, message } => {
+                undone(pending.after);
+                Answer::Refused {
+                    code: code.escape_debug().to_string(),
+                    message: message.escape_debug().to_string(),
+                    help: None,
+                }
+            }
+        };
+        if let Some(client) = &pending.client {
+            reply(client, &answer);
+        }
+    }
+
+    /// Takes note of what was done; the name of a device that is new.
+    fn done(&mut self, after: After) -> Option<String> {
+        match after {
+            After::State(state) => {
+                // Asked for what is so already, it stays.
+                let _ = self.step(state);
+                None
+            }
+            After::Attach(name, backends) => {
+                self.devices.push(name.clone());
+                self.backends.extend(backends);
+                Some(name)
+            }
+            After::Detach(name) => {
+                self.devices.retain(|device| *device != name);
+                self.backends.retain(|backend| backend.device != name);
+                None
+            }
+            After::Nothing | After::Dump(_) | After::Stats(_) => None,
+        }
+    }
+
+    /// Answers requests for counters that have come in whole: the VMM's, and every gateway's.
+    pub(super) fn answer_stats(&mut self) {
+        let waiting = |backend: &Backend| backend.control.is_some() && backend.stats.is_none();
+        if !self.backends.iter().any(waiting) {
+            self.finish_stats(|_| true);
+        }
+    }
+
+    fn finish_stats(&mut self, wanted: impl Fn(&Pending) -> bool) {
+        let gateways: Vec<DeviceStats> = self.backends.iter().filter_map(counters).collect();
+        self.pending.retain(|pending| {
+            let (After::Stats(Some(stats)), true) = (&pending.after, wanted(pending)) else {
+                return true;
+            };
+            let mut stats = stats.clone();
+            stats.devices.extend(gateways.iter().cloned());
+            if let Some(client) = &pending.client {
+                reply(client, &Answer::Stats(stats));
+            }
+            false
+        });
+    }
+
+    /// When the next request's time is over.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.pending.iter().map(|pending| pending.deadline).min()
+    }
+
+    /// Gives up requests whose time is over.
+    pub(super) fn time_out(&mut self, now: Instant) {
+        // The VMM's counters are worth having without a gateway's.
+        self.finish_stats(|pending| pending.deadline <= now);
+        let message = format!(
+            "the VMM of partition `{}` did not answer in time",
+            self.name()
+        );
+        self.give_up(|pending| pending.deadline <= now, "vmm-silent", &message);
+    }
+
+    /// Gives up all requests: the VMM has ended.
+    pub(super) fn abandon(&mut self) {
+        let message = format!("partition `{}` has ended", self.name());
+        self.give_up(|_| true, "not-running", &message);
+    }
+
+    fn give_up(&mut self, unwanted: impl Fn(&Pending) -> bool, code: &str, message: &str) {
+        let (over, kept): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(|p| unwanted(p));
+        self.pending = kept;
+        for pending in over {
+            undone(pending.after);
+            if let Some(client) = &pending.client {
+                let answer = Answer::Refused {
+                    code: code.to_owned(),
+                    message: message.to_owned(),
+                    help: None,
+                };
+                reply(client, &answer);
+            }
+        }
+    }
+}
+
+/// Leaves nothing of what was not done.
+fn undone(after: After) {
+    if let After::Dump(path) = after {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// A gateway's counters, under the name of its device.
+fn counters(backend: &Backend) -> Option<DeviceStats> {
+    let stats = serde_json::to_value(backend.stats?).ok()?;
+    let counters = stats
+        .as_object()?
+        .iter()
+        .filter_map(|(name, value)| Some((name.replace('_', "-"), value.as_u64()?)));
+    Some(DeviceStats {
+        name: format!("{}-gateway", backend.device),
+        counters: counters.collect(),
+    })
+}
+
+/// A file that did not exist, for the user alone.
+fn new_file(path: &Path) -> Result<OwnedFd, Refusal> {
+    let mut options = File::options();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    let failed = |source| Error::Open {
+        what: "dump",
+        path: path.to_owned(),
+        source,
+    };
+    Ok(file.map_err(failed)?.into())
+}

@@ -1,0 +1,149 @@
+//! How one partition is made ready and started: the first time, and again when its guest reboots.
+
+use super::{Consoles, Options};
+use crate::backend::{Backend, Ready};
+use crate::cgroup::Group;
+use crate::compile::{Settings, compile};
+use crate::console::Streams;
+use crate::error::Error;
+use crate::library::{Library, LibraryFile};
+use crate::open::{Given, Opened};
+use crate::process::packet_pair;
+use crate::vmm::Vmm;
+use crate::vsock::Vsock;
+use bulkhead_machine::MachineDescription;
+use bulkhead_manifest::Partition;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What does not change between one start and the next.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    pub(super) library: Library,
+    vmm: PathBuf,
+    kvm: File,
+    /// An empty network namespace for the VMMs' jails, where one could be made.
+    network: Option<File>,
+    pub(super) options: Options,
+    /// The system's directory.
+    pub(super) directory: PathBuf,
+}
+
+/// One partition with everything open, before its processes exist.
+pub(super) struct Prepared {
+    description: MachineDescription,
+    descriptors: Vec<OwnedFd>,
+    control: OwnedFd,
+    backends: Vec<Ready>,
+    vsock: Option<Vsock>,
+}
+
+/// The processes of a started partition.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) vmm: Vmm,
+    pub(super) backends: Vec<Backend>,
+    pub(super) vsock: Option<Vsock>,
+}
+
+fn duplicate(descriptor: impl AsFd) -> Result<OwnedFd, Error> {
+    let clone = descriptor.as_fd().try_clone_to_owned();
+    clone.map_err(Error::system("duplicate a descriptor"))
+}
+
+impl Launcher {
+    /// # Errors
+    /// The library has no VMM.
+    pub(super) fn new(
+        library: &Library,
+        kvm: &File,
+        network: Option<File>,
+        options: &Options,
+        directory: &Path,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            library: library.clone(),
+            vmm: library.file(LibraryFile::Vmm)?,
+            kvm: kvm
+                .try_clone()
+                .map_err(Error::system("duplicate a descriptor"))?,
+            network,
+            options: options.clone(),
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Opens everything that the partition's processes need; `streams` are the VMM's ends of its
+    /// console.
+    pub(super) fn prepare(
+        &self,
+        partition: &Partition,
+        streams: Streams,
+    ) -> Result<Prepared, Error> {
+        let (control, theirs) = packet_pair()?;
+        let (input, tty) = match self.options.consoles {
+            Consoles::Attached { tty, .. } => (true, tty),
+            Consoles::Prefixed { .. } | Consoles::Logged => (false, false),
+        };
+        let settings = Settings {
+            input,
+            tty,
+            gdb: self.options.gdb.is_some(),
+            jail: self.options.jail,
+        };
+        let given = Given {
+            kvm: Some(duplicate(&self.kvm)?),
+            control: Some(theirs),
+            streams,
+            gdb: self.options.gdb.as_deref().map(duplicate).transpose()?,
+        };
+        let mut opened = Opened::new(&self.library, &self.directory, given, settings);
+        let mut description = compile(partition, settings, &mut opened)?;
+        if let Some(network) = &self.network {
+            description.network_namespace = Some(opened.keep(duplicate(network)?));
+        }
+        Ok(Prepared {
+            description,
+            descriptors: opened.take_descriptors(),
+            control,
+            backends: opened.backends,
+            vsock: opened.vsock,
+        })
+    }
+
+    /// Starts the back ends, then the VMM, all of them in `group`.
+    pub(super) fn start(
+        &self,
+        prepared: Prepared,
+        group: Option<&Group>,
+    ) -> Result<Started, Error> {
+        let start = |ready: Ready| ready.start(&self.library, group);
+        let backends = prepared.backends.into_iter().map(start);
+        let backends = backends.collect::<Result<_, _>>()?;
+        let vmm = Vmm::spawn(
+            &self.vmm,
+            &prepared.description,
+            prepared.control,
+            prepared.descriptors,
+            group,
+        )?;
+        Ok(Started {
+            vmm,
+            backends,
+            vsock: prepared.vsock,
+        })
+    }
+}
+
+impl Streams {
+    /// The same streams once more, for a VMM after this one.
+    pub(super) fn duplicate(&self) -> Result<Self, Error> {
+        let again = |stream: &Option<OwnedFd>| stream.as_ref().map(duplicate).transpose();
+        Ok(Self {
+            input: again(&self.input)?,
+            output: again(&self.output)?,
+            error: again(&self.error)?,
+        })
+    }
+}
