@@ -6,6 +6,7 @@
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
 //!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
 //!        [--fs TAG=DIRECTORY[:ro][:exporter]].. [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
+//!        [--dump-after MS FILE]
 //! ```
 //!
 //! The guest's console is this terminal; events and the boot trace go to stderr; the exit status is
@@ -22,6 +23,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{IoSlice, Read, Seek, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -35,7 +40,8 @@ use bulkhead_machine::{
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recv, send, sendmsg, socketpair,
 };
 
 /// Descriptors that the VMM inherits.
@@ -84,7 +90,7 @@ fn main() -> ExitCode {
     });
     let (mut kernel, mut protocol, mut cmdline) = (None, "bulkhead".to_owned(), String::new());
     let (mut program, mut initramfs, mut args, mut env) = (None, None, Vec::new(), Vec::new());
-    let (mut trace_syscalls, mut stop_after) = (false, None);
+    let (mut trace_syscalls, mut stop_after, mut dump) = (false, None, None);
     let mut options = std::env::args().skip(1);
     while let Some(option) = options.next() {
         let mut value = || {
@@ -118,6 +124,10 @@ fn main() -> ExitCode {
             "--trace-syscalls" => trace_syscalls = true,
             "--trace" => {
                 description.trace = Some(fds.pass(trace_file.try_clone().unwrap()));
+            }
+            "--dump-after" => {
+                let delay = Duration::from_millis(value().parse().unwrap());
+                dump = Some((delay, File::create(value()).unwrap()));
             }
             "--stop-after" => stop_after = Some(Duration::from_millis(value().parse().unwrap())),
             other => {
@@ -164,6 +174,9 @@ fn main() -> ExitCode {
         .spawn()
         .expect("bulkhead-vmm");
     drop(fds);
+    if let Some((delay, file)) = dump {
+        dump_after(&ours, delay, file);
+    }
     let status = follow(&ours, stop_after);
     let exit = child.wait().unwrap();
     eprintln!("launch: bulkhead-vmm ended with {exit}");
@@ -203,6 +216,24 @@ fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
         }
     }
     status
+}
+
+/// Asks for a dump later; the reply is printed like every event.
+fn dump_after(control: &OwnedFd, delay: Duration, file: File) {
+    let control = control.try_clone().unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(delay);
+        let request = serde_json::to_vec(&control::Request {
+            id: 1,
+            command: control::Command::Dump { file: Fd(0) },
+        });
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [file.as_fd()];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        let parts = [IoSlice::new(request.as_ref().unwrap())];
+        sendmsg(&control, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    });
 }
 
 fn block(fds: &mut Inherited, spec: &str) -> Device {
