@@ -49,6 +49,7 @@ use self::run_control::{Holder, RunControl};
 use self::vcpu::Shared;
 use crate::control::{Channel, tell};
 use crate::descriptors::Descriptors;
+use crate::devices::virtio::console;
 use crate::error::Error;
 use crate::jail::{self, JailError, seccomp};
 use crate::trace::Trace;
@@ -384,7 +385,35 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
     if description.watchdog && !matches!(description.boot, Boot::Linux { .. }) {
         return invalid("only a PC has a watchdog".into());
     }
+    check_ports(description)?;
     check_memory(description)
+}
+
+fn check_ports(description: &MachineDescription) -> Result<(), Error> {
+    let ports = description
+        .console
+        .iter()
+        .flat_map(|console| &console.ports);
+    let mut names: Vec<&str> = ports.map(|port| port.name.as_str()).collect();
+    if names.len() > console::MAX_PORTS {
+        return Err(Error::TooMany {
+            what: "console ports",
+            count: names.len(),
+            max: console::MAX_PORTS,
+        });
+    }
+    let invalid = |text: &str| Err(Error::Description(text.into()));
+    if !names.is_empty() && !matches!(description.boot, Boot::Linux { .. }) {
+        return invalid("only a PC's console has further ports");
+    }
+    names.sort_unstable();
+    if names.iter().any(|name| !(1..=32).contains(&name.len())) {
+        return invalid("names of console ports have 1 to 32 bytes");
+    }
+    if names.windows(2).any(|pair| pair.first() == pair.last()) {
+        return invalid("two console ports have one name");
+    }
+    Ok(())
 }
 
 fn check_memory(description: &MachineDescription) -> Result<(), Error> {
@@ -468,6 +497,8 @@ fn taken(overlap: bus::Overlap) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_machine::{Console, ConsolePort};
+
     use super::*;
 
     fn description() -> MachineDescription {
@@ -516,6 +547,41 @@ mod tests {
             let mut description = description();
             change(&mut description);
             assert_eq!(check(&description).is_ok(), want, "case {index}");
+        }
+    }
+
+    #[test]
+    fn rules_of_console_ports() {
+        for (names, linux, want) in [
+            (&["a", "b"][..], true, None),
+            (&["a"], false, Some("description-invalid")),
+            (&["a", "b", "a"], true, Some("description-invalid")),
+            (&[""], true, Some("description-invalid")),
+            (&[&"n".repeat(33)], true, Some("description-invalid")),
+            (&["a"; console::MAX_PORTS + 1], true, Some("too-many")),
+        ] {
+            let mut description = description();
+            if linux {
+                description.boot = Boot::Linux {
+                    kernel: Fd(-1),
+                    initrd: None,
+                    cmdline: String::new(),
+                };
+            }
+            let port = |name: &&str| ConsolePort {
+                name: (*name).to_owned(),
+                input: None,
+                output: Fd(-1),
+            };
+            description.console = Some(Console {
+                input: None,
+                output: Fd(-1),
+                error: None,
+                tty: false,
+                ports: names.iter().map(port).collect(),
+            });
+            let got = check(&description).err().map(|error| error.code());
+            assert_eq!(got, want, "{names:?}");
         }
     }
 

@@ -134,7 +134,16 @@ fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Erro
             Some(fd) => Some(parts.descriptors.take("console input", fd)?.into()),
             None => None,
         };
-        let console = Console::new(input, output.into(), console.tty);
+        let ports = &console.ports;
+        let mut console = Console::new(input, output.into(), console.tty);
+        for port in ports {
+            let output = parts.descriptors.take("a console port", port.output)?;
+            let input = match port.input {
+                Some(fd) => Some(parts.descriptors.take("a console port", fd)?.into()),
+                None => None,
+            };
+            console.add_port(port.name.clone(), input, output.into());
+        }
         devices.push((CONSOLE_NAME.into(), Box::new(console)));
     }
     if description.entropy {

@@ -4,8 +4,14 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::unix::net::UnixStream;
 
+use vmm_sys_util::epoll::EventSet;
+
 use super::super::testing::*;
 use super::*;
+
+/// The queue of input buffers of the console, and that of its output.
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
 
 /// A console over two pipes, and the host's ends of them: what the host types, what it sees.
 fn console() -> (Console, PipeWriter, PipeReader) {
@@ -212,7 +218,7 @@ fn files_serve_as_streams() {
     input.write_all(b"xyz").unwrap();
     std::io::Seek::rewind(&mut input).unwrap();
     let null = File::options().write(true).open("/dev/null").unwrap();
-    let mut device = Console::new(Some(input.into()), null.into(), true);
+    let mut device = Console::new(Some(input.into()), null.into(), false);
     assert_eq!(device.features(), 0, "no terminal, no size");
     let mut rig = Rig::new(2);
     rig.describe(RECEIVE, 0, &[(DATA, 5, WRITE, 0), (DATA, 5, WRITE, 0)]);
@@ -280,4 +286,186 @@ fn reset_forgets_chains() {
     );
     device.reset();
     assert_eq!(waits(&device), (false, false));
+}
+
+/// Messages of the device so far: port, event, value, and what follows.
+fn heard(rig: &Rig, buffers: u64) -> Vec<(u32, u16, u16, Vec<u8>)> {
+    let used = rig.used(CONTROL_RECEIVE);
+    let message = |(head, len): &(u32, u32)| {
+        let bytes = rig.bytes(buffers + 64 * u64::from(*head), *len as usize);
+        let (id, event, value) = control::parse(bytes[..8].try_into().unwrap());
+        (id, event, value, bytes[8..].to_vec())
+    };
+    used.iter().map(message).collect()
+}
+
+/// The driver says something on the control queue.
+fn say(device: &mut Console, rig: &mut Rig, id: u32, event: u16, value: u16) {
+    let mut bytes = id.to_le_bytes().to_vec();
+    bytes.extend([event.to_le_bytes(), value.to_le_bytes()].concat());
+    rig.fill(DATA + 0x8000, &bytes);
+    rig.describe(CONTROL_TRANSMIT, 0, &[(DATA + 0x8000, 8, 0, 0)]);
+    rig.offer(CONTROL_TRANSMIT, 0);
+    let progress = device.process_queue(CONTROL_TRANSMIT, &mut rig.io());
+    assert_eq!(progress.unwrap(), Progress::Idle);
+}
+
+#[test]
+fn ports_are_announced_named_opened_resized_and_closed() {
+    let (mut device, _typed, _seen) = console();
+    device.size = Some(USUAL_SIZE);
+    let (input, mut typed) = pipe().unwrap();
+    let (mut seen, output) = pipe().unwrap();
+    device.add_port("agent".into(), Some(input.into()), output.into());
+    assert_eq!(device.features(), 3);
+    assert_eq!(device.queue_max_sizes().len(), 6);
+    let mut config = [0; 8];
+    device.read_config(0, &mut config);
+    assert_eq!(config, [80, 0, 24, 0, 2, 0, 0, 0]);
+
+    let mut rig = Rig::new(6);
+    device.activate(rig.activation(device.features())).unwrap();
+    let buffers = DATA + 0x4000;
+    // The driver asks first, and supplies buffers later.
+    say(&mut device, &mut rig, 0, control::DEVICE_READY, 1);
+    say(&mut device, &mut rig, 0, control::DEVICE_READY, 1);
+    assert_eq!(heard(&rig, buffers), []);
+    for head in 0..12 {
+        let buffer = (buffers + 64 * u64::from(head), 64, WRITE, 0);
+        rig.describe(CONTROL_RECEIVE, head, &[buffer]);
+        rig.offer(CONTROL_RECEIVE, head);
+    }
+    let progress = device.process_queue(CONTROL_RECEIVE, &mut rig.io());
+    assert_eq!(progress.unwrap(), Progress::Idle);
+    let mut want = vec![(0, 1, 1, vec![]), (1, 1, 1, vec![])];
+    assert_eq!(heard(&rig, buffers), want, "each port once");
+
+    for id in [0, 1, 7, u32::MAX] {
+        say(&mut device, &mut rig, id, control::PORT_READY, 1);
+    }
+    want.extend([
+        (0, 4, 1, vec![]),
+        (0, 6, 1, vec![]),
+        (0, 5, 0, vec![24, 0, 80, 0]),
+        (1, 7, 1, b"agent".to_vec()),
+        (1, 6, 1, vec![]),
+    ]);
+    assert_eq!(heard(&rig, buffers), want);
+
+    // Nothing is read for a port that nobody in the guest has open.
+    rig.describe(4, 0, &[(DATA, 16, WRITE, 0)]);
+    rig.offer(4, 0);
+    let _ = device.process_queue(4, &mut rig.io()).unwrap();
+    assert_eq!(waits(&device), (false, false));
+    say(&mut device, &mut rig, 1, control::PORT_OPEN, 1);
+    assert_eq!(waits(&device), (true, false));
+    typed.write_all(b"question").unwrap();
+    serve_backend(&mut device, &mut rig, EventSet::IN);
+    assert_eq!(rig.used(4), [(0, 8)]);
+    assert_eq!(rig.bytes(DATA, 8), b"question");
+
+    rig.fill(DATA + 0x100, b"answer");
+    rig.describe(5, 0, &[(DATA + 0x100, 6, 0, 0)]);
+    rig.offer(5, 0);
+    let _ = device.process_queue(5, &mut rig.io()).unwrap();
+    let mut answer = [0; 6];
+    seen.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+    let counters = [("input-bytes", 8), ("output-bytes", 6)];
+    assert_eq!(device.counters(), counters);
+
+    let resize = Resize::Console {
+        columns: 132,
+        rows: 50,
+    };
+    device.resize(&resize, &mut rig.io()).unwrap();
+    want.push((0, 5, 0, vec![50, 0, 132, 0]));
+    assert_eq!(heard(&rig, buffers), want);
+    assert!(rig.config_changed);
+
+    // A port is closed when nobody is on either side of it.
+    drop(typed);
+    rig.offer(4, 0);
+    let _ = device.process_queue(4, &mut rig.io()).unwrap();
+    serve_backend(&mut device, &mut rig, EventSet::IN);
+    assert_eq!(heard(&rig, buffers), want);
+    drop(seen);
+    rig.offer(5, 0);
+    let _ = device.process_queue(5, &mut rig.io()).unwrap();
+    want.push((1, 6, 0, vec![]));
+    assert_eq!(heard(&rig, buffers), want);
+}
+
+#[test]
+fn a_driver_without_ports_has_the_console_alone() {
+    let (mut device, _typed, _seen) = console();
+    let (_unread, output) = pipe().unwrap();
+    device.add_port("agent".into(), None, output.into());
+    let mut rig = Rig::new(6);
+    device.activate(rig.activation(0)).unwrap();
+    for queue in 2..6 {
+        rig.describe(queue, 0, &[(DATA, 64, WRITE, 0)]);
+        rig.offer(queue, 0);
+        let progress = device.process_queue(queue, &mut rig.io()).unwrap();
+        assert_eq!((progress, rig.used(queue)), (Progress::Idle, vec![]));
+    }
+}
+
+#[test]
+fn malformed_control_messages_cost_no_more_than_the_device() {
+    for queue in [CONTROL_RECEIVE, CONTROL_TRANSMIT] {
+        for (what, descriptors, table) in malformed_chains() {
+            let (mut device, _typed, _seen) = console();
+            let (_unread, output) = pipe().unwrap();
+            device.add_port("agent".into(), None, output.into());
+            let mut rig = Rig::new(6);
+            device.activate(rig.activation(2)).unwrap();
+            say(&mut device, &mut rig, 0, control::DEVICE_READY, 1);
+            let mut rig = Rig::new(6);
+            rig.describe(queue, 0, &descriptors);
+            rig.describe_at(DATA, &table);
+            rig.offer(queue, 0);
+            let outcome = device.process_queue(queue, &mut rig.io());
+            assert!(outcome.is_err(), "{what} on {queue}");
+        }
+    }
+    // Too short for a message, and too short for an answer.
+    let (mut device, _typed, _seen) = console();
+    let (_unread, output) = pipe().unwrap();
+    device.add_port("agent".into(), None, output.into());
+    let mut rig = Rig::new(6);
+    device.activate(rig.activation(2)).unwrap();
+    rig.describe(CONTROL_TRANSMIT, 0, &[(DATA, 7, 0, 0)]);
+    rig.offer(CONTROL_TRANSMIT, 0);
+    let _ = device
+        .process_queue(CONTROL_TRANSMIT, &mut rig.io())
+        .unwrap();
+    assert_eq!(rig.used(CONTROL_TRANSMIT), [(0, 0)]);
+    say(&mut device, &mut rig, 0, control::DEVICE_READY, 1);
+    rig.describe(CONTROL_RECEIVE, 0, &[(DATA, 7, WRITE, 0)]);
+    rig.offer(CONTROL_RECEIVE, 0);
+    assert!(
+        device
+            .process_queue(CONTROL_RECEIVE, &mut rig.io())
+            .is_err()
+    );
+}
+
+#[test]
+fn a_terminal_has_a_size_and_others_none() {
+    let (mut device, _typed, _seen) = console();
+    let mut rig = Rig::new(2);
+    let resize = Resize::Console {
+        columns: 1,
+        rows: 2,
+    };
+    let error = device.resize(&resize, &mut rig.io()).unwrap_err();
+    assert_eq!(error.code(), "resize-unsupported");
+    let (_unread, output) = pipe().unwrap();
+    let mut device = Console::new(None, output.into(), true);
+    assert_eq!(device.features(), 1);
+    device.resize(&resize, &mut rig.io()).unwrap();
+    let mut config = [0; 4];
+    device.read_config(0, &mut config);
+    assert_eq!(config, [1, 0, 2, 0]);
 }
