@@ -49,6 +49,7 @@ use self::run_control::{Holder, RunControl};
 use self::vcpu::Shared;
 use crate::control::{Channel, tell};
 use crate::descriptors::Descriptors;
+use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::console;
 use crate::error::Error;
 use crate::jail::{self, JailError, seccomp};
@@ -83,6 +84,7 @@ struct Parts<'a> {
     devices: Devices,
     /// Descriptors that it will open, or be sent, when it is locked in.
     room: usize,
+    workers: Workers,
 }
 
 /// A machine whose guest is loaded and whose vCPUs have their registers.
@@ -94,6 +96,7 @@ pub struct Machine {
     /// Where debuggers come in.
     debugger: Option<File>,
     room: usize,
+    workers: Workers,
     jail: Jail,
     /// For the jail to enter.
     network_namespace: Option<File>,
@@ -138,7 +141,12 @@ impl Machine {
             devices: Devices::default(),
             // A dump's file, and that of a second, to be told that it comes too early.
             room: 2,
+            workers: Workers::default(),
         };
+        if description.transport == Transport::Pci {
+            // A disk attached later needs one, and no thread can be started then.
+            parts.workers.need(1);
+        }
         let vcpus = match &description.boot {
             Boot::Bulkhead {
                 kernel,
@@ -213,6 +221,7 @@ impl Machine {
             notices: parts.notices,
             tasks: parts.tasks,
             devices: parts.devices,
+            workers: parts.workers,
             jail: description.jail,
             network_namespace,
             _vm: parts.vm,
@@ -274,6 +283,17 @@ impl Machine {
             }
             _ => None,
         };
+        let (level, on_failure) = (self.jail, ending.clone());
+        let lock_in = move || {
+            // Compiled by the worker itself: the boot path does not wait for it.
+            let filter = Filters::compile_for(level, seccomp::Thread::Worker);
+            if let Err(error) = filter.and_then(|filter| Filters::install(filter.as_ref())) {
+                on_failure.fail(error);
+            }
+        };
+        self.workers
+            .start(lock_in)
+            .map_err(Error::io("cannot start a disk's worker thread"))?;
         Filters::install(filters.event_loop.as_deref())?;
         start.wait();
         trace.mark(phase::JAIL);
@@ -315,10 +335,7 @@ struct Filters {
 
 impl Filters {
     fn compile(level: Jail, with_debugger: bool) -> Result<Self, Error> {
-        let compile = |thread| match level {
-            Jail::None => Ok(None),
-            Jail::Full | Jail::BestEffort => seccomp::compile(thread).map(Arc::new).map(Some),
-        };
+        let compile = |thread| Ok::<_, Error>(Self::compile_for(level, thread)?.map(Arc::new));
         Ok(Self {
             vcpu: compile(seccomp::Thread::Vcpu)?,
             event_loop: compile(seccomp::Thread::EventLoop)?,
@@ -328,6 +345,13 @@ impl Filters {
                 None
             },
         })
+    }
+
+    fn compile_for(level: Jail, thread: seccomp::Thread) -> Result<Option<BpfProgram>, Error> {
+        match level {
+            Jail::None => Ok(None),
+            Jail::Full | Jail::BestEffort => Ok(Some(seccomp::compile(thread)?)),
+        }
     }
 
     /// Puts `filter` in force for the calling thread.

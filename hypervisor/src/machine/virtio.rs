@@ -19,6 +19,7 @@ use crate::descriptors::Descriptors;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Block;
+use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
@@ -160,7 +161,7 @@ fn devices(parts: &mut Parts<'_>, with_console: bool) -> Result<Vec<Named>, Erro
                     // Each connection, and the one that is refused.
                     parts.room += vsock::MAX_CONNECTIONS + 1;
                 }
-                build(device, parts.descriptors)?
+                build(device, parts.descriptors, &parts.workers)?
             }
         };
         devices.push((device.name.clone(), built));
@@ -204,11 +205,12 @@ fn memory_device(
 fn build(
     device: &Described,
     descriptors: &mut Descriptors,
+    workers: &Workers,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     match &device.kind {
-        DeviceKind::Block(block) if block.overlay.is_none() => {
-            let file = descriptors.take("a block device", block.file)?;
-            let block = Block::new(&device.name, file.into(), block.read_only)?;
+        DeviceKind::Block(block) => {
+            let mut take = |fd| descriptors.take("a block device", fd);
+            let block = Block::new(&device.name, block, &mut take, workers)?;
             Ok(Box::new(block))
         }
         DeviceKind::Vsock(vsock) => {

@@ -23,6 +23,8 @@ pub enum Thread {
     Vcpu,
     /// The debugger's, where there is one.
     Debugger,
+    /// A worker of the disks: what io_uring does not do for them.
+    Worker,
 }
 
 /// The filter of a kind of thread, for [`seccompiler::apply_filter`]. Once applied it holds for the

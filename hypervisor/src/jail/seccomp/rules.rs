@@ -43,8 +43,14 @@ pub enum Argument {
 
 const ANY: Argument = Argument::Any;
 
+const ALL: &[Thread] = &[
+    Thread::EventLoop,
+    Thread::Vcpu,
+    Thread::Debugger,
+    Thread::Worker,
+];
 const BOTH: &[Thread] = &[Thread::EventLoop, Thread::Vcpu];
-const ALL: &[Thread] = &[Thread::EventLoop, Thread::Vcpu, Thread::Debugger];
+const DISK: &[Thread] = &[Thread::EventLoop, Thread::Worker];
 const LOOP: &[Thread] = &[Thread::EventLoop];
 const VCPU: &[Thread] = &[Thread::Vcpu];
 const GDB: &[Thread] = &[Thread::Debugger];
@@ -167,12 +173,16 @@ rules! {
     SYS_readv           LOOP ANY        "frames to the guest of virtio-net"
     SYS_writev          LOOP ANY        "frames from the guest of virtio-net"
     SYS_accept4         LOOP ANY        "host processes that connect to virtio-vsock"
-    SYS_preadv          LOOP ANY        "reads of virtio-blk"
-    SYS_pwritev         LOOP ANY        "writes of virtio-blk"
-    SYS_fdatasync       LOOP ANY        "flushes of virtio-blk"
-    SYS_pwrite64        LOOP ANY        "dumps"
-    SYS_ftruncate       LOOP ANY        "dumps"
-    SYS_lseek           LOOP ANY        "dumps: where guest memory has no pages"
+    SYS_io_uring_enter  LOOP ANY        "virtio-blk; each ring is restricted to the files of its disk"
+    SYS_preadv          DISK ANY        "reads of virtio-blk"
+    SYS_pwritev         DISK ANY        "writes of virtio-blk"
+    SYS_fdatasync       DISK ANY        "flushes of virtio-blk"
+    SYS_fallocate       DISK ANY        "discards of virtio-blk"
+    SYS_pread64         DISK ANY        "tables of disk images"
+    SYS_pwrite64        DISK ANY        "maps of overlays; dumps"
+    SYS_ftruncate       DISK ANY        "maps of overlays that are new, or whose disk has grown; dumps"
+    SYS_statx           DISK ANY        "lengths of maps; alignment of a disk that is attached"
+    SYS_lseek           DISK ANY        "lengths of disks that are resized or attached, and of images; in dumps, where memory has no pages"
     SYS_getrandom       LOOP ANY        "virtio-rng; seeds of hash maps"
     SYS_timerfd_settime LOOP ANY        "the timer of a device's rate limit"
     SYS_nanosleep       LOOP ANY        "waiting for vCPUs to stop, by musl"
@@ -203,7 +213,7 @@ mod tests {
 
     fn table() -> String {
         let mut table = String::from(
-            "| call | event loop | vCPU | debugger | only if | for |\n|---|---|---|---|---|---|\n",
+            "| call | event loop | vCPU | debugger | worker | only if | for |\n|---|---|---|---|---|---|---|\n",
         );
         for rule in RULES {
             let name = rule.constant.trim_start_matches("SYS_");
@@ -215,10 +225,11 @@ mod tests {
                 }
             };
             table += &format!(
-                "| `{name}` | {} | {} | {} | {} | {} |\n",
+                "| `{name}` | {} | {} | {} | {} | {} | {} |\n",
                 mark(Thread::EventLoop),
                 mark(Thread::Vcpu),
                 mark(Thread::Debugger),
+                mark(Thread::Worker),
                 condition(rule.argument),
                 rule.reason
             );
@@ -242,10 +253,10 @@ mod tests {
 
     #[test]
     fn no_thread_has_two_rules_for_a_call() {
-        for thread in [Thread::EventLoop, Thread::Vcpu, Thread::Debugger] {
+        for thread in ALL {
             let mut numbers: Vec<_> = RULES
                 .iter()
-                .filter(|rule| rule.threads.contains(&thread))
+                .filter(|rule| rule.threads.contains(thread))
                 .map(|rule| rule.number)
                 .collect();
             let count = numbers.len();

@@ -1,12 +1,15 @@
-//! Requests as drivers make them, and as they must not.
+//! Requests as drivers make them, and as they must not; on every engine.
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use bulkhead_machine::device::{RateLimit, TokenBucket};
 use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vmm_sys_util::tempfile::TempFile;
 
@@ -23,17 +26,55 @@ const BUFFER: u64 = DATA + 0x2000;
 /// What no device writes as a status.
 const UNTOUCHED: u8 = 0xaa;
 
-/// A disk of `sectors`, sector n filled with the byte n + 1, and a second handle of its file. Its
-/// turns have no end in time.
-fn disk(sectors: u8, read_only: bool) -> (Block, File) {
+/// Who does the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Ring,
+    Workers,
+}
+
+const ENGINES: [By; 2] = [By::Ring, By::Workers];
+
+/// A description of a raw disk.
+fn raw(read_only: bool) -> description::Block {
+    description::Block {
+        file: Fd(0),
+        read_only,
+        direct: false,
+        overlay: None,
+        queues: 1,
+        rate: RateLimit::default(),
+    }
+}
+
+/// The disk `block` of `files`, by the numbers in it.
+fn build(block: &description::Block, files: &[&File], by: By) -> Result<Block, Error> {
+    let workers = Workers::default();
+    let mut take = |fd: Fd| Ok(files[fd.0 as usize].try_clone().unwrap());
+    let device = Block::with_engine("root", block, &mut take, &workers, by == By::Ring);
+    workers.need(1);
+    workers.start(|| ()).unwrap();
+    device
+}
+
+/// A raw, writable disk, for tests of transports.
+pub(in super::super) fn plain(file: &File) -> Block {
+    build(&raw(false), &[file], By::Ring).unwrap()
+}
+
+/// A file of `sectors`, sector n filled with the byte n + 1.
+fn image(sectors: u8) -> File {
     let mut file = TempFile::new().unwrap().into_file();
     for sector in 0..sectors {
         file.write_all(&[sector + 1; 512]).unwrap();
     }
-    let other = file.try_clone().unwrap();
-    let mut device = Block::new("root", file.into(), read_only).unwrap();
-    device.turn_time = Duration::MAX;
-    (device, other)
+    file
+}
+
+/// A raw disk of [`image`], and a second handle of its file.
+fn disk(sectors: u8, read_only: bool, by: By) -> (Block, File) {
+    let file = image(sectors);
+    (build(&raw(read_only), &[&file], by).unwrap(), file)
 }
 
 fn put_header(rig: &Rig, kind: u32, sector: u64) {
@@ -43,14 +84,15 @@ fn put_header(rig: &Rig, kind: u32, sector: u64) {
     rig.fill(STATUS, &[UNTOUCHED]);
 }
 
-/// Gives the device turns until it is idle; how many it took.
-fn serve_all(device: &mut Block, rig: &mut Rig) -> usize {
-    for turn in 1..1000 {
-        if device.process_queue(0, &mut rig.io()).unwrap() == Progress::Idle {
-            return turn;
-        }
+/// Lets the device serve its first queue until nothing is under way.
+fn settle(device: &mut Block, rig: &mut Rig) -> Result<(), DeviceError> {
+    let mut progress = device.process_queue(0, &mut rig.io())?;
+    while device.engine.in_flight() > 0 || progress == Progress::More {
+        device.engine.wait();
+        let event = device.engine.event();
+        progress = device.process_backend(event, &mut rig.io())?;
     }
-    panic!("the device does not come to rest");
+    Ok(())
 }
 
 /// Offers header, data and status; the status and the used length.
@@ -63,31 +105,42 @@ fn request(device: &mut Block, rig: &mut Rig, kind: u32, sector: u64, data: &[De
     descriptors.push((STATUS, 1, WRITE, 0));
     rig.describe(0, 0, &descriptors);
     rig.offer(0, 0);
-    assert_eq!(serve_all(device, rig), 1);
+    settle(device, rig).unwrap();
     (rig.bytes(STATUS, 1)[0], rig.used(0).last().unwrap().1)
+}
+
+fn bytes_of(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
 }
 
 #[test]
 fn reads_fill_scattered_buffers() {
-    let (mut device, _) = disk(4, true);
-    let mut rig = Rig::new(1);
-    let data = [(BUFFER, 100, WRITE, 0), (BUFFER + 200, 924, WRITE, 0)];
-    assert_eq!(
-        request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 1, &data),
-        (OK, 1025)
-    );
-    assert_eq!(rig.bytes(BUFFER, 101), [vec![2; 100], vec![0]].concat());
-    assert_eq!(
-        rig.bytes(BUFFER + 200, 925),
-        [vec![2; 412], vec![3; 512], vec![0]].concat()
-    );
+    for by in ENGINES {
+        let (mut device, _) = disk(4, true, by);
+        let mut rig = Rig::new(1);
+        let data = [(BUFFER, 100, WRITE, 0), (BUFFER + 200, 924, WRITE, 0)];
+        assert_eq!(
+            request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 1, &data),
+            (OK, 1025)
+        );
+        assert_eq!(rig.bytes(BUFFER, 101), [vec![2; 100], vec![0]].concat());
+        assert_eq!(
+            rig.bytes(BUFFER + 200, 925),
+            [vec![2; 412], vec![3; 512], vec![0]].concat()
+        );
+    }
 }
 
 #[test]
 fn writes_reach_the_file_and_flush() {
-    let (mut device, file) = disk(4, false);
-    let mut rig = Rig::new(1);
-    for features in [0, 1 << VIRTIO_BLK_F_FLUSH] {
+    for (by, features) in ENGINES
+        .into_iter()
+        .flat_map(|by| [(by, 0), (by, 1 << VIRTIO_BLK_F_FLUSH)])
+    {
+        let (mut device, file) = disk(4, false, by);
+        let mut rig = Rig::new(1);
         device.activate(rig.activation(features)).unwrap();
         rig.fill(BUFFER, &[0x77; 512]);
         let data = [(BUFFER, 512, 0, 0)];
@@ -110,7 +163,7 @@ fn writes_reach_the_file_and_flush() {
 
 #[test]
 fn the_serial_is_the_name() {
-    let (mut device, _) = disk(1, true);
+    let (mut device, _) = disk(1, true, By::Ring);
     let mut rig = Rig::new(1);
     for (len, used) in [(20, 21), (4, 5), (40, 20)] {
         rig.fill(BUFFER, &[0xff; 40]);
@@ -121,17 +174,32 @@ fn the_serial_is_the_name() {
         );
         assert_eq!(rig.bytes(BUFFER, 4), b"root");
     }
-    let file = || TempFile::new().unwrap().into_file().into();
-    assert_eq!(
-        Block::new(&"x".repeat(21), file(), true)
-            .unwrap_err()
-            .code(),
-        "disk-name-too-long"
-    );
-    assert_eq!(
-        Block::new("x", file(), true).unwrap_err().code(),
-        "disk-empty"
-    );
+}
+
+#[test]
+fn files_that_cannot_be_disks_are_refused() {
+    let code = |name: &str, block: &description::Block, file: &File| {
+        let mut take = |_| Ok(file.try_clone().unwrap());
+        let refused = Block::new(name, block, &mut take, &Workers::default());
+        refused.map(drop).unwrap_err().code()
+    };
+    let (rw, ro) = (raw(false), raw(true));
+    assert_eq!(code(&"x".repeat(21), &ro, &image(1)), "disk-name-too-long");
+    assert_eq!(code("x", &ro, &image(0)), "disk-empty");
+    for len in [1, 513] {
+        let file = image(2);
+        file.set_len(len).unwrap();
+        assert_eq!(code("x", &rw, &file), "disk-unaligned");
+    }
+    let program = File::open("/proc/self/exe").unwrap();
+    assert_eq!(code("x", &rw, &program), "disk-not-writable");
+    for queues in [0, MAX_QUEUES + 1] {
+        let block = description::Block {
+            queues,
+            ..raw(true)
+        };
+        assert_eq!(code("x", &block, &image(1)), "disk-queues");
+    }
 }
 
 #[test]
@@ -139,7 +207,7 @@ fn wrong_requests_are_refused_and_move_nothing() {
     let read = |len: u32| vec![(BUFFER, len, WRITE, 0)];
     let write = |len: u32| vec![(BUFFER, len, 0, 0)];
     type Case = (&'static str, u32, u64, Vec<Desc>, bool, u8);
-    let cases: [Case; 17] = [
+    let cases: [Case; 20] = [
         (
             "read behind the end",
             VIRTIO_BLK_T_IN,
@@ -246,8 +314,32 @@ fn wrong_requests_are_refused_and_move_nothing() {
             IOERR,
         ),
         (
-            "discard, which was not offered",
+            "discard of half a range",
             VIRTIO_BLK_T_DISCARD,
+            0,
+            write(24),
+            false,
+            IOERR,
+        ),
+        (
+            "discard of nothing",
+            VIRTIO_BLK_T_DISCARD,
+            0,
+            vec![],
+            false,
+            IOERR,
+        ),
+        (
+            "discard of too many ranges",
+            VIRTIO_BLK_T_DISCARD,
+            0,
+            write(17 * 16),
+            false,
+            IOERR,
+        ),
+        (
+            "zeroes with unknown flags",
+            VIRTIO_BLK_T_WRITE_ZEROES,
             0,
             write(16),
             false,
@@ -257,7 +349,7 @@ fn wrong_requests_are_refused_and_move_nothing() {
         ("the largest type", u32::MAX, 0, vec![], false, UNSUPP),
     ];
     for (what, kind, sector, data, read_only, status) in cases {
-        let (mut device, file) = disk(4, read_only);
+        let (mut device, file) = disk(4, read_only, By::Ring);
         let mut rig = Rig::new(1);
         rig.fill(BUFFER, &[0x55; 1024]);
         assert_eq!(
@@ -266,15 +358,13 @@ fn wrong_requests_are_refused_and_move_nothing() {
             "{what}"
         );
         assert_eq!(rig.bytes(BUFFER, 1024), [0x55; 1024], "{what}");
-        let mut contents = [0; 2048];
-        file.read_exact_at(&mut contents, 0).unwrap();
-        assert!(!contents.contains(&0x55), "{what}");
+        assert!(bytes_of(&file) == bytes_of(&image(4)), "{what}");
     }
 }
 
 #[test]
 fn headers_and_status_may_be_cut_anyhow() {
-    let (mut device, _) = disk(4, true);
+    let (mut device, _) = disk(4, true, By::Ring);
     let mut rig = Rig::new(1);
     put_header(&rig, VIRTIO_BLK_T_IN, 2);
     rig.describe(
@@ -288,17 +378,14 @@ fn headers_and_status_may_be_cut_anyhow() {
         ],
     );
     rig.offer(0, 0);
-    assert_eq!(
-        device.process_queue(0, &mut rig.io()).unwrap(),
-        Progress::Idle
-    );
+    settle(&mut device, &mut rig).unwrap();
     assert_eq!(rig.bytes(BUFFER, 513), [vec![3; 512], vec![OK]].concat());
     assert_eq!(rig.used(0), [(0, 513)]);
 }
 
 #[test]
 fn a_short_header_is_answered() {
-    let (mut device, _) = disk(1, true);
+    let (mut device, _) = disk(1, true, By::Ring);
     let mut rig = Rig::new(1);
     rig.fill(STATUS, &[UNTOUCHED]);
     rig.describe(
@@ -312,17 +399,14 @@ fn a_short_header_is_answered() {
     );
     rig.offer(0, 0);
     rig.offer(0, 2);
-    assert_eq!(
-        device.process_queue(0, &mut rig.io()).unwrap(),
-        Progress::Idle
-    );
+    settle(&mut device, &mut rig).unwrap();
     assert_eq!(rig.bytes(STATUS, 1), [IOERR]);
     assert_eq!(rig.used(0), [(0, 1), (2, 1)]);
 }
 
 #[test]
 fn a_request_without_a_status_byte_stops_the_device() {
-    let (mut device, _) = disk(1, true);
+    let (mut device, _) = disk(1, true, By::Ring);
     let mut rig = Rig::new(1);
     put_header(&rig, VIRTIO_BLK_T_FLUSH, 0);
     rig.describe(0, 0, &[(HEADER, 16, 0, 0)]);
@@ -337,7 +421,7 @@ fn a_request_without_a_status_byte_stops_the_device() {
 #[test]
 fn malformed_chains_stop_the_device() {
     for (what, descriptors, table) in malformed_chains() {
-        let (mut device, _) = disk(1, false);
+        let (mut device, _) = disk(1, false, By::Ring);
         let mut rig = Rig::new(1);
         rig.describe(0, 0, &descriptors);
         rig.describe_at(DATA, &table);
@@ -349,43 +433,304 @@ fn malformed_chains_stop_the_device() {
 
 #[test]
 fn a_disk_that_fails_is_an_error_for_the_guest_alone() {
-    let (mut device, file) = disk(4, false);
-    file.set_len(512).unwrap();
-    let mut rig = Rig::new(1);
-    let data = [(BUFFER, 512, WRITE, 0)];
-    assert_eq!(
-        request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 3, &data),
-        (IOERR, 0)
-    );
+    for by in ENGINES {
+        let (mut device, file) = disk(4, false, by);
+        file.set_len(512).unwrap();
+        let mut rig = Rig::new(1);
+        let data = [(BUFFER, 512, WRITE, 0)];
+        let got = request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 3, &data);
+        assert_eq!(got, (IOERR, 0));
+        assert!(device.counters().contains(&("errors", 1)));
+    }
 }
 
 #[test]
 fn configuration_and_features() {
-    let (device, _) = disk(4, true);
-    let mut config = [0; 32];
+    let (device, _) = disk(4, true, By::Ring);
+    let mut config = [0; 64];
     device.read_config(0, &mut config);
     assert_eq!(config[..8], 4u64.to_le_bytes());
     assert_eq!(config[8..12], SIZE_MAX.to_le_bytes());
     assert_eq!(config[12..16], SEG_MAX.to_le_bytes());
     assert_eq!(config[20..24], 512u32.to_le_bytes());
-    assert_eq!(config[24..], [0; 8]);
-    assert_ne!(device.features() & 1 << VIRTIO_BLK_F_RO, 0);
-    assert_eq!(disk(4, false).0.features() & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(config[24..32], [3, 0, 8, 0, 8, 0, 0, 0], "topology");
+    assert_eq!(config[32..36], [1, 0, 1, 0], "write cache, queues");
+    assert_eq!(config[44..48], 8u32.to_le_bytes(), "discard alignment");
+    let bit = |device: &Block, bit: u32| device.features() & 1 << bit != 0;
+    let writing = [
+        VIRTIO_BLK_F_CONFIG_WCE,
+        VIRTIO_BLK_F_DISCARD,
+        VIRTIO_BLK_F_WRITE_ZEROES,
+    ];
+    assert!(bit(&device, VIRTIO_BLK_F_RO) && !bit(&device, VIRTIO_BLK_F_MQ));
+    assert!(writing.iter().all(|feature| !bit(&device, *feature)));
+    let block = description::Block {
+        queues: 3,
+        ..raw(false)
+    };
+    let device = build(&block, &[&image(4)], By::Ring).unwrap();
+    assert!(!bit(&device, VIRTIO_BLK_F_RO) && bit(&device, VIRTIO_BLK_F_MQ));
+    assert!(writing.iter().all(|feature| bit(&device, *feature)));
+    assert_eq!(device.queue_max_sizes(), [QUEUE_SIZE; 3]);
 }
 
 #[test]
-fn a_turn_ends_by_time_too() {
-    let (mut device, _) = disk(4, false);
-    for (turn_time, turns) in [(Duration::MAX, 1), (Duration::ZERO, 4)] {
-        device.turn_time = turn_time;
+fn a_driver_may_choose_write_through() {
+    let (mut device, _) = disk(4, false, By::Ring);
+    let mut rig = Rig::new(1);
+    let (flush, wce) = (1 << VIRTIO_BLK_F_FLUSH, 1 << VIRTIO_BLK_F_CONFIG_WCE);
+    for (features, writeback, write_through) in [
+        (0, None, true),
+        (flush, None, false),
+        (flush, Some(0), false),
+        (flush | wce, None, false),
+        (flush | wce, Some(0), true),
+        (flush | wce, Some(1), false),
+        (wce, Some(0), true),
+    ] {
+        device.activate(rig.activation(features)).unwrap();
+        if let Some(value) = writeback {
+            device.write_config(config::WRITEBACK, &[value]);
+        }
+        assert_eq!(
+            device.write_through(),
+            write_through,
+            "{features:#x} {writeback:?}"
+        );
+        device.reset();
+    }
+    device.write_config(config::WRITEBACK, &[0, 0]);
+    device.write_config(0, &[0]);
+    let mut config = [0; 1];
+    device.read_config(config::WRITEBACK, &mut config);
+    assert_eq!(config, [1]);
+}
+
+#[test]
+fn discards_and_zeroes() {
+    let range = |sector: u64, sectors: u32, flags: u32| {
+        [
+            &sector.to_le_bytes()[..],
+            &sectors.to_le_bytes(),
+            &flags.to_le_bytes(),
+        ]
+        .concat()
+    };
+    for by in ENGINES {
+        for (kind, flags) in [
+            (VIRTIO_BLK_T_DISCARD, 0),
+            (VIRTIO_BLK_T_WRITE_ZEROES, 0),
+            (VIRTIO_BLK_T_WRITE_ZEROES, 1),
+        ] {
+            let (mut device, file) = disk(8, false, by);
+            let mut rig = Rig::new(1);
+            rig.fill(BUFFER, &[range(1, 2, flags), range(5, 1, flags)].concat());
+            let data = [(BUFFER, 32, 0, 0)];
+            let got = request(&mut device, &mut rig, kind, 0, &data);
+            assert_eq!(got, (OK, 1));
+            let want = [1, 0, 0, 4, 5, 0, 7, 8].map(|byte| [byte; 512]).concat();
+            assert!(bytes_of(&file) == want, "{kind} {flags} {by:?}");
+            // A range that is wrong keeps those before it from being acted on.
+            rig.fill(BUFFER, &[range(0, 1, flags), range(8, 1, flags)].concat());
+            let got = request(&mut device, &mut rig, kind, 0, &data);
+            assert_eq!(got, (IOERR, 1));
+            assert!(bytes_of(&file) == want, "{kind} {flags} {by:?}");
+        }
+    }
+}
+
+#[test]
+fn zeroes_are_written_where_the_host_cannot_make_them() {
+    // A file in memory has no FALLOC_FL_ZERO_RANGE.
+    for (by, sectors) in ENGINES.into_iter().flat_map(|by| [(by, 3), (by, 24 << 10)]) {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
+        let len = (sectors + 2) * 512;
+        file.write_all_at(&vec![7; len], 0).unwrap();
+        let mut device = build(&raw(false), &[&file], by).unwrap();
         let mut rig = Rig::new(1);
-        put_header(&rig, VIRTIO_BLK_T_FLUSH, 0);
-        rig.describe(0, 0, &[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]);
-        for _ in 0..3 {
+        rig.fill(BUFFER, &1u64.to_le_bytes());
+        rig.fill(BUFFER + 8, &(sectors as u32).to_le_bytes());
+        rig.fill(BUFFER + 12, &[0; 4]);
+        let data = [(BUFFER, 16, 0, 0)];
+        let got = request(&mut device, &mut rig, VIRTIO_BLK_T_WRITE_ZEROES, 0, &data);
+        assert_eq!(got, (OK, 1));
+        let want = [vec![7; 512], vec![0; sectors * 512], vec![7; 512]].concat();
+        assert!(bytes_of(&file) == want, "{by:?}");
+    }
+}
+
+#[test]
+fn a_reset_waits_for_what_is_under_way_and_answers_nothing() {
+    for by in ENGINES {
+        let (mut device, _) = disk(4, true, by);
+        let mut rig = Rig::new(1);
+        put_header(&rig, VIRTIO_BLK_T_IN, 0);
+        let descriptors = [
+            (HEADER, 16, NEXT, 1),
+            (BUFFER, 512, NEXT | WRITE, 2),
+            (STATUS, 1, WRITE, 0),
+        ];
+        rig.describe(0, 0, &descriptors);
+        for _ in 0..SIZE {
             rig.offer(0, 0);
         }
-        assert_eq!(serve_all(&mut device, &mut rig), turns, "{turn_time:?}");
-        assert_eq!(rig.used(0).len(), 3);
-        assert_eq!(rig.bytes(STATUS, 1), [OK]);
+        let _ = device.process_queue(0, &mut rig.io()).unwrap();
+        assert_eq!(device.engine.in_flight(), usize::from(SIZE));
+        device.reset();
+        assert_eq!(device.engine.in_flight(), 0);
+        rig.fill(BUFFER, &[0x55; 512]);
+        let event = device.engine.event();
+        let _ = device.process_backend(event, &mut rig.io()).unwrap();
+        assert_eq!(
+            (rig.used(0), rig.bytes(STATUS, 1)),
+            (vec![], vec![UNTOUCHED])
+        );
+        assert_eq!(rig.bytes(BUFFER, 512), [0x55; 512]);
     }
+}
+
+#[test]
+fn a_pause_completes_what_is_under_way() {
+    for by in ENGINES {
+        let (mut device, _) = disk(4, true, by);
+        let mut rig = Rig::new(1);
+        put_header(&rig, VIRTIO_BLK_T_IN, 3);
+        rig.describe(0, 0, &[(HEADER, 16, NEXT, 1), (BUFFER, 513, WRITE, 0)]);
+        rig.offer(0, 0);
+        let _ = device.process_queue(0, &mut rig.io()).unwrap();
+        device.quiesce(&mut rig.io()).unwrap();
+        assert_eq!(rig.used(0), [(0, 513)]);
+        assert_eq!(rig.bytes(BUFFER, 513), [vec![4; 512], vec![OK]].concat());
+    }
+}
+
+#[test]
+fn requests_under_way_are_bounded_whatever_the_driver_offers() {
+    let (mut device, _) = disk(4, true, By::Workers);
+    let mut rig = Rig::new(1);
+    put_header(&rig, VIRTIO_BLK_T_FLUSH, 0);
+    rig.describe(0, 0, &[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]);
+    // No worker answers while nobody reaps.
+    for _ in 0..2 * MAX_IN_FLIGHT / usize::from(SIZE) {
+        for _ in 0..SIZE {
+            rig.offer(0, 0);
+        }
+        let _ = device.process_queue(0, &mut rig.io()).unwrap();
+        assert!(device.engine.in_flight() <= MAX_IN_FLIGHT);
+    }
+    assert_eq!(device.engine.in_flight(), MAX_IN_FLIGHT);
+}
+
+#[test]
+fn a_rate_limit_holds_requests_back_until_its_timer() {
+    // After the first request, a debt of 511 s in one case, of a millisecond in the other.
+    for (per_second, goes_on) in [(1, false), (511_000, true)] {
+        let bytes = Some(TokenBucket {
+            per_second,
+            burst: 1,
+        });
+        let rate = RateLimit {
+            bytes,
+            operations: None,
+        };
+        let block = description::Block { rate, ..raw(true) };
+        let mut device = build(&block, &[&image(1)], By::Ring).unwrap();
+        let mut rig = Rig::new(1);
+        put_header(&rig, VIRTIO_BLK_T_IN, 0);
+        rig.describe(0, 0, &[(HEADER, 16, NEXT, 1), (BUFFER, 513, WRITE, 0)]);
+        rig.offer(0, 0);
+        rig.offer(0, 0);
+        settle(&mut device, &mut rig).unwrap();
+        if goes_on {
+            while rig.used(0).len() < 2 {
+                for interest in device.interests() {
+                    let _ = device.process_backend(interest.fd, &mut rig.io()).unwrap();
+                }
+                device.quiesce(&mut rig.io()).unwrap();
+            }
+        } else {
+            assert_eq!(rig.used(0).len(), 1);
+            assert_eq!(device.interests().len(), 2, "the timer is waited for");
+            let count = |name| move |(of, _): &&(&str, u64)| *of == name;
+            let throttled = device.counters();
+            let throttled = throttled.iter().find(count("throttled")).unwrap();
+            assert!(throttled.1 > 0);
+            device.reset();
+            assert_eq!(device.interests().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_grown_file_is_a_longer_disk() {
+    let (mut device, file) = disk(4, false, By::Ring);
+    let mut rig = Rig::new(1);
+    let resize = Resize::Block {
+        name: "root".into(),
+    };
+    device.resize(&resize, &mut rig.io()).unwrap();
+    assert!(!rig.config_changed);
+    file.set_len(8 * 512).unwrap();
+    device.resize(&resize, &mut rig.io()).unwrap();
+    assert!(std::mem::take(&mut rig.config_changed));
+    let data = [(BUFFER, 512, WRITE, 0)];
+    assert_eq!(
+        request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 7, &data),
+        (OK, 513)
+    );
+    for len in [0, 513] {
+        file.set_len(len).unwrap();
+        let error = device.resize(&resize, &mut rig.io()).unwrap_err();
+        assert_eq!(error.code(), "resize-out-of-range");
+    }
+    let other = Resize::Balloon { target_mib: 1 };
+    let error = device.resize(&other, &mut rig.io()).unwrap_err();
+    assert_eq!(error.code(), "resize-unsupported");
+}
+
+#[test]
+fn a_ring_does_nothing_but_its_disks_work() {
+    let (allowed, other) = (image(1), image(1));
+    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    let ring = ring::Ring::new(&[allowed.as_raw_fd()], event.as_raw_fd()).unwrap();
+    let mut ring = ring.into_inner();
+    let fixed = io_uring::types::Fixed(0);
+    let foreign = io_uring::types::Fd(other.as_raw_fd());
+    use io_uring::opcode::*;
+    let mut byte = [0u8; 1];
+    let mut iovec = [libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    }];
+    for (entry, answer) in [
+        (Readv::new(fixed, iovec.as_mut_ptr(), 1).build(), 1),
+        (
+            Readv::new(foreign, iovec.as_mut_ptr(), 1).build(),
+            -libc::EACCES,
+        ),
+        (
+            Read::new(fixed, byte.as_mut_ptr(), 1).build(),
+            -libc::EACCES,
+        ),
+        (Nop::new().build(), -libc::EACCES),
+        (Close::new(foreign).build(), -libc::EACCES),
+        (
+            Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            -libc::EACCES,
+        ),
+    ] {
+        // SAFETY: buffers live to the end of the test, and each entry is waited for.
+        unsafe { ring.submission().push(&entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        assert_eq!(
+            ring.completion().next().unwrap().result(),
+            answer,
+            "{entry:?}"
+        );
+    }
+    let late = ring
+        .submitter()
+        .register_files_update(0, &[other.as_raw_fd()]);
+    assert_eq!(late.unwrap_err().raw_os_error(), Some(libc::EACCES));
 }

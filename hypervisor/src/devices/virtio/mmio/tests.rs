@@ -11,7 +11,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::super::testing::*;
 use super::testing::*;
 use super::*;
-use crate::devices::virtio::blk::Block;
+use crate::devices::virtio::blk;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Entropy;
 use crate::devices::virtio::{
@@ -493,7 +493,7 @@ fn garbage_in_every_register_does_not_matter() {
         .open("/dev/null")
         .unwrap();
     let devices: [Box<dyn VirtioDevice>; 3] = [
-        Box::new(Block::new("d", file.into(), false).unwrap()),
+        Box::new(blk::tests::plain(&file)),
         Box::new(Console::new(None, null.into(), false)),
         Box::new(Entropy::new()),
     ];
