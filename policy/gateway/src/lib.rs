@@ -37,4 +37,5 @@ pub use error::Error;
 pub use gateway::Gateway;
 pub use jail::JailError;
 pub use process::{FAILED, run};
+pub use smoltcp::time::Instant;
 pub use table::{Kind, Token};

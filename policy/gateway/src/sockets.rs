@@ -60,7 +60,7 @@ impl Sockets {
         for (index, listener) in (0..).zip(&sockets.listeners) {
             // Whoever made it may have left it blocking, and `accept` takes no flag for that.
             rustix::io::ioctl_fionbio(listener, true)?;
-            sockets.add(listener, Token::lone(Kind::Listener, index))?;
+            sockets.add(listener, Token::listener(index))?;
         }
         Ok(sockets)
     }

@@ -43,6 +43,11 @@ impl Token {
         }
     }
 
+    /// The listening socket with this index in the description.
+    pub fn listener(index: u32) -> Self {
+        Self::lone(Kind::Listener, index)
+    }
+
     /// The place in the table.
     pub fn place(self) -> usize {
         usize::try_from(self.place).unwrap_or(usize::MAX)

@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ pub fn start(
     map(memory_file(&description).into(), 3);
     map(link, 4);
     map(control, 5);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-gateway"));
+    let mut command = Command::new(program());
     command.args(["--description-fd", "3"]);
     let (read, write) = rustix::pipe::pipe().unwrap();
     command.stderr(Stdio::from(write));
@@ -82,6 +83,17 @@ pub fn start(
     };
     assert!(jail_gaps.is_empty(), "{jail_gaps:?}");
     (gateway, Guest::new(guest_link, mtu))
+}
+
+/// The built gateway: for examples, two directories up.
+fn program() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_bulkhead-gateway") {
+        Some(program) => program.into(),
+        None => {
+            let own = std::env::current_exe().unwrap();
+            own.ancestors().nth(2).unwrap().join("bulkhead-gateway")
+        }
+    }
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -146,11 +158,15 @@ impl Drop for Gateway {
 }
 
 pub fn wait_readable(fd: impl AsFd, limit: Duration) -> bool {
+    wait(fd, PollFlags::IN, limit)
+}
+
+fn wait(fd: impl AsFd, what: PollFlags, limit: Duration) -> bool {
     let limit = rustix::time::Timespec {
         tv_sec: limit.as_secs() as i64,
         tv_nsec: limit.subsec_nanos().into(),
     };
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
+    poll(&mut [PollFd::new(&fd, what)], Some(&limit)).unwrap() > 0
 }
 
 /// A guest with smoltcp for a system.
@@ -167,6 +183,7 @@ impl Guest {
         let mut link = Link {
             fd: link,
             mtu: mtu.into(),
+            checksums: Checksum::Rx,
         };
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
         config.random_seed = 7;
@@ -179,6 +196,14 @@ impl Guest {
             start,
             next_port: 40_000,
         }
+    }
+
+    /// Looks at no checksum, as with `VIRTIO_NET_F_GUEST_CSUM`. Before anything else.
+    pub fn trust_checksums(&mut self) {
+        self.link.checksums = Checksum::None;
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
+        config.random_seed = 7;
+        self.interface = Interface::new(config, &mut self.link, time(self.start));
     }
 
     /// Takes the address as any guest of these tests knows it.
@@ -205,7 +230,11 @@ impl Guest {
             let now = time(self.start);
             let delay = self.interface.poll_delay(now, &self.sockets);
             let delay = delay.map_or(20_000, |delay| delay.total_micros().min(20_000));
-            wait_readable(&self.link.fd, Duration::from_micros(delay));
+            match delay {
+                // There is something to send, and no room.
+                0 => wait(&self.link.fd, PollFlags::IN | PollFlags::OUT, LIMIT),
+                _ => wait_readable(&self.link.fd, Duration::from_micros(delay)),
+            };
         }
     }
 
@@ -290,6 +319,7 @@ fn time(start: Instant) -> smoltcp::time::Instant {
 pub struct Link {
     pub fd: OwnedFd,
     mtu: usize,
+    checksums: Checksum,
 }
 
 impl Device for Link {
@@ -314,7 +344,7 @@ impl Device for Link {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu + 14;
         // As a guest whose device offers VIRTIO_NET_F_CSUM: it sends none, and looks at all.
-        capabilities.checksum.tcp = Checksum::Rx;
+        capabilities.checksum.tcp = self.checksums;
         capabilities
     }
 }
@@ -340,9 +370,4 @@ impl phy::TxToken for Sender<'_> {
         );
         result
     }
-}
-
-/// The number of a descriptor, for tests that look at it.
-pub fn number(fd: impl AsFd) -> i32 {
-    fd.as_fd().as_raw_fd()
 }
