@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! launch --kernel K [--protocol bulkhead|linux|pvh] [--program P] [--initramfs C]
-//!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:ro]].. [--memory MIB]
+//!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:OPTION]..].. [--memory MIB]
 //!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
 //!        [--fs TAG=DIRECTORY[:ro][:exporter]].. [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
 //!        [--dump-after MS FILE]
@@ -23,13 +23,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{self, Ended, Event};
-use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit, VhostUser, VhostUserDevice};
+use bulkhead_machine::device::{
+    BaseImage, Block, Device, DeviceKind, ImageFormat, Overlay, RateLimit, VhostUser,
+    VhostUserDevice,
+};
 use bulkhead_machine::fs::{FsDescription, Ownership};
 use bulkhead_machine::{
     Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Transport, trace,
@@ -233,20 +237,52 @@ fn dump_after(control: &OwnedFd, delay: Duration, file: File) {
     });
 }
 
+/// A disk: its file, then `:ro`, `:direct`, `:queues=N`, `:over=BASE` (qcow2 if it ends so) with the
+/// map in `FILE.map`.
 fn block(fds: &mut Inherited, spec: &str) -> Device {
-    let (path, read_only) = match spec.strip_suffix(":ro") {
-        Some(path) => (path, true),
-        None => (spec, false),
+    let mut parts = spec.split(':');
+    let path = parts.next().unwrap();
+    let (mut read_only, mut direct, mut queues, mut base) = (false, false, 1, None);
+    for option in parts {
+        match option.split_once('=') {
+            None if option == "ro" => read_only = true,
+            None if option == "direct" => direct = true,
+            Some(("queues", count)) => queues = count.parse().unwrap(),
+            Some(("over", path)) => base = Some(path),
+            _ => panic!("unknown option {option} of {path}"),
+        }
+    }
+    let flags = if direct {
+        OFlags::DIRECT
+    } else {
+        OFlags::empty()
     };
-    let file = OpenOptions::new().read(true).write(!read_only).open(path);
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only);
+    let file = options.custom_flags(flags.bits() as i32).open(path);
+    let overlay = base.map(|base| {
+        let mut map = OpenOptions::new();
+        map.read(true).write(true).create(true).truncate(false);
+        Overlay {
+            map: fds.pass(map.open(format!("{path}.map")).unwrap()),
+            base: vec![BaseImage {
+                file: fds.open(base),
+                format: if base.ends_with("qcow2") {
+                    ImageFormat::Qcow2
+                } else {
+                    ImageFormat::Raw
+                },
+            }],
+        }
+    });
     Device {
         name: format!("disk{}", fds.0.len()),
         kind: DeviceKind::Block(Block {
             file: fds.pass(file.unwrap_or_else(|e| panic!("{path}: {e}"))),
             read_only,
-            direct: false,
-            overlay: None,
-            queues: 1,
+            direct,
+            overlay,
+            queues,
             rate: RateLimit::default(),
         }),
     }

@@ -103,7 +103,7 @@ pub struct Overlay {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseImage {
-    /// The file.
+    /// The file, without `O_DIRECT`: many partitions share what the host caches of it.
     pub file: Fd,
     /// Its format: never guessed, since a guest may have written the file.
     pub format: ImageFormat,

@@ -39,7 +39,7 @@ pub(crate) fn open_disk(path: &Path, write: bool, direct: bool) -> Result<File, 
 
 /// Opens the image that a disk with an overlay is based on.
 pub(crate) fn open_base(disk: &Disk) -> Result<File, Error> {
-    let mut file = open_locked(&disk.path, false, disk.direct)?;
+    let mut file = open_locked(&disk.path, false, false)?;
     virtual_length(disk, &mut file)?;
     Ok(file)
 }

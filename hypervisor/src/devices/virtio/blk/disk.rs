@@ -110,8 +110,6 @@ impl DiskError {
 pub(super) struct Files {
     /// The raw file, or the top of an overlay.
     pub(super) file: File,
-    /// It was opened with `O_DIRECT`.
-    pub(super) direct: bool,
     /// Map and bases of an overlay.
     pub(super) overlay: Option<(File, Vec<(File, ImageFormat)>)>,
 }
@@ -184,7 +182,7 @@ impl Disk {
         if !read_only && !mode.contains(OFlags::RDWR) {
             return Err(DiskError::NotWritable { name: name.into() });
         }
-        let file = HostFile::new(files.file, files.direct).map_err(examine)?;
+        let file = HostFile::new(files.file, mode.contains(OFlags::DIRECT)).map_err(examine)?;
         let bytes = file.bytes().map_err(examine)?;
         if bytes == 0 {
             return Err(DiskError::Empty { name: name.into() });

@@ -2,7 +2,7 @@
 //!
 //! A request is checked as a whole before the disk or guest memory is touched; what it asks wrongly
 //! is answered with `VIRTIO_BLK_S_IOERR` or `VIRTIO_BLK_S_UNSUPP`, and a chain that cannot even hold
-//! that answer stops the device until it is reset. Requests then run side by side ([`engine`]), and
+//! that answer stops the device until it is reset. Requests then run side by side (`engine`), and
 //! are answered in the order in which they end: the event loop starts and ends them, and never
 //! waits for one.
 //!
@@ -15,6 +15,7 @@ mod config;
 mod disk;
 mod engine;
 mod file;
+pub mod image;
 mod inflate;
 mod map;
 mod overlay;
@@ -151,7 +152,6 @@ impl Block {
         };
         let files = Files {
             file: take(block.file)?,
-            direct: block.direct,
             overlay,
         };
         let disk = Arc::new(Disk::new(name, files, block.read_only)?);

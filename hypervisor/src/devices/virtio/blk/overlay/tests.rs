@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use bulkhead_machine::device::ImageFormat;
 use proptest::collection::vec;
@@ -90,7 +91,6 @@ impl Rig {
         });
         let files = Files {
             file: self.top.try_clone().unwrap(),
-            direct: false,
             overlay,
         };
         self.disk = Some(Disk::new("disk", files, false).unwrap());
@@ -192,8 +192,17 @@ fn full() -> Vec<u8> {
     bytes
 }
 
+/// An image by its name, and the files of its chain.
+type Named = (&'static str, Vec<(File, ImageFormat)>);
+
 /// A raw base, and images that `qemu-img` makes of it; empty without that tool.
-fn images() -> Vec<(&'static str, Vec<(File, ImageFormat)>)> {
+fn images() -> Vec<Named> {
+    static IMAGES: LazyLock<Vec<Named>> = LazyLock::new(make_images);
+    let clone = |(name, base): &Named| (*name, clone(base));
+    IMAGES.iter().map(clone).collect()
+}
+
+fn make_images() -> Vec<Named> {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.as_path().join(name);
     std::fs::write(path("raw"), contents()).unwrap();
@@ -401,7 +410,7 @@ fn writers_of_one_cluster_take_turns() {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 48, ..Config::default() })]
+    #![proptest_config(Config { cases: 32, ..Config::default() })]
 
     #[test]
     fn a_raw_disk_is_its_model(steps in steps()) {
