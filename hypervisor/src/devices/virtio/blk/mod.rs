@@ -457,7 +457,7 @@ impl VirtioDevice for Block {
     }
 
     /// When it returns, nothing writes to the guest memory of an earlier request any more: see
-    /// [`Engine::abandon`].
+    /// `Engine::abandon`.
     fn reset(&mut self) {
         self.engine.abandon();
         self.pending.clear();
