@@ -86,6 +86,11 @@ impl Controller {
         self.dump.is_some()
     }
 
+    /// The socket may have something: what [`Self::watch`] notices.
+    pub fn note_ready(&self) {
+        self.ready.set(true);
+    }
+
     /// Carries out what the supervisor has asked for.
     pub fn serve(&mut self) {
         self.go_on_with_dump();

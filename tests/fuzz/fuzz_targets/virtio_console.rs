@@ -1,8 +1,10 @@
-//! A hostile driver of virtio-console, over a pipe with something to read and one nobody reads.
+//! A hostile driver of virtio-console, over pipes with something to read and one
+//! nobody reads, with or without ports.
 #![no_main]
 
 mod driver;
 
+use std::fs::File;
 use std::io::{Write, pipe};
 
 use driver::{Script, drive};
@@ -15,5 +17,16 @@ fuzz_target!(|bytes: &[u8]| {
     let (_unread, output) = pipe().expect("pipe");
     let len = usize::from(script.byte());
     typed.write_all(&vec![b'x'; len * 16]).expect("write");
-    drive(Box::new(Console::new(Some(input.into()), output.into(), false)), script);
+    let shape = script.byte();
+    let mut console = Console::new(Some(input.into()), output.into(), shape & 1 != 0);
+    for name in ["agent", "log"].iter().take(usize::from(shape >> 6)) {
+        let (input, mut typed) = pipe().expect("pipe");
+        typed.write_all(&[b'y'; 100]).expect("write");
+        let null = File::options()
+            .write(true)
+            .open("/dev/null")
+            .expect("/dev/null");
+        console.add_port((*name).into(), Some(input.into()), null.into());
+    }
+    drive(Box::new(console), script);
 });

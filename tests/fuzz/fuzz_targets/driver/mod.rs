@@ -53,7 +53,11 @@ pub fn drive(device: Box<dyn VirtioDevice>, mut script: Script<'_>) {
     let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
     let memory = GuestMemoryMmap::from_ranges(&regions).expect("memory");
     let transport = Arc::new(MmioTransport::new(device, memory.clone()).expect("transport"));
-    let driver = Driver { memory, transport, queues };
+    let driver = Driver {
+        memory,
+        transport,
+        queues,
+    };
     let features = script.byte();
     driver.bring_up(features);
     while !script.0.is_empty() {
@@ -97,12 +101,20 @@ impl Driver {
 
     fn offer(&self, queue: u16, head: u16) {
         let [_, avail, _] = rings(queue);
-        let index: u16 = self.memory.read_obj(GuestAddress(avail + 2)).expect("in memory");
+        let index: u16 = self
+            .memory
+            .read_obj(GuestAddress(avail + 2))
+            .expect("in memory");
         let slot = avail + 4 + 2 * u64::from(index % SIZE);
-        self.memory.write_obj(head, GuestAddress(slot)).expect("in memory");
+        self.memory
+            .write_obj(head, GuestAddress(slot))
+            .expect("in memory");
         let next = index.wrapping_add(1);
-        self.memory.write_obj(next, GuestAddress(avail + 2)).expect("in memory");
-        self.transport.write(QUEUE_NOTIFY, &u32::from(queue).to_le_bytes());
+        self.memory
+            .write_obj(next, GuestAddress(avail + 2))
+            .expect("in memory");
+        self.transport
+            .write(QUEUE_NOTIFY, &u32::from(queue).to_le_bytes());
     }
 
     /// What the event loop would do, once for each queue and each backend.
@@ -120,12 +132,18 @@ impl Driver {
     }
 
     /// As section 3.1.1 says; bits 0 and 1 of `features` choose indirect descriptors and event
-    /// indices.
+    /// indices, bit 2 all that the device itself offers.
     fn bring_up(&self, features: u8) {
         for status in [0, 1, 3] {
             self.set(STATUS, status);
         }
-        for (select, value) in [(0, u32::from(features & 3) << 28), (1, 1)] {
+        let mut own = [0; 4];
+        self.set(0x14, 0);
+        if features & 4 != 0 {
+            self.transport.read(0x10, &mut own);
+        }
+        let own = u32::from_le_bytes(own) & 0x00ff_ffff;
+        for (select, value) in [(0, u32::from(features & 3) << 28 | own), (1, 1)] {
             self.set(0x24, select);
             self.set(0x20, value);
         }
@@ -133,7 +151,9 @@ impl Driver {
         for queue in 0..self.queues {
             let [table, avail, used] = rings(queue);
             for address in [avail, used] {
-                self.memory.write_obj(0u32, GuestAddress(address)).expect("in memory");
+                self.memory
+                    .write_obj(0u32, GuestAddress(address))
+                    .expect("in memory");
             }
             for (register, value) in [
                 (0x30, queue.into()),
