@@ -5,8 +5,6 @@ mod harness;
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::process::Command as Process;
 use std::time::Duration;
 
 use bulkhead_machine::Fd;
@@ -17,8 +15,8 @@ use harness::{Vmm, chatterbox, counter};
 const A_WHILE: Duration = Duration::from_millis(100);
 
 tests! {
-    "gdb":
-    a_dump_is_a_sparse_core_file_for_gdb
+    "true":
+    a_file_that_cannot_hold_a_dump_changes_nothing
     a_dump_of_a_running_guest_is_answered_late_and_a_stop_does_not_wait_for_it
     a_paused_guest_is_silent_and_goes_on
     a_guest_without_exits_is_paused_and_stopped
@@ -185,36 +183,10 @@ fn a_supervisor_that_leaves_a_paused_partition_ends_it() {
     assert_eq!(vmm.end().0, Event::Ended { how });
 }
 
-fn a_dump_is_a_sparse_core_file_for_gdb() {
-    let mut vmm = Vmm::start(&counter(), |description| description.memory.mib = 300);
-    vmm.read_console(1);
-    let dump = vmm_sys_util::tempfile::TempFile::new().unwrap();
-    vmm.demand(Command::Pause);
-    let fds = [dump.as_file().as_fd()];
-    let command = Command::Dump { file: Fd(0) };
-    assert_eq!(vmm.request(command.clone(), &fds), Reply::Done);
-    assert!(stats(&mut vmm).paused, "as it was before");
-    vmm.demand(Command::Resume);
-    let metadata = dump.as_file().metadata().unwrap();
-    assert!(metadata.len() > 300 << 20);
-    assert!(metadata.blocks() * 512 < 1 << 20, "holes");
-    let mut gdb = Process::new("gdb");
-    gdb.args(["-q", "-nx", "-batch", "-ex", "set arch i386:x86-64", "-ex"]);
-    gdb.arg(format!("target core {}", dump.as_path().display()));
-    gdb.args(["-ex", "info registers rip", "-ex", "info threads"]);
-    gdb.args(["-ex", "x/4xb 0x100000", "-ex", "x/1xb 0x12bfffff"]);
-    let output = gdb.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    for part in [
-        "0x10000",
-        "0x66\t0xba\t0xf8\t0x03",
-        "0x12bfffff:\t0x00",
-        "* 1",
-    ] {
-        assert!(text.contains(part), "{part:?} in {text}");
-    }
-    // A file that is not open for writing, and none.
+fn a_file_that_cannot_hold_a_dump_changes_nothing() {
+    let mut vmm = Vmm::start(&counter(), |_| {});
     let null = File::open("/dev/null").unwrap();
+    let command = Command::Dump { file: Fd(0) };
     let reply = vmm.request(command.clone(), &[null.as_fd()]);
     assert_eq!(code(reply), "dump-failed");
     assert_eq!(code(vmm.request(command, &[])), "descriptor-closed");

@@ -4,16 +4,18 @@
 mod harness;
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command as Process;
 
 use bulkhead_machine::Fd;
-use bulkhead_machine::control::{Command, Ended, Event};
-use harness::{CODE, Vmm, guest, inherit};
+use bulkhead_machine::control::{Command, Ended, Event, Reply};
+use harness::{CODE, Vmm, counter, guest, inherit};
 
 tests! {
     "gdb":
+    a_dump_is_a_sparse_core_file_for_gdb
     a_debugger_steps_breaks_and_lets_the_guest_end
     a_debugger_interrupts_a_guest_that_makes_no_exits
     a_debugger_that_detaches_lets_the_guest_go_on
@@ -201,4 +203,34 @@ fn a_pause_holds_while_a_debugger_says_go() {
     debugged.vmm.demand(Command::Resume);
     debugged.vmm.read_console(1);
     debugged.vmm.stop();
+}
+
+fn a_dump_is_a_sparse_core_file_for_gdb() {
+    let mut vmm = Vmm::start(&counter(), |description| description.memory.mib = 300);
+    vmm.read_console(1);
+    let dump = vmm_sys_util::tempfile::TempFile::new().unwrap();
+    vmm.demand(Command::Pause);
+    let fds = [dump.as_file().as_fd()];
+    let command = Command::Dump { file: Fd(0) };
+    assert_eq!(vmm.request(command, &fds), Reply::Done);
+    vmm.demand(Command::Resume);
+    let metadata = dump.as_file().metadata().unwrap();
+    assert!(metadata.len() > 300 << 20);
+    assert!(metadata.blocks() * 512 < 1 << 20, "holes");
+    let mut gdb = Process::new("gdb");
+    gdb.args(["-q", "-nx", "-batch", "-ex", "set arch i386:x86-64", "-ex"]);
+    gdb.arg(format!("target core {}", dump.as_path().display()));
+    gdb.args(["-ex", "info registers rip", "-ex", "info threads"]);
+    gdb.args(["-ex", "x/4xb 0x100000", "-ex", "x/1xb 0x12bfffff"]);
+    let output = gdb.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "0x10000",
+        "0x66\t0xba\t0xf8\t0x03",
+        "0x12bfffff:\t0x00",
+        "* 1",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    vmm.stop();
 }
