@@ -289,6 +289,10 @@ fn block(fds: &mut Inherited, spec: &str) -> Device {
 }
 
 /// Starts the server of a shared directory; the device that stands before it.
+#[expect(
+    clippy::zombie_processes,
+    reason = "it ends with its connection, and this program with it"
+)]
 fn shared_directory(fds: &mut Inherited, spec: &str) -> Device {
     let (spec, exporter) = match spec.strip_suffix(":exporter") {
         Some(spec) => (spec, true),
