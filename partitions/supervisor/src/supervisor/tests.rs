@@ -5,7 +5,7 @@
 //! descriptors below ten.
 
 use super::*;
-use crate::control::status;
+use crate::control::{Act, Answer, NewDevice, act, status};
 use crate::down::down;
 use crate::end::STATUS_STOPPED;
 use crate::state_dir::Standing;
@@ -29,7 +29,19 @@ number() { echo "$text" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
 control=$(number control) output=$(number output)
 running() { printf '{"event":"running","jail_gaps":["x"]}' >&"$control"; }
 ended() { printf '{"event":"ended","how":{"how":"exit","status":%d}}' "$1" >&"$control"; }
+reset() { printf '{"event":"ended","how":{"how":"reset"}}' >&"$control"; }
+request() { dd bs=64k count=1 2>/dev/null <&"$control"; }
+reply() { printf '{"event":"reply","id":%d,"outcome":%s}' "$1" "$2" >&"$control"; }
+boots() { count=$(cat "$0.boots" 2>/dev/null || echo 0); echo $((count + 1)) >"$0.boots"; }
 "#;
+
+/// Makes a program of `text`.
+fn program(path: &Path, text: &str) {
+    let mut options = File::options();
+    let options = options.write(true).create(true).mode(0o755);
+    let mut file = options.open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
 
 struct House {
     dir: TempDir,
@@ -43,11 +55,7 @@ impl House {
         let dir = tempdir().unwrap();
         let lib = dir.path().join("lib");
         fs::create_dir(&lib).unwrap();
-        let mut options = File::options();
-        let vmm = options.write(true).create(true).mode(0o755);
-        let mut vmm = vmm.open(lib.join("bulkhead-vmm")).unwrap();
-        vmm.write_all(format!("{PRELUDE}{script}\n").as_bytes())
-            .unwrap();
+        program(&lib.join("bulkhead-vmm"), &format!("{PRELUDE}{script}\n"));
         for name in ["kernel", "linux-personality"] {
             fs::write(lib.join(name), "x").unwrap();
         }
@@ -65,6 +73,20 @@ impl House {
                  command = [\"/x\"]\ngrants = [\"console\"]\n"
             );
         }
+        self.start_text(&text, keep_logs)
+    }
+
+    /// Starts a partition `a` of kernel `linux`, which boots what is no kernel, with these lines.
+    fn start_linux(&self, lines: &str, keep_logs: bool) -> Supervisor {
+        let image = self.library.path().join("kernel");
+        let text = format!(
+            "name = \"test\"\n[[partition]]\nname = \"a\"\nkernel = \"linux\"\n\
+             image = {image:?}\ncmdline = \"x\"\n{lines}\n"
+        );
+        self.start_text(&text, keep_logs)
+    }
+
+    fn start_text(&self, text: &str, keep_logs: bool) -> Supervisor {
         let system = bulkhead_manifest::parse(text.as_bytes(), Path::new("system.toml")).unwrap();
         let kvm = File::open("/dev/null").unwrap();
         let options = Options {
@@ -170,7 +192,15 @@ fn a_vmm_that_says_it_ended_and_stays_is_killed() {
 
 /// Starts a system that would run for ever, and gives back how it ended once `act` has acted.
 fn ended_by(house: &House, act: impl FnOnce(&House, &mut dyn Write)) -> Outcome {
-    let supervisor = house.start(&["a", "b"], true);
+    watched(house, house.start(&["a", "b"], true), act)
+}
+
+/// The same with a system that was started.
+fn watched(
+    house: &House,
+    supervisor: Supervisor,
+    act: impl FnOnce(&House, &mut dyn Write),
+) -> Outcome {
     let (signals, mut send) = io::pipe().unwrap();
     thread::scope(|scope| {
         let (ready, is_ready) = mpsc::channel();
@@ -249,5 +279,138 @@ fn a_second_system_of_the_same_name_is_refused_and_harms_nobody() {
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     drop(first);
     assert!(!Path::new(&format!("/proc/{pid}/status")).exists());
+    assert!(house.is_clean());
+}
+
+#[test]
+fn a_linux_guest_that_resets_itself_starts_again_on_the_same_console() {
+    let house = House::new(
+        "boots; running; echo \"boot $count\" >&$output; \
+         if [ $count -lt 2 ]; then reset; else ended 4; fi",
+    );
+    let outcome = wait(house.start_linux("grants = [\"console\", \"vsock\"]", true));
+    assert_eq!((ends(&outcome), outcome.cause), (vec![4], None));
+    assert_eq!(house.log("a"), "boot 0\nboot 1\nboot 2\n");
+}
+
+#[test]
+fn a_guest_that_does_nothing_but_reset_itself_is_ended() {
+    let house = House::new("boots; running; reset");
+    let outcome = wait(house.start_linux("", false));
+    let End::Failed { code, .. } = &outcome.ends[0].1 else {
+        panic!("{:?}", outcome.ends)
+    };
+    assert_eq!(code, "reboot-loop");
+    let boots = fs::read_to_string(house.library.path().join("bulkhead-vmm.boots")).unwrap();
+    assert_eq!(boots, "5\n");
+    assert!(house.is_clean());
+}
+
+#[test]
+fn a_reset_ends_what_is_not_to_start_again() {
+    let house = House::new("boots; running; reset");
+    let outcome = wait(house.start_linux("on_reboot = \"end\"", false));
+    assert_eq!(outcome.ends[0].1, End::Ended(Ended::Reset));
+    assert_eq!(ends(&outcome), [0]);
+}
+
+#[test]
+fn acts_reach_the_vmm_and_its_answers_come_back() {
+    let house = House::new(
+        "running; request >$0.1; reply 1 '{\"reply\":\"done\"}'; \
+         request >$0.2; reply 2 '{\"reply\":\"stats\",\"paused\":true,\"vcpu_exits\":[7],\"devices\":[]}'; \
+         request >$0.3; reply 3 '{\"reply\":\"refused\",\"code\":\"device-unknown\",\"message\":\"no\"}'; \
+         request >$0.4; reply 4 '{\"reply\":\"refused\",\"code\":\"dump\",\"message\":\"no\"}'; \
+         exec sleep 1000",
+    );
+    let disk = house.dir.path().join("disk.img");
+    fs::write(&disk, [0; 512]).unwrap();
+    let core = house.dir.path().join("core");
+    let system = house.start_linux("transport = \"pci\"", false);
+    watched(&house, system, |house, signals| {
+        let found = house.root.find("test").unwrap();
+        let ask = |what: Act| act(&found, "a", what).unwrap();
+        let refused = |answer: Answer| match answer {
+            Answer::Refused { code, .. } => code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ask(Act::Pause), Answer::Done { device: None });
+        assert_eq!(status(&found).partitions[0].state, State::Suspended);
+        let Answer::Stats(stats) = ask(Act::Stats) else {
+            panic!("stats")
+        };
+        assert_eq!((stats.paused, stats.vcpu_exits), (true, vec![7]));
+        let attach = |grant: String| {
+            Act::Attach(NewDevice {
+                grants: vec![grant],
+                ..NewDevice::default()
+            })
+        };
+        let grant = format!("block.read:{}", disk.display());
+        assert_eq!(refused(ask(attach(grant))), "device-unknown");
+        assert_eq!(refused(ask(Act::Dump { file: core.clone() })), "dump");
+        // Refused before the VMM is asked.
+        for (what, code) in [
+            (attach("block.read:/absent".to_owned()), "file-not-found"),
+            (attach("fs.read:/".to_owned()), "manifest-share"),
+            (attach("vsock".to_owned()), "not-pluggable"),
+            (attach("console".to_owned()), "not-pluggable"),
+            (attach("nonsense".to_owned()), "manifest-grant"),
+            (Act::ResizeMemory { mib: 1 << 40 }, "memory-out-of-bounds"),
+            (Act::Dump { file: disk.clone() }, "file-unusable"),
+        ] {
+            assert_eq!(refused(ask(what)), code);
+        }
+        let nobody = act(&found, "nobody", Act::Pause).unwrap();
+        assert_eq!(refused(nobody), "no-such-partition");
+        signals.write_all(&[2]).unwrap();
+    });
+    let asked = |number: u32| {
+        let path = house.library.path().join(format!("bulkhead-vmm.{number}"));
+        fs::read_to_string(path).unwrap()
+    };
+    assert_eq!(asked(1), r#"{"id":1,"command":"pause"}"#);
+    assert!(asked(3).contains(r#""name":"disk0""#) && asked(3).contains(r#""file":0"#));
+    assert!(!core.exists(), "what could not be written leaves no file");
+}
+
+#[test]
+fn a_gateway_that_dies_takes_the_network_and_nothing_else() {
+    let house = House::new("running; sleep 0.3; ended 6");
+    let gateway = house.library.path().join("bulkhead-gateway");
+    program(&gateway, "#!/bin/sh\necho \"refused\" >&2\nexit 3\n");
+    let outcome = wait(house.start_linux("grants = [\"net.connect:a.org:80\"]", true));
+    assert_eq!(ends(&outcome), [6]);
+    let log = house.log("a");
+    assert!(log.contains("bulkhead: gateway: refused\n"), "{log}");
+    assert!(
+        log.contains("the network is down (net0): its process exited with status 3"),
+        "{log}"
+    );
+}
+
+#[test]
+fn back_ends_end_with_their_partition() {
+    let house = House::new("running; ended 0");
+    for name in ["bulkhead-gateway", "bulkhead-fs"] {
+        let path = house.library.path().join(name);
+        program(&path, "#!/bin/sh\necho $$ >$0.pid\nexec sleep 1000\n");
+    }
+    let shared = tempdir().unwrap();
+    let grants = format!(
+        "grants = [\"net.connect:a.org:80\", \"fs.read:{}\"]",
+        shared.path().display()
+    );
+    let supervisor = house.start_linux(&grants, false);
+    let pids: Vec<u32> = supervisor.members[0]
+        .backends
+        .iter()
+        .map(|backend| backend.process.pid())
+        .collect();
+    assert_eq!(pids.len(), 2);
+    let _ = wait(supervisor);
+    for pid in pids {
+        assert!(!Path::new(&format!("/proc/{pid}/status")).exists());
+    }
     assert!(house.is_clean());
 }
