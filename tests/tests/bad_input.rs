@@ -4,6 +4,7 @@
 mod kvm {
     use std::ffi::OsString;
     use std::fs;
+    use std::net::TcpListener;
     use std::os::unix::process::CommandExt;
 
     use bulkhead_tests::bulkhead::{Bulkhead, Ended, Running};
@@ -89,6 +90,125 @@ mod kvm {
             &native("@examples/hello-native", grant),
         )
         .expect_stderr("absent.img");
+    }
+
+    /// A native partition with this grant has to be refused with this code.
+    #[track_caller]
+    fn refused_grant(bulkhead: &Bulkhead, scratch: &Scratch, grant: &str, code: &str) {
+        let manifest = native("@examples/hello-native", &format!("grants = [{grant}]"));
+        let ended = refused(bulkhead, scratch, &manifest);
+        ended.expect_stderr(&format!("error[{code}]"));
+    }
+
+    #[test]
+    fn disks_with_options_that_do_not_fit_them() {
+        let (bulkhead, scratch) = (Bulkhead::built(), Scratch::new());
+        scratch.file("disk.img", vec![0; 1 << 16]);
+        scratch.file("odd.img", vec![0; 700]);
+        scratch.file("top.img", vec![0; 1 << 16]);
+        for (grant, code) in [
+            (
+                r#"{ capability = "block.read:disk.img", format = "qcow2" }"#,
+                "disk-format",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", format = "vmdk" }"#,
+                "manifest-choice",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", format = "qcow2" }"#,
+                "manifest-device",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", overlay = "top.img" }"#,
+                "overlay-incomplete",
+            ),
+            (
+                r#"{ capability = "block.write:odd.img", overlay = "new.img" }"#,
+                "disk-size",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", overlay = "disk.img" }"#,
+                "overlay-incomplete",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", rate = { bytes = "fast" } }"#,
+                "manifest-rate",
+            ),
+            (
+                r#"{ capability = "block.write:disk.img", queues = 2 }"#,
+                "manifest-device",
+            ),
+        ] {
+            refused_grant(&bulkhead, &scratch, grant, code);
+        }
+    }
+
+    #[test]
+    fn networks_that_cannot_be() {
+        let (bulkhead, scratch) = (Bulkhead::built(), Scratch::new());
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        for (grant, code) in [
+            (
+                r#""net.connect:deb.debian.org""#.to_owned(),
+                "manifest-grant",
+            ),
+            (r#""net.connect:127.0.0.1:80""#.to_owned(), "manifest-grant"),
+            (r#""net.listen:localhost:80""#.to_owned(), "manifest-grant"),
+            (format!(r#""net.listen:{port}=80""#), "address-in-use"),
+            (r#""net.listen:192.0.2.1:8080=80""#.to_owned(), "listen"),
+            (r#""net.tap:no-such-tap""#.to_owned(), "tap-not-found"),
+            (
+                r#""vhost_user.net:absent.sock""#.to_owned(),
+                "backend-not-reached",
+            ),
+            (
+                r#""vhost_user.block:absent.sock""#.to_owned(),
+                "backend-not-reached",
+            ),
+        ] {
+            refused_grant(&bulkhead, &scratch, &grant, code);
+        }
+    }
+
+    #[test]
+    fn directories_and_files_that_are_not_to_be_shared() {
+        let (bulkhead, scratch) = (Bulkhead::built(), Scratch::new());
+        std::os::unix::fs::symlink("/proc", scratch.path().join("link")).unwrap();
+        scratch.file("file", vec![0; 4096]);
+        for (grant, code) in [
+            (r#""fs.read:/""#, "manifest-share"),
+            (r#""fs.write:/proc/sys""#, "manifest-share"),
+            (r#""fs.read:link""#, "share-refused"),
+            (r#""fs.read:absent""#, "file-not-found"),
+            (r#""fs.read:file""#, "file-unusable"),
+            (r#""fs.read:a", "fs.write:a/b""#, "manifest-share"),
+            (
+                r#"{ capability = "fs.read:a", tag = "two words" }"#,
+                "manifest-device",
+            ),
+            (r#""pmem.read:absent""#, "file-not-found"),
+            (r#""pmem.read:file""#, "pmem-size"),
+            (r#"{ capability = "vsock", cid = 2 }"#, "manifest-device"),
+        ] {
+            refused_grant(&bulkhead, &scratch, grant, code);
+        }
+    }
+
+    #[test]
+    fn limits_that_are_none() {
+        let (bulkhead, scratch) = (Bulkhead::built(), Scratch::new());
+        for limits in [
+            "{}",
+            "{ cpu = \"fast\" }",
+            "{ pids = 1 }",
+            "{ memory_overhead = \"1MiB\" }",
+        ] {
+            let manifest = native("@examples/hello-native", &format!("limits = {limits}"));
+            let ended = refused(&bulkhead, &scratch, &manifest);
+            ended.expect_stderr("error[manifest-limits]");
+        }
     }
 
     #[test]

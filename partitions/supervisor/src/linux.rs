@@ -6,14 +6,16 @@ use crate::initramfs::Initramfs;
 use crate::library::{Library, LibraryFile};
 use bulkhead_capability::CapabilityName;
 use bulkhead_guest_agent::{AGENT_PATH, SPEC_PATH, Spec};
+use bulkhead_machine::Transport;
 use bulkhead_manifest::{Partition, Program};
 use std::fs::{self, File};
 use std::path::PathBuf;
 
 /// Directory of the library with the modules that belong to its kernel.
 const MODULES: &str = "linux/modules";
-/// File in there that names them, each after those it needs.
-const LOAD_ORDER: &str = "load-order";
+/// File in there with a line for each driver: its name, a colon, and the modules it is made of, each
+/// after those it needs.
+const DRIVERS: &str = "drivers";
 
 /// Kernel arguments of every Linux partition with a command: end on a panic instead of waiting,
 /// and end by the reset that the VMM watches for.
@@ -21,32 +23,70 @@ const ARGUMENTS: &str = "panic=-1 reboot=k";
 /// How a kernel is told to use its console: for what is critical only, since every byte is an exit.
 const CONSOLE_ARGUMENTS: &str = "console=ttyS0 loglevel=3";
 
-/// True when the partition has a virtio device, and so needs modules at all.
-fn has_devices(partition: &Partition) -> bool {
-    partition
-        .grants
-        .iter()
-        .any(|grant| grant.name() != CapabilityName::Time)
+/// The drivers of the partition's devices, and of what can be plugged in.
+fn drivers(partition: &Partition) -> Vec<&'static str> {
+    let mut drivers = Vec::new();
+    for grant in partition.grants.iter() {
+        let own: &[&str] = match grant.name() {
+            CapabilityName::Console => &["virtio_console"],
+            CapabilityName::Entropy => &["virtio_rng"],
+            CapabilityName::BlockRead
+            | CapabilityName::BlockWrite
+            | CapabilityName::VhostUserBlock => &["virtio_blk"],
+            CapabilityName::NetConnect
+            | CapabilityName::NetListen
+            | CapabilityName::NetLoopback
+            | CapabilityName::NetTap
+            | CapabilityName::VhostUserNet => &["virtio_net"],
+            CapabilityName::FsRead | CapabilityName::FsWrite => &["virtiofs"],
+            CapabilityName::Vsock => &["vmw_vsock_virtio_transport"],
+            CapabilityName::PmemRead | CapabilityName::PmemWrite => &["virtio_pmem", "nd_pmem"],
+            CapabilityName::Time => &[],
+        };
+        drivers.extend_from_slice(own);
+    }
+    if partition.memory.balloon.is_some() {
+        drivers.push("virtio_balloon");
+    }
+    if partition.memory.pluggable_mib > 0 {
+        drivers.push("virtio_mem");
+    }
+    match partition.transport {
+        Transport::Pci => drivers.extend(["virtio_pci", "virtio_blk", "virtio_net", "virtiofs"]),
+        Transport::Mmio if !drivers.is_empty() => drivers.push("virtio_mmio"),
+        Transport::Mmio => {}
+    }
+    drivers
 }
 
 /// Paths of the modules to load, in order: their drivers bind to what was granted, and to nothing
 /// else.
 fn modules(partition: &Partition, library: &Library) -> Result<Vec<PathBuf>, Error> {
-    if !has_devices(partition) {
+    let drivers = drivers(partition);
+    if drivers.is_empty() {
         return Ok(Vec::new());
     }
     let directory = library.path().join(MODULES);
-    let path = directory.join(LOAD_ORDER);
-    let order = fs::read_to_string(&path);
-    let order = order.map_err(|_| Error::NotInstalled {
+    let path = directory.join(DRIVERS);
+    let known = fs::read_to_string(&path);
+    let known = known.map_err(|_| Error::NotInstalled {
         what: "list of kernel modules",
         path,
     })?;
-    Ok(order
-        .lines()
-        .filter(|name| !name.is_empty())
-        .map(|name| directory.join(name))
-        .collect())
+    let mut paths = Vec::new();
+    for line in known.lines() {
+        let (driver, modules) = line.split_once(':').unwrap_or((line, ""));
+        if !drivers.contains(&driver) {
+            continue;
+        }
+        for module in modules.split_whitespace() {
+            let path = directory.join(module);
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    Ok(paths)
 }
 
 /// The kernel command line.
@@ -121,11 +161,19 @@ mod tests {
         };
         assert_eq!(names("\"console\""), Err("library-incomplete"));
         fs::create_dir_all(dir.path().join(MODULES)).unwrap();
-        fs::write(dir.path().join(MODULES).join(LOAD_ORDER), "b.ko\na.ko\n").unwrap();
+        let known = "virtio_mmio: virtio.ko mmio.ko\nvirtio_blk: virtio.ko blk.ko\n\
+                     virtio_console: virtio.ko console.ko\nvirtio_net: virtio.ko failover.ko net.ko\n";
+        fs::write(dir.path().join(MODULES).join(DRIVERS), known).unwrap();
         assert_eq!(names("").unwrap(), [""; 0]);
         assert_eq!(names("\"time\"").unwrap(), [""; 0]);
-        assert_eq!(names("\"console\"").unwrap(), ["b.ko", "a.ko"]);
-        assert_eq!(names("\"block.read:a\"").unwrap(), ["b.ko", "a.ko"]);
+        assert_eq!(
+            names("\"console\"").unwrap(),
+            ["virtio.ko", "mmio.ko", "console.ko"]
+        );
+        assert_eq!(
+            names("\"net.connect:a.org:80\", \"block.read:a\"").unwrap(),
+            ["virtio.ko", "mmio.ko", "blk.ko", "failover.ko", "net.ko"]
+        );
     }
 
     #[test]

@@ -84,13 +84,19 @@ const BARE_METAL: [Program; 6] = [
 ];
 
 /// Drivers that a Linux partition may need; which ones a kernel has built in is its business.
-const GUEST_MODULES: [&str; 6] = [
+const GUEST_MODULES: [&str; 12] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
+    "virtio_net",
     "virtiofs",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_mem",
+    "virtio_pmem",
+    "nd_pmem",
 ];
 
 /// Builds and lays out.
@@ -133,16 +139,26 @@ fn linux(repo: &Repo, say: &Say) -> Result<()> {
     };
     let dir = repo.dist().join("lib/bulkhead/linux");
     place(&kernel.image, &dir.join("vmlinuz"))?;
+    let name = |module: &Path| -> String {
+        let name = module.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    };
     let mut order = String::new();
     for module in kernel.modules(&GUEST_MODULES)? {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        place(&module, &dir.join("modules").join(name.as_ref()))?;
-        order.push_str(&name);
-        order.push('\n');
+        place(&module, &dir.join("modules").join(name(&module)))?;
+        order += &format!("{}\n", name(&module));
     }
-    let file = dir.join("modules/load-order");
-    if fs::read_to_string(&file).ok().as_ref() != Some(&order) {
-        fs::write(&file, order).at("write", &file)?;
+    let mut drivers = String::new();
+    for driver in GUEST_MODULES {
+        let modules = kernel.modules(&[driver])?;
+        let modules: Vec<String> = modules.iter().map(|module| name(module)).collect();
+        drivers += &format!("{driver}: {}\n", modules.join(" "));
+    }
+    for (file, text) in [("load-order", order), ("drivers", drivers)] {
+        let file = dir.join("modules").join(file);
+        if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+            fs::write(&file, text).at("write", &file)?;
+        }
     }
     Ok(())
 }

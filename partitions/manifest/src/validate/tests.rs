@@ -575,6 +575,17 @@ fn grants_become_devices_with_every_option_decided() {
 }
 
 #[test]
+fn the_seeds_of_the_fuzz_target_are_whole_systems() {
+    for seed in [
+        include_str!("../../../../tests/fuzz/seeds/manifest/devices"),
+        include_str!("../../../../tests/fuzz/seeds/manifest/programs"),
+    ] {
+        let system = parse(seed.as_bytes(), Path::new("/m/system.toml"));
+        assert!(system.is_ok(), "{}", system.unwrap_err());
+    }
+}
+
+#[test]
 fn a_device_for_a_running_partition_gets_a_free_name() {
     let devices = |grant: &str, taken: &[&str]| {
         let taken: Vec<String> = taken.iter().map(|name| (*name).to_owned()).collect();
