@@ -67,6 +67,8 @@ pub(crate) struct Backend {
     pub(crate) control: Option<OwnedFd>,
     /// A gateway's counters, when they have come.
     pub(crate) stats: Option<Stats>,
+    /// Jail layers that a gateway found the host not to offer.
+    pub(crate) jail_gaps: Vec<String>,
 }
 
 /// A list of descriptors that keep, in the process they are for, the numbers they have here.
@@ -210,6 +212,7 @@ impl Ready {
             kind: self.kind,
             control: self.control,
             stats: None,
+            jail_gaps: Vec::new(),
         })
     }
 }
@@ -237,7 +240,8 @@ impl Backend {
             Ok((count @ 1.., _)) => {
                 match serde_json::from_slice(buffer.get(..count).unwrap_or_default()) {
                     Ok(Event::Stats(stats)) => self.stats = Some(stats),
-                    Ok(Event::Running { .. } | Event::Refused { .. } | Event::Failed { .. }) => {}
+                    Ok(Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
+                    Ok(Event::Refused { .. } | Event::Failed { .. }) => {}
                     Err(_) => self.control = None,
                 }
             }

@@ -17,6 +17,8 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 /// Most bytes of a process's last words that are kept.
 const LAST_WORDS: usize = 2048;
+/// Most bytes of its words that are taken at once: whole lines, as a rule.
+const WORDS: usize = 16 * 1024;
 /// Most bytes that an unprivileged user's pipe holds (`/proc/sys/fs/pipe-max-size`).
 const MAX_PIPE: usize = 1024 * 1024;
 
@@ -144,7 +146,7 @@ impl Process {
 
     /// Reads what is there of its standard error; nothing at its end.
     pub(crate) fn listen(&mut self) -> Option<Vec<u8>> {
-        let mut buffer = [0; LAST_WORDS];
+        let mut buffer = [0; WORDS];
         match self.stderr.as_mut()?.read(&mut buffer) {
             Ok(0) => None,
             Ok(count) => {

@@ -119,9 +119,19 @@ impl Member {
             vmm: self.vmm.process.pid(),
             memory_mib: self.partition.memory.mib,
             vcpus: self.partition.vcpus,
-            jail_gaps: self.jail_gaps.clone(),
+            jail_gaps: self.all_jail_gaps(),
             status: self.end.as_ref().map(End::status),
         }
+    }
+
+    /// The VMM's, and those of what stands behind its devices.
+    fn all_jail_gaps(&self) -> Vec<String> {
+        let mut gaps = self.jail_gaps.clone();
+        for backend in &self.backends {
+            let who = backend.kind.as_str();
+            gaps.extend(backend.jail_gaps.iter().map(|gap| format!("{who}: {gap}")));
+        }
+        gaps
     }
 
     pub(super) fn state(&self) -> State {

@@ -21,6 +21,8 @@ pub(super) struct Messages {
     to: BoxedOutput,
     /// The partition's name, where nothing else says it.
     partition: Option<String>,
+    /// How a gateway begins, behind its own name.
+    own: String,
 }
 
 impl std::fmt::Debug for Messages {
@@ -39,6 +41,12 @@ impl Messages {
                 Some(partition) => format!("bulkhead: {partition}: {who}"),
                 None => format!("bulkhead: {who}"),
             };
+            // A process of ours says who it is and whose.
+            let line = ["bulkhead-gateway: ", "bulkhead-fs: ", self.own.as_str()]
+                .iter()
+                .fold(line, |line, prefix| {
+                    line.strip_prefix(prefix).unwrap_or(line)
+                });
             let line = format!("{about}: {}\n", line.escape_debug());
             let _ = self.to.write(line.as_bytes());
         }
@@ -87,6 +95,7 @@ pub(super) fn outputs(
         messages: Messages {
             to,
             partition: alone.then(|| name.clone()),
+            own: format!("{name}: "),
         },
     })
 }

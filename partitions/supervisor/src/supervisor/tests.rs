@@ -378,7 +378,10 @@ fn acts_reach_the_vmm_and_its_answers_come_back() {
 fn a_gateway_that_dies_takes_the_network_and_nothing_else() {
     let house = House::new("running; sleep 0.3; ended 6");
     let gateway = house.library.path().join("bulkhead-gateway");
-    program(&gateway, "#!/bin/sh\necho \"refused\" >&2\nexit 3\n");
+    program(
+        &gateway,
+        "#!/bin/sh\necho \"bulkhead-gateway: a: refused\" >&2\nexit 3\n",
+    );
     let outcome = wait(house.start_linux("grants = [\"net.connect:a.org:80\"]", true));
     assert_eq!(ends(&outcome), [6]);
     let log = house.log("a");
