@@ -12,6 +12,7 @@ use crate::devices::virtio::net::NetError;
 use crate::devices::virtio::vhost_user::BackendError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::jail::JailError;
+use crate::machine::plug::PlugError;
 
 /// Why the VMM gave up.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +125,9 @@ pub enum Error {
         /// What is wrong with it.
         source: ResizeError,
     },
+    /// A device could not be plugged in.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -157,6 +161,7 @@ impl Error {
             Self::VhostUser(_) => "vhost-user-backend",
             Self::Pmem { .. } => "pmem-invalid",
             Self::Size { source, .. } => source.code(),
+            Self::Plug(e) => e.code(),
             Self::Jail(e) => e.code(),
             Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",

@@ -9,9 +9,11 @@
 
 pub mod bulkhead;
 pub mod guest;
+pub mod initrd;
 pub mod leftovers;
 pub mod library;
 pub mod scratch;
+pub mod vmm;
 
 /// Marks the test as skipped, with the reason that ends up in the summary. The caller returns.
 pub fn skip(why: &str) {

@@ -1,8 +1,12 @@
 //! ACPI tables of a hardware-reduced PC: what is there, where, and on which interrupt (ACPI 6.4).
 //!
-//! RSDP, XSDT, FADT, MADT, WDAT and a DSDT. There is no SCI, no power-management timer and no PCI.
+//! RSDP, XSDT, FADT, MADT, WDAT and a DSDT, whose part about PCI is in `acpi/pci.rs`. There is no SCI
+//! and no power-management timer.
 
+mod pci;
 mod platform;
+
+use std::ops::Range;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -44,7 +48,7 @@ pub struct Window {
 }
 
 /// What the tables describe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Platform<'a> {
     /// Number of CPUs; APIC IDs are 0 and up.
     pub cpus: u32,
@@ -54,8 +58,19 @@ pub struct Platform<'a> {
     pub rtc: bool,
     /// There is a watchdog.
     pub watchdog: bool,
-    /// Virtio devices.
+    /// Virtio devices in windows.
     pub windows: &'a [Window],
+    /// There is a PCI bus.
+    pub pci: Option<Pci>,
+}
+
+/// A PCI bus with hot plug.
+#[derive(Clone, Debug)]
+pub struct Pci {
+    /// Where BARs may lie; below 4 GiB.
+    pub window: Range<u64>,
+    /// Interrupt of the generic event device, an IOAPIC pin.
+    pub ged_pin: u32,
 }
 
 /// Writes the tables to [`ACPI_TABLES`]; the RSDP's address.
@@ -167,6 +182,10 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     for (number, window) in (0..).zip(platform.windows) {
         devices.extend(virtio_device(number, window));
     }
+    if let Some(bus) = &platform.pci {
+        devices.extend(pci::host_bridge(&bus.window));
+        devices.extend(pci::event_device(bus.ged_pin));
+    }
     dsdt.append_slice(&aml::Scope::raw("\\_SB_".into(), devices));
     dsdt
 }
@@ -255,6 +274,10 @@ mod tests {
             rtc: false,
             watchdog: true,
             windows: &windows,
+            pci: Some(Pci {
+                window: 0xc000_0000..0xd000_0000,
+                ged_pin: 9,
+            }),
         };
         let rsdp_at = write(&memory, &platform).unwrap();
         let mut rsdp = [0; 36];
@@ -272,6 +295,8 @@ mod tests {
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
         assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 18);
         assert_eq!(dsdt.windows(8).filter(|w| w == b"ACPI0007").count(), 32);
+        assert_eq!(dsdt.windows(8).filter(|w| w == b"ACPI0013").count(), 1);
+        assert_eq!(dsdt.windows(4).filter(|w| w == b"_EJ0").count(), 31);
         // Offsets of ACPI 6.4, table 5.9.
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), NO_VGA | NO_RTC);
         let register = |port: u16| {
@@ -293,6 +318,7 @@ mod tests {
             rtc: true,
             watchdog: false,
             windows: &[],
+            pci: None,
         };
         write(&memory, &platform).unwrap();
         let mut all = vec![0; 0x2_0000];
@@ -300,6 +326,6 @@ mod tests {
             .read_slice(&mut all, GuestAddress(ACPI_TABLES))
             .unwrap();
         assert!(!all.windows(8).any(|w| w == b"LNRO0005"));
-        assert!(!all.windows(4).any(|w| w == b"COM1"));
+        assert!(!all.windows(4).any(|w| w == b"COM1" || w == b"PCI0"));
     }
 }

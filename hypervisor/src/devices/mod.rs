@@ -5,7 +5,9 @@
 //! [`virtio`]; [`rate_limiter`] serves those of them that can be held back.
 
 pub mod exit;
+pub mod ged;
 pub mod mailbox;
+pub mod pci;
 pub mod pvpanic;
 pub mod rate_limiter;
 pub mod reset;

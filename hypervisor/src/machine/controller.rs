@@ -11,12 +11,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bulkhead_machine::control::{Command, DeviceStats, Ended, Reply, Request, Resize, Stats};
-use event_manager::{EventOps, Events, MutEventSubscriber};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
+use super::Task;
 use super::dump::Dump;
 use super::ending::Ending;
 use super::memory::GuestMemory;
+use super::plug::Plug;
 use super::run_control::{Busy, Holder, RunControl};
 use crate::control::{Channel, Received, refused};
 use crate::descriptors::Descriptors;
@@ -24,14 +26,11 @@ use crate::devices::virtio::DeviceType;
 use crate::devices::virtio::transport::Transport;
 use crate::error::Error;
 
-/// The partition's virtio devices by name.
-pub type Devices = Vec<(String, Arc<Transport>)>;
-
 /// See the module.
 pub struct Controller {
     channel: Channel,
     vcpus: Arc<RunControl>,
-    devices: Devices,
+    plug: Plug,
     ending: Ending,
     memory: GuestMemory,
     /// The supervisor has paused the partition.
@@ -47,14 +46,14 @@ impl Controller {
     pub fn new(
         channel: Channel,
         vcpus: Arc<RunControl>,
-        devices: Devices,
+        plug: Plug,
         memory: GuestMemory,
         ending: Ending,
     ) -> Self {
         Self {
             channel,
             vcpus,
-            devices,
+            plug,
             ending,
             memory,
             paused: false,
@@ -74,6 +73,19 @@ impl Controller {
             ready: self.ready.clone(),
             ending: self.ending.clone(),
         }))
+    }
+
+    /// The devices.
+    pub(super) fn plug(&self) -> &Plug {
+        &self.plug
+    }
+
+    /// Brings the tasks of `event_loop` in line with the devices there are, and answers requests
+    /// that waited for a device to leave.
+    pub(super) fn settle(&mut self, event_loop: &mut EventManager<Task>) {
+        for request in self.plug.settle(event_loop) {
+            self.channel.reply(request, Reply::Done);
+        }
     }
 
     /// Devices are to rest.
@@ -139,10 +151,14 @@ impl Controller {
                     .and_then(|file| self.begin_dump(id, file))
                     .err()
             }
-            Command::Attach { .. } | Command::Detach { .. } => Some(refused(
-                "command-unsupported",
-                "this partition does not take that command",
-            )),
+            Command::Attach { device } => Some(match self.plug.attach(&device, &mut descriptors) {
+                Ok(()) => Reply::Done,
+                Err(error) => refused(error.code(), &error.to_string()),
+            }),
+            Command::Detach { name } => match self.plug.detach(&name, id) {
+                Ok(()) => None,
+                Err(error) => Some(refused(error.code(), &error.to_string())),
+            },
         }
     }
 
@@ -162,7 +178,7 @@ impl Controller {
             return Err(refused("vcpu-busy", &Busy.to_string()));
         }
         if !self.is_paused() {
-            for (_, device) in &self.devices {
+            for (_, device) in self.plug.devices() {
                 device.quiesce();
             }
         }
@@ -200,13 +216,13 @@ impl Controller {
     }
 
     fn resize(&self, resize: &Resize) -> Reply {
-        let mut devices = self.devices.iter();
+        let mut devices = self.plug.devices();
         let of_type = |wanted| move |device: &Transport| device.device_type() == wanted;
         let found = match resize {
             Resize::Memory { .. } => find(&mut devices, of_type(DeviceType::Mem)),
             Resize::Balloon { .. } => find(&mut devices, of_type(DeviceType::Balloon)),
             Resize::Console { .. } => find(&mut devices, of_type(DeviceType::Console)),
-            Resize::Block { name } => devices.find(|(own, _)| own == name).map(|(_, d)| d),
+            Resize::Block { name } => devices.find(|(own, _)| *own == name).map(|(_, d)| d),
         };
         let Some(device) = found else {
             return unknown();
@@ -218,8 +234,8 @@ impl Controller {
     }
 
     fn stats(&self) -> Stats {
-        let stats = |(name, device): &(String, Arc<Transport>)| DeviceStats {
-            name: name.clone(),
+        let stats = |(name, device): (&str, &Arc<Transport>)| DeviceStats {
+            name: name.to_owned(),
             counters: device
                 .counters()
                 .into_iter()
@@ -229,13 +245,13 @@ impl Controller {
         Stats {
             paused: self.paused,
             vcpu_exits: self.vcpus.exits(),
-            devices: self.devices.iter().map(stats).collect(),
+            devices: self.plug.devices().map(stats).collect(),
         }
     }
 }
 
 fn find<'a>(
-    devices: &mut std::slice::Iter<'a, (String, Arc<Transport>)>,
+    devices: &mut impl Iterator<Item = (&'a str, &'a Arc<Transport>)>,
     wanted: impl Fn(&Transport) -> bool,
 ) -> Option<&'a Arc<Transport>> {
     devices

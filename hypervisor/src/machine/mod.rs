@@ -16,6 +16,8 @@ pub mod interrupts;
 pub mod memory;
 pub mod notices;
 mod pc;
+mod pci;
+pub mod plug;
 pub mod pmem;
 pub mod registers;
 pub mod run_control;
@@ -40,11 +42,12 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
 use self::bus::{Bus, PortBus};
-use self::controller::{Controller, Devices};
+use self::controller::Controller;
 use self::ending::Ending;
 use self::gdb::Stops;
 use self::memory::GuestMemory;
 use self::notices::Notices;
+use self::plug::Plug;
 use self::run_control::{Holder, RunControl};
 use self::vcpu::Shared;
 use crate::control::{Channel, tell};
@@ -77,14 +80,14 @@ struct Parts<'a> {
     /// What devices reach: RAM and the pluggable region.
     memory: GuestMemory,
     ports: PortBus,
-    mmio: Bus,
+    mmio: Arc<Bus>,
     ending: Ending,
     notices: Notices,
     tasks: Vec<Task>,
-    devices: Devices,
     /// Descriptors that it will open, or be sent, when it is locked in.
     room: usize,
     workers: Workers,
+    plug: Plug,
 }
 
 /// A machine whose guest is loaded and whose vCPUs have their registers.
@@ -92,11 +95,11 @@ pub struct Machine {
     shared: Arc<Shared>,
     notices: Notices,
     tasks: Vec<Task>,
-    devices: Devices,
     /// Where debuggers come in.
     debugger: Option<File>,
     room: usize,
     workers: Workers,
+    plug: Plug,
     jail: Jail,
     /// For the jail to enter.
     network_namespace: Option<File>,
@@ -123,6 +126,7 @@ impl Machine {
         memory::register(&vm, &mapped.all)?;
         let pmem = pmem::map(&vm, &mapped.all, &description.devices, descriptors)?;
         trace.mark(phase::MEMORY);
+        let workers = Workers::default();
         let mut parts = Parts {
             description,
             descriptors,
@@ -130,18 +134,18 @@ impl Machine {
             kvm,
             vm: Arc::new(vm),
             ram: mapped.ram,
+            plug: Plug::new(mapped.all.clone(), workers.clone()),
             pluggable: mapped.pluggable,
             pmem,
             memory: mapped.all,
             ports: PortBus::default(),
-            mmio: Bus::default(),
+            mmio: Arc::default(),
             ending: ending.clone(),
             notices: Notices::new()?,
             tasks: Vec::new(),
-            devices: Devices::default(),
             // A dump's file, and that of a second, to be told that it comes too early.
             room: 2,
-            workers: Workers::default(),
+            workers,
         };
         if description.transport == Transport::Pci {
             // A disk attached later needs one, and no thread can be started then.
@@ -220,7 +224,7 @@ impl Machine {
             room: parts.room,
             notices: parts.notices,
             tasks: parts.tasks,
-            devices: parts.devices,
+            plug: parts.plug,
             workers: parts.workers,
             jail: description.jail,
             network_namespace,
@@ -239,14 +243,15 @@ impl Machine {
             .map_err(Error::io("cannot share the control socket"))?;
         let (channel, vcpus) = (Channel::new(socket), vcpus.clone());
         let memory = self.shared.memory.clone();
-        let mut controller = Controller::new(channel, vcpus, self.devices, memory, ending.clone());
+        let mut controller = Controller::new(channel, vcpus, self.plug, memory, ending.clone());
         let mut event_loop = new_loop(&controller, ending)?;
         // Devices rest while the partition is paused.
         let mut pause_loop = new_loop(&controller, ending)?;
         event_loop.add_subscriber(Box::new(self.notices.clone()));
-        for task in self.tasks {
+        for task in self.tasks.into_iter().chain(controller.plug().watch()) {
             event_loop.add_subscriber(task);
         }
+        controller.settle(&mut event_loop);
         vcpu::prepare_stop_signal()?;
         // Everything is open by now, and this is still the only thread.
         let network = self.network_namespace;
@@ -314,6 +319,7 @@ impl Machine {
             result = turn.map(drop).map_err(event_loop_failed);
             // Between two turns of the loop, so that a pause holds for every device.
             controller.serve();
+            controller.settle(&mut event_loop);
             for event in self.notices.events() {
                 tell(control, &event);
             }
@@ -406,8 +412,12 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
             description.vcpus
         ));
     }
-    if description.watchdog && !matches!(description.boot, Boot::Linux { .. }) {
+    let is_pc = matches!(description.boot, Boot::Linux { .. });
+    if description.watchdog && !is_pc {
         return invalid("only a PC has a watchdog".into());
+    }
+    if description.transport == Transport::Pci && !is_pc {
+        return invalid("only a PC has a PCI bus".into());
     }
     check_ports(description)?;
     check_memory(description)

@@ -7,12 +7,13 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_abi::machine::EXIT_PORT;
-use bulkhead_machine::{Fd, trace as phase};
+use bulkhead_machine::{Fd, Transport, trace as phase};
 use kvm_ioctls::VcpuFd;
 
-use super::{Parts, interrupts, registers, taken, virtio};
+use super::{Parts, interrupts, pci, plug, registers, taken, virtio};
 use crate::boot::{acpi, linux, pvh, ram};
 use crate::devices::exit::ExitPort;
+use crate::devices::ged::{self, Ged, GedPorts};
 use crate::devices::pvpanic::{self, PanicPort};
 use crate::devices::reset::{
     ACPI_PORT_COUNT, ACPI_PORTS, AcpiPorts, KEYBOARD_COMMAND, KeyboardController,
@@ -23,8 +24,10 @@ use crate::devices::streams::Output;
 use crate::devices::watchdog;
 use crate::error::Error;
 
-/// First IOAPIC pin of a virtio device: COM1 has 4, and the CMOS clock's 8 stays free.
+/// First IOAPIC pin of a virtio device in a window: COM1 has 4, and the pins below stay free.
 const FIRST_DEVICE_PIN: u32 = 5;
+/// The pin of the generic event device, that of ACPI on other PCs.
+const GED_PIN: u32 = 9;
 /// The pin a PC's CMOS clock has.
 const CLOCK_PIN: u32 = 8;
 /// Where KVM may put three pages for real mode on older Intel CPUs, and one for its page table:
@@ -76,8 +79,15 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
     add_panic_port(parts)?;
     add_watchdog(parts)?;
     let pins: Vec<u32> = (FIRST_DEVICE_PIN..interrupts::IOAPIC_PINS)
-        .filter(|pin| *pin != CLOCK_PIN)
+        .filter(|pin| ![CLOCK_PIN, GED_PIN].contains(pin))
         .collect();
+    let has_pci = parts.description.transport == Transport::Pci;
+    if has_pci {
+        let ged = add_ged(parts)?;
+        let pci = pci::build(parts, ged)?;
+        parts.plug.set_pci(pci);
+        parts.room += plug::ROOM;
+    }
     let placed = virtio::add(parts, true, &pins)?;
     parts.trace.mark(phase::DEVICES);
 
@@ -88,6 +98,10 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
         rtc: parts.description.time,
         watchdog: parts.description.watchdog,
         windows: &windows,
+        pci: has_pci.then_some(acpi::Pci {
+            window: pci::WINDOW,
+            ged_pin: GED_PIN,
+        }),
     };
     let (kernel, initrd) = open(parts, files)?;
     let map = ram::pc_map(&parts.ram);
@@ -204,6 +218,17 @@ fn add_watchdog(parts: &mut Parts<'_>) -> Result<(), Error> {
         .ports
         .insert(watchdog::PORTS, watchdog::PORT_COUNT, ports)
         .map_err(taken)
+}
+
+/// The generic event device.
+fn add_ged(parts: &Parts<'_>) -> Result<Arc<Ged>, Error> {
+    let ged = Arc::new(Ged::new(interrupts::line(&parts.vm, GED_PIN)?));
+    let causes = Arc::new(Mutex::new(GedPorts(ged.clone())));
+    parts
+        .ports
+        .insert_wide(ged::PORTS, ged::PORT_COUNT, causes)
+        .map_err(taken)?;
+    Ok(ged)
 }
 
 fn add_exit(parts: &mut Parts<'_>) -> Result<(), Error> {

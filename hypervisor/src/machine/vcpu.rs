@@ -25,7 +25,7 @@ pub struct Shared {
     /// I/O ports.
     pub ports: PortBus,
     /// Memory-mapped registers.
-    pub mmio: Bus,
+    pub mmio: Arc<Bus>,
     /// The end of the partition.
     pub ending: Ending,
     /// Guest memory.

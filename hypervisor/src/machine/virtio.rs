@@ -1,6 +1,7 @@
-//! Puts the granted virtio devices into the machine: window, doorbells, interrupt, event-loop task.
+//! Builds the granted virtio devices and puts them into the machine: on a PCI bus ([`super::plug`]), or
+//! each into a window of registers with doorbells and an interrupt.
 //!
-//! Device n has the window `VIRTIO_MMIO_BASE + n * VIRTIO_MMIO_STRIDE`. Its doorbells are ioeventfds,
+//! Without PCI, device n has the window `VIRTIO_MMIO_BASE + n * VIRTIO_MMIO_STRIDE`. Its doorbells are ioeventfds,
 //! so that a notification does not leave the kernel; everything else in the window is an exit.
 
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use bulkhead_abi::boot::{DEVICE_VIRTIO_MMIO, Device, PhysRange};
 use bulkhead_abi::machine::{
     DEVICE_VECTOR_BASE, MAX_DEVICES, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE,
 };
+use bulkhead_machine::Transport;
 use bulkhead_machine::device::{Device as Described, DeviceKind};
 use kvm_ioctls::IoEventAddress;
 
@@ -26,7 +28,6 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Entropy;
-use crate::devices::virtio::subscriber::VirtioSubscriber;
 use crate::devices::virtio::vhost_user::VhostUser;
 use crate::devices::virtio::vsock::{self, Vsock};
 use crate::error::Error;
@@ -100,8 +101,9 @@ impl BusDevice for Registers {
     }
 }
 
-/// Builds what is granted: for Linux the console, then entropy, then the block devices. Device n
-/// interrupts at `gsis[n]`.
+/// Builds what is granted: for Linux the console, then entropy, then what the description lists. In a
+/// window, device n interrupts at `gsis[n]`; on a PCI bus the guest finds the devices by itself, and
+/// the list of windows is empty.
 ///
 /// # Errors
 /// More devices than interrupts, or a device cannot be built.
@@ -111,6 +113,12 @@ pub(super) fn add(
     gsis: &[u32],
 ) -> Result<Vec<Placed>, Error> {
     let devices = devices(parts, with_console)?;
+    if parts.description.transport == Transport::Pci {
+        for (name, device) in devices {
+            parts.plug.insert(name, device)?;
+        }
+        return Ok(Vec::new());
+    }
     let max = gsis.len().min(MAX_DEVICES);
     if devices.len() > max {
         return Err(Error::TooMany {
@@ -202,7 +210,7 @@ fn memory_device(
 }
 
 /// Builds the device that `device` describes.
-fn build(
+pub(super) fn build(
     device: &Described,
     descriptors: &mut Descriptors,
     workers: &Workers,
@@ -265,8 +273,7 @@ fn place(
         .map_err(taken)?;
     let transport = transport.transport().clone();
     let virtio_id = transport.device_type() as u32;
-    parts.devices.push((name.clone(), transport.clone()));
-    parts.tasks.push(Box::new(VirtioSubscriber::new(transport)));
+    parts.plug.keep(name.clone(), transport);
     Ok(Placed {
         index,
         name,

@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod pmem;
 pub mod queue;
 pub mod rng;

@@ -53,6 +53,7 @@ const BOTH: &[Thread] = &[Thread::EventLoop, Thread::Vcpu];
 const DISK: &[Thread] = &[Thread::EventLoop, Thread::Worker];
 const LOOP: &[Thread] = &[Thread::EventLoop];
 const VCPU: &[Thread] = &[Thread::Vcpu];
+const OTHERS: &[Thread] = &[Thread::Vcpu, Thread::Debugger, Thread::Worker];
 const GDB: &[Thread] = &[Thread::Debugger];
 
 /// `_IO(KVMIO, 0x80)`: `KVM_RUN`.
@@ -68,10 +69,23 @@ const KVM_SIGNAL_MSI: (&str, u64) = ("KVM_SIGNAL_MSI", 0x4020_aea5);
 
 /// `_IOW('T', 208, unsigned int)`: `TUNSETOFFLOAD`.
 const TUNSETOFFLOAD: (&str, u64) = ("TUNSETOFFLOAD", 0x4004_54d0);
+/// `_IOR('T', 210, unsigned int)`: `TUNGETIFF`.
+const TUNGETIFF: (&str, u64) = ("TUNGETIFF", 0x8004_54d2);
+/// `_IOW('T', 216, int)`: `TUNSETVNETHDRSZ`.
+const TUNSETVNETHDRSZ: (&str, u64) = ("TUNSETVNETHDRSZ", 0x4004_54d8);
+
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`: `KVM_IOEVENTFD`.
+const KVM_IOEVENTFD: (&str, u64) = ("KVM_IOEVENTFD", 0x4040_ae79);
 
 const VCPU_CALLS: Argument = Argument::OneOf {
     index: 1,
-    values: &[KVM_RUN, KVM_GET_REGS, KVM_KVMCLOCK_CTRL],
+    values: &[
+        KVM_RUN,
+        KVM_GET_REGS,
+        KVM_KVMCLOCK_CTRL,
+        KVM_SIGNAL_MSI,
+        KVM_IOEVENTFD,
+    ],
 };
 const GDB_CALLS: Argument = Argument::OneOf {
     index: 1,
@@ -88,11 +102,27 @@ const GDB_CALLS: Argument = Argument::OneOf {
 };
 const LOOP_CALLS: Argument = Argument::OneOf {
     index: 1,
-    values: &[KVM_SIGNAL_MSI, TUNSETOFFLOAD, KVM_GET_REGS, KVM_GET_SREGS],
+    values: &[
+        KVM_SIGNAL_MSI,
+        KVM_IOEVENTFD,
+        TUNSETOFFLOAD,
+        TUNGETIFF,
+        TUNSETVNETHDRSZ,
+        KVM_GET_REGS,
+        KVM_GET_SREGS,
+    ],
 };
 const GETFD: Argument = Argument::OneOf {
     index: 1,
     values: &[("F_GETFD", libc::F_GETFD as u64)],
+};
+const FLAGS: Argument = Argument::OneOf {
+    index: 1,
+    values: &[
+        ("F_GETFD", libc::F_GETFD as u64),
+        ("F_GETFL", libc::F_GETFL as u64),
+        ("F_SETFL", libc::F_SETFL as u64),
+    ],
 };
 const NO_CODE: Argument = Argument::Without {
     index: 2,
@@ -133,7 +163,8 @@ rules! {
     SYS_write           ALL  ANY        "eventfds, console output, and a panic's message"
     SYS_ppoll           ALL  ANY        "a console stream that may block; the answer of a vhost-user back end"
     SYS_close           ALL  ANY        "descriptors dropped at the end"
-    SYS_fcntl           ALL  GETFD      "debug builds look at a descriptor before they close it"
+    SYS_fcntl           OTHERS GETFD      "debug builds look at a descriptor before they close it"
+    SYS_fcntl           LOOP FLAGS      "as there; how descriptors of a device plugged in were opened, and that they do not block"
     SYS_futex           ALL  ANY        "locks, parking and joining threads"
     SYS_sched_yield     ALL  ANY        "contended locks"
     SYS_clock_gettime   ALL  ANY        "the clock, where the vDSO does not serve it"
@@ -157,14 +188,17 @@ rules! {
     SYS_exit            ALL  ANY        "the end of a thread"
     SYS_exit_group      ALL  ANY        "the end of the process"
 
-    SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused"
-    SYS_ioctl           LOOP LOOP_CALLS "the interrupt of a Bulkhead console; what the driver lets a tap do; registers for a dump"
+    SYS_ioctl           VCPU VCPU_CALLS "the guest, where it failed, and that it was paused; a message or doorbell that a guest unmasks or moves"
+    SYS_ioctl           LOOP LOOP_CALLS "interrupts sent as messages; doorbells of a device plugged in; what the driver lets a tap do, and how one plugged in is; registers for a dump"
     SYS_ioctl           GDB  GDB_CALLS  "registers, addresses, steps and breakpoints for a debugger"
     SYS_accept4         GDB  ANY        "a debugger that comes"
 
     SYS_epoll_wait      LOOP ANY        "the event loop, by musl"
     SYS_epoll_pwait     LOOP ANY        "the event loop, by glibc"
     SYS_epoll_ctl       LOOP ANY        "devices that begin or cease to wait for a stream"
+    SYS_eventfd2        LOOP ANY        "doorbells of a device plugged in"
+    SYS_timerfd_create  LOOP ANY        "its rate limits"
+    SYS_getsockopt      LOOP ANY        "the kind of its socket"
     SYS_recvmsg         LOOP ANY        "commands on the control socket, and descriptors; data to the guest of virtio-vsock"
     SYS_recvfrom        BOTH ANY        "answers of vhost-user back ends"
     SYS_sendmsg         BOTH ANY        "requests to vhost-user back ends, with descriptors; data from the guest of virtio-vsock"
@@ -275,13 +309,17 @@ mod tests {
         let code = |direction: u64, nr: u64, size: usize| {
             direction << 30 | (size as u64) << 16 | 0xae << 8 | nr
         };
-        use kvm_bindings::{kvm_msi, kvm_regs, kvm_sregs};
+        use kvm_bindings::{kvm_ioeventfd, kvm_msi, kvm_regs, kvm_sregs};
         assert_eq!(KVM_RUN.1, code(0, 0x80, 0));
         assert_eq!(KVM_KVMCLOCK_CTRL.1, code(0, 0xad, 0));
         assert_eq!(KVM_GET_REGS.1, code(2, 0x81, size_of::<kvm_regs>()));
         assert_eq!(KVM_GET_SREGS.1, code(2, 0x83, size_of::<kvm_sregs>()));
         assert_eq!(KVM_SIGNAL_MSI.1, code(1, 0xa5, size_of::<kvm_msi>()));
+        let ioeventfd = code(1, 0x79, size_of::<kvm_ioeventfd>());
+        assert_eq!(KVM_IOEVENTFD.1, ioeventfd);
         let tun = |nr: u64| 1 << 30 | 4 << 16 | u64::from(b'T') << 8 | nr;
         assert_eq!(TUNSETOFFLOAD.1, tun(208));
+        assert_eq!(TUNGETIFF.1, libc::TUNGETIFF);
+        assert_eq!(TUNSETVNETHDRSZ.1, libc::TUNSETVNETHDRSZ);
     }
 }

@@ -1,0 +1,165 @@
+//! Plays the supervisor to a built VMM: for promises about the VMM's own socket.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command as Process};
+use std::time::Duration;
+
+use bulkhead_machine::control::{Command, Event, MAX_MESSAGE_BYTES, Reply, Request};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recv, sendmsg, socketpair,
+};
+
+use crate::bulkhead::Bulkhead;
+
+/// How long a guest may be silent before a test gives up: this bounds a hang, and judges nothing.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A VMM with a stock kernel. Killed when it is dropped.
+pub struct Vmm {
+    control: OwnedFd,
+    console: BufReader<File>,
+    child: Child,
+    said: String,
+    next_id: u64,
+}
+
+/// Descriptors that a child inherits, far from the numbers it uses itself.
+#[derive(Default)]
+pub struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    /// The number under which a child has `fd`.
+    pub fn pass(&mut self, fd: impl AsFd) -> Fd {
+        let high = fcntl_dupfd_cloexec(fd, 100).unwrap();
+        fcntl_setfd(&high, FdFlags::empty()).unwrap();
+        let number = Fd(high.as_raw_fd());
+        self.0.push(high);
+        number
+    }
+}
+
+impl Vmm {
+    /// Boots the stock kernel with `initrd`.
+    pub fn linux(
+        bulkhead: &Bulkhead,
+        initrd: &Path,
+        change: impl FnOnce(&mut MachineDescription, &mut Inherited),
+    ) -> Self {
+        let flags = SocketFlags::CLOEXEC;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let (ours, theirs) = pair.unwrap();
+        let (console, output) = std::io::pipe().unwrap();
+        let open = |path: &Path| File::open(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        let kvm = File::options().read(true).write(true).open("/dev/kvm");
+        let mut fds = Inherited::default();
+        let boot = Boot::Linux {
+            kernel: fds.pass(open(&bulkhead.library("linux/vmlinuz"))),
+            initrd: Some(fds.pass(open(initrd))),
+            cmdline: "console=ttyS0 quiet panic=-1 reboot=k".into(),
+        };
+        let (kvm, control) = (fds.pass(kvm.unwrap()), fds.pass(theirs));
+        let mut description = MachineDescription::new("test", kvm, control, 256, boot);
+        description.jail = Jail::BestEffort;
+        description.time = true;
+        description.console = Some(Console {
+            input: None,
+            output: fds.pass(&output),
+            error: None,
+            tty: false,
+            ports: Vec::new(),
+        });
+        change(&mut description, &mut fds);
+        let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
+        text.write_all(&serde_json::to_vec(&description).unwrap())
+            .unwrap();
+        std::io::Seek::rewind(&mut text).unwrap();
+        let child = Process::new(bulkhead.library("bulkhead-vmm"))
+            .args(["--description-fd", &fds.pass(text).0.to_string()])
+            .spawn()
+            .unwrap();
+        let mut vmm = Self {
+            control: ours,
+            console: BufReader::new(File::from(OwnedFd::from(console))),
+            child,
+            said: String::new(),
+            next_id: 0,
+        };
+        assert!(matches!(vmm.event(), Event::Running { .. }));
+        vmm
+    }
+
+    /// The next event.
+    pub fn event(&mut self) -> Event {
+        assert!(is_readable(self.control.as_fd()), "no event: {}", self.said);
+        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+        let (len, _) = recv(&self.control, &mut buffer[..], RecvFlags::DONTWAIT).unwrap();
+        assert_ne!(len, 0, "the VMM is gone: {}", self.said);
+        serde_json::from_slice(&buffer[..len]).unwrap()
+    }
+
+    /// Asks, with descriptors, and waits for the answer.
+    pub fn request(&mut self, command: Command, descriptors: &[BorrowedFd<'_>]) -> Reply {
+        let asked = self.next_id;
+        self.next_id += 1;
+        let request = Request { id: asked, command };
+        let text = serde_json::to_vec(&request).unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+        }
+        let parts = [IoSlice::new(&text)];
+        sendmsg(&self.control, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        match self.event() {
+            Event::Reply { id, outcome } if id == asked => outcome,
+            other => panic!("{other:?} is no reply to {asked}: {}", self.said),
+        }
+    }
+
+    /// Reads the console until a line holds `text`; that line.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            let waits = self.console.buffer().is_empty();
+            if waits {
+                let readable = is_readable(self.console.get_ref().as_fd());
+                assert!(readable, "no `{text}` in: {}", self.said);
+            }
+            let mut line = Vec::new();
+            let len = self.console.read_until(b'\n', &mut line).unwrap();
+            assert_ne!(len, 0, "no `{text}` in: {}", self.said);
+            let line = String::from_utf8_lossy(&line).into_owned();
+            self.said += &line;
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// All that the guest has said.
+    pub fn said(&self) -> &str {
+        &self.said
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Fails where it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&limit)).unwrap() == 1
+}
