@@ -9,6 +9,8 @@ use smoltcp::time::{Duration, Instant};
 const BURST: u32 = 20;
 /// Time in which one more becomes possible.
 const PER_LINE: Duration = Duration::from_millis(500);
+/// A sentence is not said again within this time: programs try more than once.
+const REPEAT: Duration = Duration::from_secs(5);
 
 /// Writes `bulkhead-gateway: partition: sentence` to standard error.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub struct Chatter {
     left: u32,
     refilled: Instant,
     withheld: u64,
+    last: (String, Instant),
 }
 
 impl Chatter {
@@ -29,6 +32,7 @@ impl Chatter {
             left: BURST,
             refilled: Instant::ZERO,
             withheld: 0,
+            last: (String::new(), Instant::ZERO),
         }
     }
 
@@ -40,9 +44,10 @@ impl Chatter {
         }
     }
 
-    /// Says a sentence, or counts it when there were too many.
+    /// Says a sentence, unless it was just said, or counts it when there were too many.
     pub fn say(&mut self, now: Instant, sentence: fmt::Arguments<'_>) {
-        if !self.permits(now) || self.silent {
+        let sentence = sentence.to_string();
+        if self.is_repeated(now, &sentence) || !self.permits(now) || self.silent {
             return;
         }
         let mut text = String::new();
@@ -56,6 +61,15 @@ impl Chatter {
         text += &format!("bulkhead-gateway: {}: {sentence}\n", self.name);
         // Nobody is left to tell when this fails.
         let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+
+    fn is_repeated(&mut self, now: Instant, sentence: &str) -> bool {
+        let (last, said) = &self.last;
+        if last == sentence && now - *said < REPEAT {
+            return true;
+        }
+        self.last = (sentence.to_owned(), now);
+        false
     }
 
     fn permits(&mut self, now: Instant) -> bool {
@@ -99,6 +113,17 @@ mod tests {
         assert!(!chatter.permits(at(700)));
         let later = (0..100).filter(|_| chatter.permits(at(1_000_000))).count();
         assert_eq!(later, 20);
+    }
+
+    #[test]
+    fn nothing_is_said_twice_in_a_row() {
+        let mut chatter = Chatter::silent();
+        let at = Instant::from_secs;
+        assert!(!chatter.is_repeated(at(10), "a"));
+        assert!(chatter.is_repeated(at(14), "a"));
+        assert!(!chatter.is_repeated(at(15), "a"));
+        assert!(!chatter.is_repeated(at(15), "b"));
+        assert!(!chatter.is_repeated(at(15), "a"));
     }
 
     #[test]

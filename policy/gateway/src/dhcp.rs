@@ -171,3 +171,83 @@ fn reply<H: Host>(core: &mut Core<H>, request: &Request<'_>, message_type: DhcpM
     let from = (config.router, DHCP_SERVER_PORT);
     core.send_udp(from, (to, DHCP_CLIENT_PORT), &bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+    const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+    /// A request with these options.
+    fn message(client_ip: [u8; 4], options: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; 236];
+        message[..3].copy_from_slice(&[1, 1, 6]);
+        message[12..16].copy_from_slice(&client_ip);
+        message.extend([0x63, 0x82, 0x53, 0x63]);
+        message.extend(options);
+        message
+    }
+
+    fn verdict(client_ip: [u8; 4], options: &[u8]) -> Option<DhcpMessageType> {
+        let message = message(client_ip, options);
+        Request::parse(&message)?.verdict(GUEST, ROUTER)
+    }
+
+    #[test]
+    fn the_address_is_given_to_who_asks_for_it() {
+        use DhcpMessageType::{Ack, Nak, Offer};
+        let none = [0; 4];
+        for (client_ip, options, answer) in [
+            (none, &[53, 1, 1][..], Some(Offer)),
+            (none, &[0, 0, 53, 1, 1, 255, 53, 1, 3], Some(Offer)),
+            (none, &[53, 1, 1, 50, 4, 192, 0, 2, 1], Some(Offer)),
+            (none, &[53, 1, 3, 50, 4, 10, 0, 2, 15], Some(Ack)),
+            (none, &[53, 1, 3, 50, 4, 10, 0, 2, 16], Some(Nak)),
+            (none, &[53, 1, 3], Some(Nak)),
+            (GUEST.octets(), &[53, 1, 3], Some(Ack)),
+            ([192, 0, 2, 1], &[53, 1, 3], Some(Nak)),
+            (
+                none,
+                &[53, 1, 3, 54, 4, 10, 0, 2, 2, 50, 4, 10, 0, 2, 15],
+                Some(Ack),
+            ),
+            (
+                none,
+                &[53, 1, 3, 54, 4, 10, 0, 2, 9, 50, 4, 10, 0, 2, 15],
+                None,
+            ),
+            ([192, 0, 2, 1], &[53, 1, 8], Some(Ack)),
+            (none, &[53, 1, 7], None),
+            (none, &[53, 1, 99], None),
+            (none, &[], None),
+            (none, &[53], None),
+            (none, &[53, 0], None),
+            (none, &[53, 9, 1], None),
+        ] {
+            assert_eq!(verdict(client_ip, options), answer, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_passed_over() {
+        let fine = message([0; 4], &[53, 1, 1]);
+        assert!(Request::parse(&fine).is_some());
+        for (at, byte) in [(0, 2), (2, 5), (236, 0)] {
+            let mut wrong = fine.clone();
+            wrong[at] = byte;
+            assert!(Request::parse(&wrong).is_none(), "{at}");
+        }
+        for len in 0..240 {
+            assert!(Request::parse(&fine[..len]).is_none(), "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_options_are_read_or_not(options: Vec<u8>) {
+            let _ = verdict([0; 4], &options);
+        }
+    }
+}

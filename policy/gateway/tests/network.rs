@@ -464,7 +464,7 @@ fn connections_from_outside_reach_the_guest() {
 #[test]
 fn a_guest_that_does_not_listen_resets_those_from_outside() {
     let (outside, port) = listener();
-    let (_gateway, mut guest) = start(vec![(outside, 22)], |_| {});
+    let (gateway, mut guest) = start(vec![(outside, 22)], |_| {});
     guest.configure();
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_nonblocking(true).unwrap();
@@ -473,6 +473,7 @@ fn a_guest_that_does_not_listen_resets_those_from_outside() {
         other => Some(other.unwrap_err()),
     });
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(gateway.stats().tcp_failed, 1);
 }
 
 /// A UDP socket of the guest.

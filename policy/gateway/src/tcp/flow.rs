@@ -121,8 +121,11 @@ impl<S: Stream> Open<S> {
             socket.state(),
             State::CloseWait | State::LastAck | State::Closing | State::TimeWait
         );
-        if !matches!(socket.state(), State::SynSent | State::SynReceived) {
-            self.accept_until = None;
+        match socket.state() {
+            State::SynSent | State::SynReceived => {}
+            // The guest said no.
+            State::Closed if self.accept_until.take().is_some() => core.stats.tcp_failed += 1,
+            _ => self.accept_until = None,
         }
         let sound = match &mut self.peer {
             Peer::Host(stream) => {
@@ -144,6 +147,7 @@ impl<S: Stream> Open<S> {
             socket.close();
         }
         if self.accept_until.is_some_and(|until| until <= core.now) {
+            self.accept_until = None;
             core.stats.tcp_failed += 1;
             let text = format_args!(
                 "the guest does not accept connections to {}",
