@@ -203,7 +203,7 @@ impl Disk {
                     index,
                     source,
                 })?;
-                let overlay = Overlay::new(file, map, base, bytes, read_only);
+                let overlay = Overlay::new(file, map, base, bytes);
                 Layout::Overlay(Box::new(overlay.map_err(|source| DiskError::Map {
                     name: name.into(),
                     source,
@@ -292,6 +292,14 @@ impl Disk {
             Layout::Overlay(overlay) => overlay.route(operation)?,
         };
         (file != 0 || self.file().takes(slices)).then(|| (file, operation.action()))
+    }
+
+    /// Whether writes are lost with this process that nobody has flushed.
+    pub(super) fn is_dirty(&self) -> bool {
+        match &self.layout {
+            Layout::Raw(_) => false,
+            Layout::Overlay(overlay) => overlay.is_dirty(),
+        }
     }
 
     /// Carries out `operation`, which may take long: on a worker.

@@ -236,6 +236,20 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.abandon();
+        if self.disk.is_dirty() {
+            // By a worker: a vCPU may be the one that lets go of the disk. Nobody is there to hear
+            // of a failure; what was not flushed may be lost.
+            let (disk, done) = (self.disk.clone(), self.done.clone());
+            let flush = move || {
+                let outcome = disk.execute(Operation::Flush, &[]);
+                done.push(Completion { token: 0, outcome });
+            };
+            if self.workers.submit(self.owner(), Box::new(flush)) {
+                while self.done.list().is_empty() {
+                    self.wait();
+                }
+            }
+        }
     }
 }
 

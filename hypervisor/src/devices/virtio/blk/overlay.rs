@@ -28,7 +28,6 @@ pub(super) struct Overlay {
     map: Map,
     base: Base,
     busy: Busy,
-    read_only: bool,
 }
 
 /// Part of a change: bytes `at..end` of the disk.
@@ -41,19 +40,12 @@ enum Piece {
 
 impl Overlay {
     /// The disk of `bytes` in `top`, over `base`.
-    pub(super) fn new(
-        top: HostFile,
-        map: File,
-        base: Base,
-        bytes: u64,
-        read_only: bool,
-    ) -> Result<Self, MapError> {
+    pub(super) fn new(top: HostFile, map: File, base: Base, bytes: u64) -> Result<Self, MapError> {
         Ok(Self {
             top,
             map: Map::open(map, bytes, base.bytes())?,
             base,
             busy: Busy::default(),
-            read_only,
         })
     }
 
@@ -160,6 +152,11 @@ impl Overlay {
         self.map.flush(|| self.top.flush())
     }
 
+    /// Whether clusters have entered the top since the last flush.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.map.is_dirty()
+    }
+
     /// Clusters that hold bytes `at..end`: the first, and that behind the last.
     fn clusters(&self, at: u64, end: u64) -> (u64, u64) {
         let bits = self.map.cluster_bits();
@@ -233,15 +230,6 @@ impl Overlay {
         let skip = (at - begin) as usize;
         change(&cut(&whole, skip, len - skip)?)?;
         self.top.write(begin, &whole)
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        if !self.read_only && self.map.is_dirty() {
-            // Nobody is there to hear of a failure: what was not flushed may be lost.
-            let _ = self.flush();
-        }
     }
 }
 

@@ -679,6 +679,45 @@ fn requests_under_way_are_bounded_whatever_the_driver_offers() {
 }
 
 #[test]
+fn an_overlay_that_is_let_go_of_is_flushed() {
+    let (top, map, base) = (image(8), image(0), image(8));
+    let base_image = |file| description::BaseImage {
+        file,
+        format: description::ImageFormat::Raw,
+    };
+    let described = description::Block {
+        overlay: Some(description::Overlay {
+            map: Fd(1),
+            base: vec![base_image(Fd(2))],
+        }),
+        ..raw(false)
+    };
+    let files = [&top, &map, &base];
+    let mut device = build(&described, &files, By::Ring).unwrap();
+    let mut rig = Rig::new(1);
+    device
+        .activate(rig.activation(1 << VIRTIO_BLK_F_FLUSH))
+        .unwrap();
+    rig.fill(BUFFER, &[0x66; 512]);
+    let got = request(
+        &mut device,
+        &mut rig,
+        VIRTIO_BLK_T_OUT,
+        2,
+        &[(BUFFER, 512, 0, 0)],
+    );
+    assert_eq!((got, map.metadata().unwrap().len()), ((OK, 1), 0));
+    drop(device);
+    let mut device = build(&described, &files, By::Ring).unwrap();
+    let data = [(BUFFER, 1024, WRITE, 0)];
+    assert_eq!(
+        request(&mut device, &mut rig, VIRTIO_BLK_T_IN, 2, &data),
+        (OK, 1025)
+    );
+    assert_eq!(rig.bytes(BUFFER, 1024), [[0x66; 512], [4; 512]].concat());
+}
+
+#[test]
 fn a_rate_limit_holds_requests_back_until_its_timer() {
     // After the first request, a debt of 511 s in one case, of a millisecond in the other.
     for (per_second, goes_on) in [(1, false), (511_000, true)] {
