@@ -615,17 +615,19 @@ fn names_resolve_that_a_rule_speaks_of() {
     let found = resolve(&mut guest, "a.example").unwrap();
     assert_eq!(found, [IpAddress::v4(192, 0, 2, 5)]);
     assert!(resolve(&mut guest, "b.example").is_err());
+    assert!(resolve(&mut guest, "_http._tcp.a.example").is_err());
     assert_eq!(
         resolver.join().unwrap().len(),
         1,
-        "nobody was asked for the other"
+        "nobody was asked for the others"
     );
     let stats = gateway.stats();
-    assert_eq!((stats.dns_queries, stats.refused), (2, 1));
+    assert_eq!((stats.dns_queries, stats.refused), (3, 2));
     // The answer speaks of port 80, and of no other.
     assert!(!guest.connects(Ipv4Addr::new(192, 0, 2, 5), 81));
     let said = gateway.end();
     assert!(said.contains("refused to resolve b.example"), "{said}");
+    assert!(!said.contains("_http"), "nobody misses it: {said}");
     assert!(
         said.contains("(a.example): the rule tcp:a.example:81"),
         "{said}"

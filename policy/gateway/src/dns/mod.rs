@@ -66,17 +66,34 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     };
     if !core.rules.resolves(&query.name) {
         core.stats.refused += 1;
-        let name = printable(&query.name);
-        core.chatter.say(
-            core.now,
-            format_args!("refused to resolve {name}: a rule such as tcp:{name}:443 would allow it"),
-        );
+        // Programs such as apt ask for services of a name before they ask for the name itself, and
+        // do without.
+        if !core.rules.resolves(without_service(&query.name)) {
+            let name = printable(&query.name);
+            core.chatter.say(
+                core.now,
+                format_args!(
+                    "refused to resolve {name}: a rule such as tcp:{name}:443 would allow it"
+                ),
+            );
+        }
         return Verdict::Answer(query.response(Code::Refused));
     }
     match core.config.resolvers.is_empty() {
         true => Verdict::Answer(query.response(Code::ServerFailure)),
         false => Verdict::Ask(query),
     }
+}
+
+/// A name without the labels of a service before it (RFC 2782): `_http._tcp.example.org` is about
+/// `example.org`.
+fn without_service(mut name: &str) -> &str {
+    while name.starts_with('_')
+        && let Some((_, rest)) = name.split_once('.')
+    {
+        name = rest;
+    }
+    name
 }
 
 /// Lets the rules know the addresses in an answer.
@@ -225,4 +242,22 @@ fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8
 fn reply<H: Host>(core: &mut Core<H>, guest_port: u16, answer: &[u8]) {
     let to = (core.config.guest, guest_port);
     core.send_udp((core.config.dns, PORT), to, answer);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_about_a_name() {
+        for (name, about) in [
+            ("_http._tcp.deb.debian.org", "deb.debian.org"),
+            ("deb.debian.org", "deb.debian.org"),
+            ("a._tcp.b", "a._tcp.b"),
+            ("_dmarc", "_dmarc"),
+            ("", ""),
+        ] {
+            assert_eq!(without_service(name), about);
+        }
+    }
 }
