@@ -33,7 +33,7 @@ use server::{Options, Server};
 pub const FAILED: u8 = 125;
 
 /// Most nodes a guest may know, where the host lets the process have as many descriptors.
-pub const MAX_NODES: u64 = 1 << 20;
+pub const MAX_NODES: u64 = 1_000_000;
 /// Most files and directories a guest may have open.
 pub const MAX_HANDLES: u64 = 16 * 1024;
 /// Descriptors the process needs beside.
@@ -119,17 +119,19 @@ fn serve(
     device::serve(server, socket, description.jail != Jail::None)
 }
 
-/// As many descriptors as the host allows, and the guest may need.
+/// As many descriptors as the host allows, and the guest may need: more than its parent's limit
+/// where the process may have them.
 fn raise_descriptor_limit() -> Result<u64, Error> {
     let wanted = MAX_NODES + MAX_HANDLES + OWN_DESCRIPTORS;
-    let limit = getrlimit(Resource::Nofile)
-        .maximum
-        .unwrap_or(wanted)
-        .min(wanted);
-    let both = Rlimit {
-        current: Some(limit),
-        maximum: Some(limit),
+    let set = |limit| {
+        let both = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
+        setrlimit(Resource::Nofile, both).map(|()| limit)
     };
-    setrlimit(Resource::Nofile, both).map_err(Error::host("cannot raise the descriptor limit"))?;
-    Ok(limit)
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(wanted);
+    set(wanted)
+        .or_else(|_| set(hard.min(wanted)))
+        .map_err(Error::host("cannot raise the descriptor limit"))
 }

@@ -135,3 +135,53 @@ rules! {
     SYS_exit            ANY     "the end of a thread"
     SYS_exit_group      ANY     "the end of the process"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGIN: &str = "<!-- seccomp rules: begin -->\n";
+    const END: &str = "<!-- seccomp rules: end -->\n";
+
+    fn table() -> String {
+        let mut table = String::from("| call | only if | for |\n|---|---|---|\n");
+        for rule in RULES {
+            let name = rule.constant.trim_start_matches("SYS_");
+            let condition = match rule.argument {
+                Argument::Any => String::new(),
+                Argument::OneOf { index, values } => {
+                    let names: Vec<_> = values.iter().map(|(n, _)| format!("`{n}`")).collect();
+                    format!("argument {} is {}", index + 1, names.join(" or "))
+                }
+                Argument::Without { index, name, .. } => {
+                    format!("argument {} without `{name}`", index + 1)
+                }
+            };
+            table += &format!("| `{name}` | {condition} | {} |\n", rule.reason);
+        }
+        table
+    }
+
+    #[test]
+    fn the_documented_table_is_this_one() {
+        let text = include_str!("../../../../docs/shared-directories.md");
+        let (_, rest) = text.split_once(BEGIN).unwrap();
+        let (documented, _) = rest.split_once(END).unwrap();
+        assert!(
+            documented == table(),
+            "docs/shared-directories.md needs this table:\n{}",
+            table()
+        );
+    }
+
+    #[test]
+    fn calls_are_listed_once_and_compile() {
+        let mut numbers: Vec<i64> = RULES.iter().map(|rule| rule.number).collect();
+        numbers.sort_unstable();
+        let count = numbers.len();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count);
+        assert!(hypervisor::jail::seccomp::allow(RULES.iter()).is_ok());
+        assert!(ONCE.iter().all(|call| numbers.contains(call)));
+    }
+}
