@@ -4,10 +4,11 @@
 use hypervisor::jail::seccomp::rules::{Argument, Rule};
 
 const ANY: Argument = Argument::Any;
-const GETFD: Argument = Argument::OneOf {
+const DUPLICATE: Argument = Argument::OneOf {
     index: 1,
     values: &[
         ("F_GETFD", libc::F_GETFD as u64),
+        ("F_SETFD", libc::F_SETFD as u64),
         ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
     ],
 };
@@ -122,7 +123,7 @@ rules! {
     SYS_madvise         ANY     "the allocator; the stack of a thread that ends"
     SYS_brk             ANY     "the allocator"
     SYS_getrandom       ANY     "seeds of hash maps"
-    SYS_fcntl           GETFD   "a second handle of the connection; checks of debug builds"
+    SYS_fcntl           DUPLICATE "a second handle of the connection and of events; checks of debug builds"
     SYS_rt_sigaction    ANY     "abort restores the default action"
     SYS_rt_sigprocmask  ANY     "starting and ending threads"
     SYS_rt_sigreturn    ANY     "return from a signal's handler"
