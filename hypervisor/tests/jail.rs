@@ -78,6 +78,7 @@ fn inside(case: &str) -> ExitCode {
         other => match other.split_once(' ') {
             Some(("loop", act)) => do_filtered(Thread::EventLoop, act),
             Some(("vcpu", act)) => do_filtered(Thread::Vcpu, act),
+            Some(("debugger", act)) => do_filtered(Thread::Debugger, act),
             _ => return ExitCode::from(99),
         },
     }
@@ -234,7 +235,7 @@ fn trials() -> Vec<Trial> {
             trials.push(Trial::test(title, move || refused(case, layer, user)));
         }
     }
-    for thread in ["loop", "vcpu"] {
+    for thread in ["loop", "vcpu", "debugger"] {
         for act in ["nothing", "allocate", "stop"] {
             let title = format!("{thread} may {act}");
             trials.push(Trial::test(title, move || survives(thread, act)));
@@ -264,9 +265,11 @@ fn trials() -> Vec<Trial> {
     trials.push(Trial::test("vcpu may run a vcpu", || {
         survives("vcpu", "run a vcpu")
     }));
-    trials.push(Trial::test("loop dies of run a vcpu", || {
-        dies("loop", "run a vcpu")
-    }));
+    for thread in ["loop", "debugger"] {
+        trials.push(Trial::test(format!("{thread} dies of run a vcpu"), move || {
+            dies(thread, "run a vcpu")
+        }));
+    }
     trials
 }
 
