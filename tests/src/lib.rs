@@ -9,6 +9,7 @@
 
 pub mod bulkhead;
 pub mod guest;
+pub mod initramfs;
 pub mod initrd;
 pub mod leftovers;
 pub mod library;

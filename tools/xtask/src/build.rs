@@ -26,7 +26,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 8] = [
+const HOSTED: [Program; 9] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -55,6 +55,11 @@ const HOSTED: [Program; 8] = [
         "lib/bulkhead/examples/hello-linux-abi",
     ),
     program("bulkhead-bench", "bench", "bin/bulkhead-bench"),
+    program(
+        "bulkhead-vsock-peer",
+        "vsock-peer",
+        "lib/bulkhead/tests/vsock-peer",
+    ),
 ];
 
 /// What runs without an operating system below it.

@@ -41,14 +41,22 @@ impl Script<'_> {
     }
 }
 
-struct Driver {
+struct Driver<'e> {
     memory: GuestMemoryMmap,
     transport: Arc<MmioTransport>,
     queues: u16,
+    /// What happens on the host between two turns.
+    elsewhere: &'e dyn Fn(),
 }
 
 /// Drives `device` by `script`, to its end.
-pub fn drive(device: Box<dyn VirtioDevice>, mut script: Script<'_>) {
+#[allow(dead_code, reason = "each target uses one of the two")]
+pub fn drive(device: Box<dyn VirtioDevice>, script: Script<'_>) {
+    drive_beside(device, script, &|| ());
+}
+
+/// As [`drive`], for a device whose host side acts too: `elsewhere` is called before each turn.
+pub fn drive_beside(device: Box<dyn VirtioDevice>, mut script: Script<'_>, elsewhere: &dyn Fn()) {
     let queues = device.queue_max_sizes().len() as u16;
     let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
     let memory = GuestMemoryMmap::from_ranges(&regions).expect("memory");
@@ -57,6 +65,7 @@ pub fn drive(device: Box<dyn VirtioDevice>, mut script: Script<'_>) {
         memory,
         transport,
         queues,
+        elsewhere,
     };
     let features = script.byte();
     driver.bring_up(features);
@@ -69,7 +78,7 @@ pub fn drive(device: Box<dyn VirtioDevice>, mut script: Script<'_>) {
     driver.serve();
 }
 
-impl Driver {
+impl Driver<'_> {
     fn step(&self, script: &mut Script<'_>) {
         match script.byte() {
             op @ 0..0x30 => {
@@ -119,6 +128,7 @@ impl Driver {
 
     /// What the event loop would do, once for each queue and each backend.
     fn serve(&self) {
+        (self.elsewhere)();
         for queue in 0..usize::from(self.queues) + 1 {
             let _ = self.transport.transport().process_queue(queue);
         }

@@ -18,7 +18,7 @@ use crate::say::Say;
 /// What runs first in the lab.
 const INIT: &str = include_str!("init.sh");
 /// The modules of the emulated host: its KVM, and the port to us.
-const MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm_amd"];
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "kvm_amd", "tun"];
 /// Dynamically linked tools that tests use, with their packages' names.
 const TOOLS: [&str; 3] = ["mke2fs", "e2fsck", "debugfs"];
 /// Free space for what the command writes, in MiB.
