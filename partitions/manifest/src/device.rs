@@ -64,6 +64,9 @@ pub struct Disk {
     pub write: bool,
     /// Of the image; anything but raw is only read.
     pub format: ImageFormat,
+    /// What a qcow2 image is based on, and what that is based on, to the last: never looked for,
+    /// since an image may name any file of the host.
+    pub backing: Vec<Backing>,
     /// What the guest writes goes here.
     pub overlay: Option<PathBuf>,
     /// Past the host's page cache.
@@ -72,6 +75,15 @@ pub struct Disk {
     pub queues: u16,
     /// How fast it may be.
     pub rate: RateLimit,
+}
+
+/// An image that another is based on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Image or block device.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: ImageFormat,
 }
 
 /// The user-mode network.

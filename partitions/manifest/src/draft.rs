@@ -81,6 +81,7 @@ pub struct GrantDraft {
     pub path: Option<At<String>>,
     pub name: Option<At<String>>,
     pub format: Option<At<String>>,
+    pub backing: Vec<At<BackingDraft>>,
     pub overlay: Option<At<String>>,
     pub direct: Option<At<bool>>,
     pub queues: Option<At<i64>>,
@@ -102,6 +103,17 @@ impl From<String> for GrantDraft {
             ..Self::default()
         }
     }
+}
+
+/// An image that another is based on.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/manifest.md, key by key"
+)]
+pub struct BackingDraft {
+    pub path: Option<At<String>>,
+    pub format: Option<At<String>>,
 }
 
 /// How fast something may go.

@@ -17,10 +17,10 @@ mod source;
 mod system;
 mod validate;
 
-pub use device::{Device, DeviceKind, Disk, Network, Owner, Share, Tap};
+pub use device::{Backing, Device, DeviceKind, Disk, Network, Owner, Share, Tap};
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
 pub use draft::{
-    At, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
+    At, BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
     PartitionDraft, RateDraft, SystemDraft,
 };
 pub use guest_path::GuestPath;

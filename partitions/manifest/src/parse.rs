@@ -2,8 +2,8 @@
 
 use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
 use crate::draft::{
-    BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft, PartitionDraft,
-    RateDraft, SystemDraft,
+    BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
+    PartitionDraft, RateDraft, SystemDraft,
 };
 use crate::reader::{Reader, Report};
 use crate::system::{System, Validated};
@@ -45,6 +45,7 @@ const GRANT_KEYS: &[&str] = &[
     "path",
     "name",
     "format",
+    "backing",
     "overlay",
     "direct",
     "queues",
@@ -57,6 +58,7 @@ const GRANT_KEYS: &[&str] = &[
     "owner",
     "cid",
 ];
+const BACKING_KEYS: &[&str] = &["path", "format"];
 const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
 const MEMORY_KEYS: &[&str] = &["size", "max", "hugepages", "prefault", "balloon"];
 const BALLOON_KEYS: &[&str] = &["size", "deflate_on_oom", "free_page_reporting"];
@@ -193,6 +195,7 @@ fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<G
         path: reader.string("path"),
         name: reader.string("name"),
         format: reader.string("format"),
+        backing: reader.tables("backing", read_backing),
         overlay: reader.string("overlay"),
         direct: reader.boolean("direct"),
         queues: reader.integer("queues"),
@@ -217,6 +220,14 @@ fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<G
         capability: capability?.value,
         ..draft
     })
+}
+
+fn read_backing(report: &mut Report<'_>, table: &DeTable<'_>) -> BackingDraft {
+    let mut reader = Reader::new(report, table, BACKING_KEYS, "in a backing image");
+    BackingDraft {
+        path: reader.string("path"),
+        format: reader.string("format"),
+    }
 }
 
 fn read_rate(report: &mut Report<'_>, table: &DeTable<'_>) -> RateDraft {

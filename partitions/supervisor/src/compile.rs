@@ -46,6 +46,8 @@ pub(crate) enum Want<'p> {
     Disk(&'p Disk),
     /// What a disk with an overlay is based on.
     Base(&'p Disk),
+    /// What that is based on.
+    Backing(&'p Path),
     /// The top of such a disk; its map is wanted next.
     Top(&'p Disk),
     Map,
@@ -236,21 +238,26 @@ fn block(disk: &Disk, open: &mut dyn FnMut(Want<'_>) -> Result<Fd, Error>) -> Re
     let layered = disk.overlay.is_some() || disk.format != ImageFormat::Raw;
     let (file, overlay) = if layered {
         let file = open(Want::Top(disk))?;
-        let overlay = Overlay {
-            map: open(Want::Map)?,
-            base: vec![BaseImage {
-                file: open(Want::Base(disk))?,
-                format: disk.format,
-            }],
-        };
-        (file, Some(overlay))
+        let map = open(Want::Map)?;
+        let mut base = vec![BaseImage {
+            file: open(Want::Base(disk))?,
+            format: disk.format,
+        }];
+        for image in &disk.backing {
+            base.push(BaseImage {
+                file: open(Want::Backing(&image.path))?,
+                format: image.format,
+            });
+        }
+        (file, Some(Overlay { map, base }))
     } else {
         (open(Want::Disk(disk))?, None)
     };
     Ok(Block {
         file,
         read_only: !disk.write,
-        direct: disk.direct,
+        // The empty top of a disk that is only read is in memory.
+        direct: disk.direct && (disk.overlay.is_some() || overlay.is_none()),
         overlay,
         queues: disk.queues,
         rate: disk.rate,
@@ -497,7 +504,7 @@ pub(crate) mod tests {
         let (description, opened) = compiled(&format!(
             r#"{linux}grants = [
                 {{ capability = "block.write:b", format = "qcow2", overlay = "t", queues = 2 }},
-                {{ capability = "block.read:c", format = "qcow2" }},
+                {{ capability = "block.read:c", format = "qcow2", direct = true, backing = [{{ path = "e" }}] }},
                 "net.connect:a.org:80",
                 {{ capability = "net.tap:t", queues = 2, mtu = 9000 }},
                 {{ capability = "fs.write:d", tag = "x" }},
@@ -517,6 +524,7 @@ pub(crate) mod tests {
                 "top",
                 "Map",
                 "base /srv/c",
+                "Backing(\"/srv/e\")",
                 "net0",
                 "TapQueue { interface: \"t\", queue: 0, queues: 2 }",
                 "TapQueue { interface: \"t\", queue: 1, queues: 2 }",
@@ -537,14 +545,16 @@ pub(crate) mod tests {
             "disk0", "disk1", "net0", "net1", "fs0", "vsock", "pmem0", "disk2", "net2", "balloon",
         ];
         assert_eq!(names, expected);
-        let read_only = |at: usize| match &description.devices[at].kind {
-            DeviceKind::Block(block) => (block.read_only, block.overlay.is_some(), block.queues),
+        let shape = |at: usize| match &description.devices[at].kind {
+            DeviceKind::Block(block) => {
+                let layers = block.overlay.as_ref();
+                let layers = layers.map_or(0, |overlay| overlay.base.len());
+                assert!(!block.direct, "what is in memory is not");
+                (block.read_only, layers, block.queues)
+            }
             other => panic!("{other:?}"),
         };
-        assert_eq!(
-            (read_only(0), read_only(1)),
-            ((false, true, 2), (true, true, 1))
-        );
+        assert_eq!((shape(0), shape(1)), ((false, 1, 2), (true, 2, 1)));
         let DeviceKind::Net(tap) = &description.devices[3].kind else {
             panic!("a tap")
         };

@@ -37,11 +37,17 @@ pub(crate) fn open_disk(path: &Path, write: bool, direct: bool) -> Result<File, 
     Ok(file)
 }
 
-/// Opens the image that a disk with an overlay is based on.
+/// Opens the image that a disk with an overlay is based on; read through the page cache, whatever
+/// the top is.
 pub(crate) fn open_base(disk: &Disk) -> Result<File, Error> {
     let mut file = open_locked(&disk.path, false, false)?;
     virtual_length(disk, &mut file)?;
     Ok(file)
+}
+
+/// Opens an image that another is based on.
+pub(crate) fn open_backing(path: &Path) -> Result<File, Error> {
+    open_locked(path, false, false)
 }
 
 /// Opens the top of a disk with an overlay and the map that belongs to it, and makes both where
@@ -154,12 +160,10 @@ fn virtual_length(disk: &Disk, file: &mut File) -> Result<u64, Error> {
         return raw_length(&disk.path, file);
     }
     let mut header = [0; 8];
-    // Direct I/O reads whole blocks only.
-    let plain = open(&disk.path, false, OFlags::empty()).map_err(failed(&disk.path))?;
     let mut magic = [0; 4];
-    let read = plain
+    let read = file
         .read_exact_at(&mut magic, 0)
-        .and_then(|()| plain.read_exact_at(&mut header, QCOW2_SIZE_AT));
+        .and_then(|()| file.read_exact_at(&mut header, QCOW2_SIZE_AT));
     if read.is_err() || magic != QCOW2_MAGIC {
         return Err(Error::DiskFormat(disk.path.clone()));
     }
@@ -176,6 +180,7 @@ mod tests {
             path: path.to_owned(),
             write: overlay.is_some(),
             format,
+            backing: Vec::new(),
             overlay: overlay.map(Path::to_owned),
             direct: false,
             queues: 1,

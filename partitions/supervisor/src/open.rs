@@ -3,7 +3,7 @@
 use crate::backend::{self, Ready};
 use crate::compile::{Descriptors, Settings, Want};
 use crate::console::Streams;
-use crate::disk::{open_base, open_disk, open_overlay, open_pmem};
+use crate::disk::{open_backing, open_base, open_disk, open_overlay, open_pmem};
 use crate::elf::open_program;
 use crate::error::{Error, ProgramProblem};
 use crate::files::open_regular;
@@ -170,6 +170,7 @@ impl Descriptors for Opened<'_> {
             }
             Want::Disk(disk) => open_disk(&disk.path, disk.write, disk.direct)?.into(),
             Want::Base(disk) => open_base(disk)?.into(),
+            Want::Backing(path) => open_backing(path)?.into(),
             Want::Top(disk) => {
                 let (top, map) = open_overlay(disk)?;
                 self.map = Some(map);

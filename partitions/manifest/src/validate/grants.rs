@@ -305,6 +305,7 @@ impl Builder<'_, '_> {
             Capability::BlockRead(path) | Capability::BlockWrite(path) => {
                 let write = matches!(capability, Capability::BlockWrite(_));
                 let format = options.format(grant.format.as_ref())?;
+                let backing = options.backing(format, &grant.backing, base)?;
                 let overlay = match &grant.overlay {
                     Some(overlay) => Some(options.file("overlay", overlay, base)?),
                     None => None,
@@ -323,6 +324,7 @@ impl Builder<'_, '_> {
                     path: path.clone(),
                     write,
                     format,
+                    backing,
                     overlay,
                     direct: grant.direct.as_ref().is_some_and(|direct| direct.value),
                     queues: options.queues(grant.queues.as_ref(), vcpus)?,

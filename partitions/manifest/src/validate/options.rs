@@ -1,21 +1,26 @@
 //! The rules of a grant's options: which grant takes which, and what each may say.
 
 use super::Sink;
-use crate::device::Owner;
+use crate::device::{Backing, Owner};
 use crate::diagnostic::Code;
-use crate::draft::{At, GrantDraft, RateDraft};
+use crate::draft::{At, BackingDraft, GrantDraft, RateDraft};
 use crate::size::{parse_byte_rate, parse_bytes, parse_count, parse_operation_rate};
 use bulkhead_capability::CapabilityName;
 use bulkhead_machine::device::{ImageFormat, MAX_DEVICE_NAME, MAX_QUEUES, RateLimit, TokenBucket};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
+/// Most images below another.
+const MAX_BACKING: usize = 31;
+
 /// The options that a grant of this name takes.
 pub(super) fn of(name: CapabilityName) -> &'static [&'static str] {
     use CapabilityName as N;
     match name {
-        N::BlockRead => &["name", "format", "direct", "queues", "rate"],
-        N::BlockWrite => &["name", "format", "overlay", "direct", "queues", "rate"],
+        N::BlockRead => &["name", "format", "backing", "direct", "queues", "rate"],
+        N::BlockWrite => &[
+            "name", "format", "backing", "overlay", "direct", "queues", "rate",
+        ],
         N::FsRead | N::FsWrite => &["name", "tag", "owner"],
         N::NetTap => &[
             "name",
@@ -45,6 +50,7 @@ pub(super) fn unfitting(
     let written = [
         ("name", span(&grant.name)),
         ("format", span(&grant.format)),
+        ("backing", grant.backing.first().map(|at| at.span.clone())),
         ("overlay", span(&grant.overlay)),
         ("direct", span(&grant.direct)),
         ("queues", span(&grant.queues)),
@@ -136,6 +142,36 @@ impl Options<'_> {
             None => Some(ImageFormat::Raw),
             Some(format) => self.choice("format", format, &choices),
         }
+    }
+
+    /// The images below one of this format, each with its own: only the last may be raw.
+    pub(super) fn backing(
+        &mut self,
+        format: ImageFormat,
+        backing: &[At<BackingDraft>],
+        base: &Path,
+    ) -> Option<Vec<Backing>> {
+        let mut images: Vec<Backing> = Vec::new();
+        for At { value: draft, span } in backing {
+            let above = images.last().map_or(format, |image| image.format);
+            if above == ImageFormat::Raw || images.len() == MAX_BACKING {
+                let message = "a raw image is based on no other".to_owned();
+                let help = format!("name at most {MAX_BACKING}, each below one that is qcow2");
+                self.refuse(Code::Device, span.clone(), message, help);
+                return None;
+            }
+            let Some(path) = &draft.path else {
+                let message = "a backing image has no `path`".to_owned();
+                let help = "add one: path = \"base.img\"".to_owned();
+                self.refuse(Code::MissingKey, span.clone(), message, help);
+                return None;
+            };
+            images.push(Backing {
+                path: self.file("path", path, base)?,
+                format: self.format(draft.format.as_ref())?,
+            });
+        }
+        Some(images)
     }
 
     /// A file of the host.

@@ -371,6 +371,22 @@ fn each_rule_of_a_grant_has_its_code() {
             &[Device],
         ),
         (
+            "{ capability = \"block.read:x\", backing = [{ path = \"y\" }] }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.read:x\", format = \"qcow2\", backing = [{ path = \"y\" }, { path = \"z\" }] }",
+            &[Device],
+        ),
+        (
+            "{ capability = \"block.read:x\", format = \"qcow2\", backing = [{ format = \"raw\" }] }",
+            &[Code::MissingKey],
+        ),
+        (
+            "{ capability = \"block.read:x\", format = \"qcow2\", backing = [{ path = \"y\", form = 1 }] }",
+            &[UnknownKey],
+        ),
+        (
             "{ capability = \"block.write:x\", overlay = \"\" }",
             &[Path],
         ),
@@ -503,6 +519,7 @@ fn grants_become_devices_with_every_option_decided() {
     let text = linux(
         r#"
         { capability = "block.write:base.qcow2", format = "qcow2", overlay = "top.img", queues = 2,
+          backing = [{ path = "mid", format = "qcow2" }, { path = "/low" }],
           rate = { bytes = "1MiB/s", operations = "10/s", operations_burst = "20" } },
         "net.connect:deb.debian.org:80", "net.listen:8080=80",
         { capability = "fs.write:/srv/x", tag = "data", owner = "1000:100" },
@@ -530,6 +547,12 @@ fn grants_become_devices_with_every_option_decided() {
         panic!("a disk")
     };
     assert_eq!(disk.path, Path::new("/m/base.qcow2"));
+    let below: Vec<&Path> = disk
+        .backing
+        .iter()
+        .map(|image| image.path.as_path())
+        .collect();
+    assert_eq!(below, [Path::new("/m/mid"), Path::new("/low")]);
     assert_eq!(disk.overlay.as_deref(), Some(Path::new("/m/top.img")));
     let bucket = |per_second, burst| Some(TokenBucket { per_second, burst });
     assert_eq!(disk.rate.bytes, bucket(1 << 20, 1 << 20));
