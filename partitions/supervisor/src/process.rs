@@ -32,6 +32,8 @@ pub(crate) struct Process {
     pub(crate) stderr: Option<ChildStderr>,
     last_words: Vec<u8>,
     reaped: bool,
+    /// It ended with status 0.
+    pub(crate) succeeded: bool,
 }
 
 /// The two ends of a socket whose packets stay whole, ours first.
@@ -123,6 +125,7 @@ impl Process {
             stderr,
             last_words: Vec::new(),
             reaped: false,
+            succeeded: false,
         };
         if let Some(group) = group {
             group.add(process.pid())?;
@@ -165,6 +168,10 @@ impl Process {
     pub(crate) fn reap(&mut self) -> String {
         while self.listen().is_some() {}
         let how = match self.child.wait() {
+            Ok(status) if status.success() => {
+                self.succeeded = true;
+                "exited with status 0".to_owned()
+            }
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => format!("exited with status {code}"),
                 (None, Some(signal)) => format!("was killed by signal {signal}"),

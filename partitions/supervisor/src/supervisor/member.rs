@@ -221,8 +221,9 @@ impl Member {
             }
             let mut backend = self.backends.remove(*at);
             let how = backend.process.reap();
-            // One that ends after its VMM does so in order.
-            if !self.exited && !self.asked_to_stop && self.said.is_none() {
+            // In order it ends when its VMM lets go of it.
+            let lost = !backend.process.succeeded;
+            if lost && !self.exited && !self.asked_to_stop && self.said.is_none() {
                 let lost = match backend.kind {
                     Kind::Gateway => "the network is down",
                     Kind::Share => "the shared directory is gone",
