@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command as Process};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_machine::control::{Command, Event, MAX_MESSAGE_BYTES, Reply, Request};
 use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription};
@@ -122,6 +122,40 @@ impl Vmm {
         match self.event() {
             Event::Reply { id, outcome } if id == asked => outcome,
             other => panic!("{other:?} is no reply to {asked}: {}", self.said),
+        }
+    }
+
+    /// As [`Self::request`], for what has to be done.
+    pub fn demand(&mut self, command: Command) {
+        assert_eq!(self.request(command, &[]), Reply::Done);
+    }
+
+    /// A device's counter; 0 where it is not told.
+    pub fn counter(&mut self, device: &str, name: &str) -> u64 {
+        let Reply::Stats(stats) = self.request(Command::Stats, &[]) else {
+            panic!("no statistics");
+        };
+        let device = stats.devices.iter().find(|d| d.name == device).unwrap();
+        let found = device.counters.iter().find(|(own, _)| own == name);
+        found.map_or(0, |(_, value)| *value)
+    }
+
+    /// MiB of the host's memory that the VMM has, its guest's included.
+    pub fn resident_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        kib.unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    /// Waits until `done` holds, which `what` describes.
+    pub fn wait_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            let resident = self.resident_mib();
+            assert!(Instant::now() < deadline, "never: {what}; {resident} MiB resident");
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 

@@ -89,7 +89,7 @@ const BARE_METAL: [Program; 6] = [
 ];
 
 /// Drivers that a Linux partition may need; which ones a kernel has built in is its business.
-const GUEST_MODULES: [&str; 12] = [
+const GUEST_MODULES: [&str; 14] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
@@ -102,6 +102,8 @@ const GUEST_MODULES: [&str; 12] = [
     "virtio_mem",
     "virtio_pmem",
     "nd_pmem",
+    "pvpanic-mmio",
+    "wdat_wdt",
 ];
 
 /// Builds and lays out.
