@@ -197,10 +197,9 @@ fn memory_device(
             let Some(mapping) = mapped.find(|mapping| mapping.name == device.name) else {
                 return Ok(None);
             };
-            let defer = Box::new(|work: Box<dyn FnOnce() + Send>| {
-                work();
-                true
-            });
+            parts.workers.need(1);
+            let (workers, owner) = (parts.workers.clone(), mapping.start.0 as usize);
+            let defer = Box::new(move |work| workers.submit(owner, work));
             let pmem = Pmem::new(mapping.start, mapping.len, mapping.file.clone(), defer)
                 .map_err(Error::io("cannot make an eventfd"))?;
             Ok(Some(Box::new(pmem)))

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What a worker does.
-type Work = Box<dyn FnOnce() + Send>;
+pub type Work = Box<dyn FnOnce() + Send>;
 
 /// A handle on the threads; clones are handles on the same. The threads end after the last is gone.
 #[derive(Clone, Default)]
@@ -71,7 +71,7 @@ impl Workers {
     }
 
     /// Has a thread do `work` for `owner`; false when there is no thread, and there will be none.
-    pub(super) fn submit(&self, owner: usize, work: Work) -> bool {
+    pub fn submit(&self, owner: usize, work: Work) -> bool {
         let mut state = self.0.0.state();
         if state.threads == 0 {
             return false;
