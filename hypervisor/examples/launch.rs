@@ -4,7 +4,7 @@
 //! ```text
 //! launch --kernel K [--protocol bulkhead|linux|pvh] [--program P] [--initramfs C]
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:OPTION]..].. [--memory MIB]
-//!        [--vcpus N] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
+//!        [--vcpus N] [--cpu host|v2|v3] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
 //!        [--fs TAG=DIRECTORY[:ro][:exporter]].. [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
 //!        [--dump-after MS FILE]
 //! ```
@@ -109,6 +109,7 @@ fn main() -> ExitCode {
             "--cmdline" => cmdline = value(),
             "--memory" => description.memory.mib = value().parse().unwrap(),
             "--vcpus" => description.vcpus = value().parse().unwrap(),
+            "--cpu" => description.cpu = serde_json::from_value(value().into()).unwrap(),
             "--jail" => description.jail = serde_json::from_value(value().into()).unwrap(),
             "--blk" => description.devices.push(block(&mut fds, &value())),
             "--fs" => description

@@ -154,7 +154,10 @@ impl Vmm {
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
             let resident = self.resident_mib();
-            assert!(Instant::now() < deadline, "never: {what}; {resident} MiB resident");
+            assert!(
+                Instant::now() < deadline,
+                "never: {what}; {resident} MiB resident"
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }

@@ -178,9 +178,12 @@ mod lab {
         vmm.wait_for("written by the host");
         vmm.wait_for("dax");
         vmm.wait_for("same is what it was");
-        assert_eq!(vmm.event(), Event::Ended {
-            how: Ended::PowerOff,
-        });
+        assert_eq!(
+            vmm.event(),
+            Event::Ended {
+                how: Ended::PowerOff,
+            }
+        );
         let check = Process::new("/sbin/e2fsck")
             .args(["-f", "-n"])
             .arg(&image)
@@ -212,8 +215,11 @@ mod lab {
         vmm.wait_for("QEMUVGID:00");
         vmm.wait_for("fed");
         assert_eq!(vmm.event(), Event::WatchdogExpired);
-        assert_eq!(vmm.event(), Event::Ended {
-            how: Ended::Watchdog,
-        });
+        assert_eq!(
+            vmm.event(),
+            Event::Ended {
+                how: Ended::Watchdog,
+            }
+        );
     }
 }

@@ -8,6 +8,7 @@
 mod bulkhead;
 pub mod bus;
 pub mod controller;
+pub mod cpu_template;
 pub mod cpuid;
 mod dump;
 pub mod ending;
@@ -31,14 +32,14 @@ use std::sync::{Arc, Barrier};
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::device::DeviceKind;
 use bulkhead_machine::{
-    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
+    Boot, CpuTemplate, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
     trace as phase,
 };
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use seccompiler::{BpfProgram, apply_filter};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
 use self::bus::{Bus, PortBus};
@@ -125,6 +126,8 @@ impl Machine {
         let mapped = memory::map(&description.memory, memory_is_shared(description))?;
         memory::register(&vm, &mapped.all)?;
         let pmem = pmem::map(&vm, &mapped.all, &description.devices, descriptors)?;
+        let pmem_end = pmem.last().map_or(0, |last| last.start.0 + last.len);
+        check_addresses(description.cpu, pmem_end.max(mapped.all.last_addr().0))?;
         trace.mark(phase::MEMORY);
         let workers = Workers::default();
         let mut parts = Parts {
@@ -474,6 +477,16 @@ fn check_memory(description: &MachineDescription) -> Result<(), Error> {
     Ok(())
 }
 
+/// CPUs of templates name fewer addresses than the largest machine has.
+fn check_addresses(cpu: CpuTemplate, last: u64) -> Result<(), Error> {
+    if cpu != CpuTemplate::Host && last > cpu_template::ADDRESS_END {
+        return Err(Error::Description(
+            "the memory reaches beyond the 512 GiB that a cpu template can address".into(),
+        ));
+    }
+    Ok(())
+}
+
 /// Whether another process may have to map guest memory: one that serves a device over vhost-user,
 /// now or, where devices can be plugged in, later.
 fn memory_is_shared(description: &MachineDescription) -> bool {
@@ -504,6 +517,7 @@ impl Parts<'_> {
             .kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let supported = cpu_template::apply(supported, self.description.cpu)?;
         let shape = cpuid::Shape {
             vcpus: self.description.vcpus,
             apic,
