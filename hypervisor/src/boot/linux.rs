@@ -13,7 +13,7 @@ use super::elf::{self, Image, Wanted};
 use super::page_tables::{PageTables, Rights};
 use super::ram::{self, CMDLINE, GDT, HIGH_RAM_START, Kind, MapEntry, PAGE_TABLES, ZERO_PAGE};
 use crate::error::Error;
-use crate::machine::memory::{FileAt, GuestMemory};
+use crate::machine::memory::{FileAt, GuestMemory, expect_dense};
 
 /// Offset of the setup header in a bzImage, and in the zero page.
 const SETUP_HEADER: u64 = 0x1f1;
@@ -261,6 +261,7 @@ fn load_bzimage(memory: &GuestMemory, kernel: &File) -> Result<Loaded, Error> {
     }
     let start = GuestAddress(HIGH_RAM_START);
     let mut source = FileAt::new(kernel, 0);
+    expect_dense(memory, start, size);
     let result = BzImage::load(memory, Some(start), &mut source, Some(start))
         .map_err(|e| LinuxError::Loader(e.to_string()))?;
     Ok(Loaded {

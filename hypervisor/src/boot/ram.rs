@@ -7,7 +7,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 use super::linux::LinuxError;
 use crate::error::Error;
-use crate::machine::memory::{FileAt, GuestMemory};
+use crate::machine::memory::{FileAt, GuestMemory, expect_dense};
 use crate::random::fill_random;
 
 /// The GDT that the Linux boot protocol wants loaded.
@@ -160,6 +160,7 @@ pub fn load_initrd(
     if start < floor.max(HIGH_RAM_START) {
         return Err(does_not_fit);
     }
+    expect_dense(memory, GuestAddress(start), len);
     memory
         .read_exact_volatile_from(GuestAddress(start), &mut FileAt::new(file, 0), len as usize)
         .map_err(|e| LinuxError::Initrd(io::Error::other(e)))?;
