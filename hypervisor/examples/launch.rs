@@ -6,7 +6,7 @@
 //!        [--arg A].. [--env NAME=VALUE].. [--cmdline TEXT] [--blk FILE[:OPTION]..].. [--memory MIB]
 //!        [--vcpus N] [--cpu host|v2|v3] [--jail none|best-effort|full] [--time] [--entropy] [--no-console]
 //!        [--fs TAG=DIRECTORY[:ro][:exporter]].. [--trace-syscalls] [--trace] [--stop-after MS] [--gdb SOCKET]
-//!        [--dump-after MS FILE]
+//!        [--dump-after MS FILE] [--pci]
 //! ```
 //!
 //! The guest's console is this terminal; events and the boot trace go to stderr; the exit status is

@@ -37,7 +37,8 @@ while [ $round -lt ROUNDS ]; do
     echo gone
     round=$((round + 1))
 done
-busybox ls /sys/bus/pci/devices | busybox wc -l
+while [ $(busybox ls /sys/bus/pci/devices | busybox wc -l) -ne 4 ]; do busybox usleep 10000; done
+echo all gone
 busybox poweroff -f
 ";
 
@@ -118,7 +119,7 @@ busybox poweroff -f
             assert_eq!(vmm.request(Command::Detach { name }, &[]), Reply::Done);
             vmm.wait_for("gone");
         }
-        vmm.wait_for("4");
+        vmm.wait_for("all gone");
         let how = Ended::PowerOff;
         assert_eq!(vmm.event(), Event::Ended { how });
         drop(vmm);

@@ -65,7 +65,7 @@ impl PlugError {
             Self::Exists(_) => "device-exists",
             Self::Unknown(_) => "device-unknown",
             Self::Bus(_) => "too-many",
-            Self::Transport { .. } => "memory-refused",
+            Self::Transport { .. } => "io-failed",
         }
     }
 }
