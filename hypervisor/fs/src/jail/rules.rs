@@ -10,8 +10,6 @@ const DUPLICATE: Argument = Argument::OneOf {
         ("F_GETFD", libc::F_GETFD as u64),
         ("F_SETFD", libc::F_SETFD as u64),
         ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
-        // After F_DUPFD_CLOEXEC, by musl.
-        ("F_SETFD", libc::F_SETFD as u64),
     ],
 };
 const NO_CODE: Argument = Argument::Without {
