@@ -10,7 +10,7 @@ use hypervisor::devices::virtio::net::Net;
 use libfuzzer_sys::fuzz_target;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: outlive_peers(), |bytes: &[u8]| {
     let mut script = Script(bytes);
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
@@ -52,3 +52,9 @@ fuzz_target!(|bytes: &[u8]| {
     drive(Box::new(device), script);
     drop(kept);
 });
+
+/// As the start of any Rust program does, and libFuzzer's does not.
+fn outlive_peers() {
+    // SAFETY: no handler is installed, and nothing else runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

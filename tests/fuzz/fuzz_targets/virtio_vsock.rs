@@ -23,7 +23,7 @@ use rustix::net::{
 /// The guest's address, and the port every host process wants.
 const CID: u32 = 3;
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: outlive_peers(), |bytes: &[u8]| {
     let mut script = Script(bytes);
     let shape = script.byte();
     let name = format!("bulkhead-fuzz-vsock-{}", std::process::id());
@@ -90,4 +90,10 @@ fn answer(supervisor: &OwnedFd, shape: u8) -> Option<UnixStream> {
     let parts = [IoSlice::new(&text)];
     sendmsg(supervisor, &parts, &mut ancillary, SendFlags::empty()).ok()?;
     Some(ours)
+}
+
+/// As the start of any Rust program does, and libFuzzer's does not.
+fn outlive_peers() {
+    // SAFETY: no handler is installed, and nothing else runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

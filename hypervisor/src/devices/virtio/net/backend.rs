@@ -175,6 +175,7 @@ impl Backend {
             return Moved::Lost;
         }
         loop {
+            // A socket whose other side is gone gives EPIPE: Rust programs start with SIGPIPE ignored.
             // SAFETY: the first iovec covers `head`, the others one VolatileSlice each, whose
             // memory is mapped for the whole call; the kernel only reads them. The count is the
             // vector's length.
