@@ -92,7 +92,7 @@ struct Plugged {
 
 impl Plug {
     /// No devices yet; their queues will lie in `memory`, and disks work with `workers`.
-    pub(super) fn new(memory: GuestMemoryMmap, workers: Workers) -> Self {
+    pub fn new(memory: GuestMemoryMmap, workers: Workers) -> Self {
         Self {
             memory,
             workers,

@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use hypervisor::control::Channel;
+use hypervisor::devices::virtio::blk::workers::Workers;
 use hypervisor::machine::controller::Controller;
 use hypervisor::machine::ending::Ending;
+use hypervisor::machine::plug::Plug;
 use hypervisor::machine::run_control::RunControl;
 use libfuzzer_sys::fuzz_target;
 use rustix::net::{
@@ -26,8 +28,9 @@ fuzz_target!(|bytes: &[u8]| {
     let ending = Ending::new().expect("an ending");
     let vcpus = Arc::new(RunControl::new(Vec::new(), &[], ending.clone()));
     let memory = hypervisor::machine::memory::create(2).expect("memory");
+    let plug = Plug::new(memory.clone(), Workers::default());
     let channel = Channel::new(File::from(theirs));
-    let mut controller = Controller::new(channel, vcpus, Vec::new(), memory, ending.clone());
+    let mut controller = Controller::new(channel, vcpus, plug, memory, ending.clone());
     for packet in bytes.split(|byte| *byte == b'\n') {
         let Some((count, text)) = packet.split_first() else {
             continue;

@@ -22,7 +22,10 @@ fn check(file: &[u8]) {
     for segment in &image.segments {
         assert!(segment.bytes.len() as u64 <= segment.size);
         assert!(segment.address >= end, "segments overlap");
-        end = segment.address.checked_add(segment.size).expect("no segment wraps round");
+        end = segment
+            .address
+            .checked_add(segment.size)
+            .expect("no segment wraps round");
     }
     assert_eq!(image.end(), end);
 }

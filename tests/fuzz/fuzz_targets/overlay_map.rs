@@ -19,7 +19,11 @@ fuzz_target!(|bytes: &[u8]| {
     let (top, map, base) = (memfd(&[TOP; LEN]), memfd(bytes), memfd(&[BASE; LEN]));
     let open = || {
         let clone = |file: &File| file.try_clone().expect("clone");
-        Image::open(clone(&top), Some((clone(&map), vec![(clone(&base), Raw)])), false)
+        Image::open(
+            clone(&top),
+            Some((clone(&map), vec![(clone(&base), Raw)])),
+            false,
+        )
     };
     let Ok(disk) = open() else {
         return;
@@ -27,7 +31,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut expected = read(&disk);
     assert!(expected.iter().all(|byte| matches!(*byte, TOP | BASE)));
     let at = bytes.len() % (LEN / 512) * 512;
-    disk.write(at as u64, &[NEW; 512]).expect("the files take it");
+    disk.write(at as u64, &[NEW; 512])
+        .expect("the files take it");
     expected[at..at + 512].fill(NEW);
     assert!(read(&disk) == expected);
     disk.flush().expect("the files take it");

@@ -21,7 +21,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     for file in [bytes, &file] {
-        let Ok(image) = Image::parse(file) else { continue };
+        let Ok(image) = Image::parse(file) else {
+            continue;
+        };
         let mut entered = false;
         for segment in image.segments() {
             let segment = segment.expect("the image was accepted");
@@ -32,7 +34,10 @@ fuzz_target!(|bytes: &[u8]| {
             if segment.file_pages > 0 {
                 assert_eq!(segment.offset % PAGE, 0);
                 let last = segment.offset + (segment.file_pages - 1) * PAGE;
-                assert!(last < file.len() as u64, "page {last:#x} is behind the file");
+                assert!(
+                    last < file.len() as u64,
+                    "page {last:#x} is behind the file"
+                );
             }
             let in_file = segment.address..segment.address + segment.file_pages * PAGE;
             entered |= segment.execute && in_file.contains(&image.entry);

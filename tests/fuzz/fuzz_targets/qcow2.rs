@@ -12,8 +12,10 @@ use libfuzzer_sys::fuzz_target;
 const LEN: u64 = 1 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let (Some(chained), image) = (bytes.first().map(|byte| byte & 1 != 0), &bytes[1.min(bytes.len())..])
-    else {
+    let (Some(chained), image) = (
+        bytes.first().map(|byte| byte & 1 != 0),
+        &bytes[1.min(bytes.len())..],
+    ) else {
         return;
     };
     let top = memfd(&[]);

@@ -37,14 +37,20 @@ fuzz_target!(|bytes: &[u8]| {
     let (read_only, overlay) = (options & 1 == 0, options & 2 != 0);
     let contents: Vec<u8> = (0..LEN).map(|n| (n / 512) as u8).collect();
     let (disk, map, base) = (memfd(&contents), memfd(&[]), memfd(&contents));
-    let tokens = TokenBucket { per_second: 1 << 20, burst: 4 };
+    let tokens = TokenBucket {
+        per_second: 1 << 20,
+        burst: 4,
+    };
     let described = Described {
         file: Fd(0),
         read_only,
         direct: false,
         overlay: overlay.then(|| Overlay {
             map: Fd(1),
-            base: vec![BaseImage { file: Fd(2), format: ImageFormat::Raw }],
+            base: vec![BaseImage {
+                file: Fd(2),
+                format: ImageFormat::Raw,
+            }],
         }),
         queues: 1 + u16::from(options >> 4 & 1),
         rate: RateLimit {
@@ -61,7 +67,10 @@ fuzz_target!(|bytes: &[u8]| {
     drive(Box::new(block), script);
     assert_eq!(disk.metadata().expect("metadata").len(), LEN as u64);
     assert!(read(&base) == contents, "a base does not change");
-    assert!(!read_only || read(&disk) == contents, "a read-only disk does not change");
+    assert!(
+        !read_only || read(&disk) == contents,
+        "a read-only disk does not change"
+    );
 });
 
 fn memfd(contents: &[u8]) -> File {
