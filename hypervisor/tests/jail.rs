@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -50,7 +50,7 @@ fn inside(case: &str) -> ExitCode {
         "shared network" => {
             let network = shared_network();
             say("network", fs::File::metadata(&network).unwrap().ino());
-            tell_jail(enter(Jail::Full, 0, Some(network.as_fd())));
+            tell_jail(enter(Jail::Full, 0, Some(network)));
         }
         "none" => tell_jail(enter(Jail::None, 0, None)),
         "best effort without namespaces" => {
@@ -266,9 +266,10 @@ fn trials() -> Vec<Trial> {
         survives("vcpu", "run a vcpu")
     }));
     for thread in ["loop", "debugger"] {
-        trials.push(Trial::test(format!("{thread} dies of run a vcpu"), move || {
-            dies(thread, "run a vcpu")
-        }));
+        trials.push(Trial::test(
+            format!("{thread} dies of run a vcpu"),
+            move || dies(thread, "run a vcpu"),
+        ));
     }
     trials
 }

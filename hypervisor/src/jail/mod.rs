@@ -15,8 +15,9 @@ pub mod namespaces;
 pub mod privileges;
 pub mod seccomp;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use bulkhead_machine::Jail;
 use landlock::{
@@ -163,11 +164,7 @@ extern "C" fn pass_over(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub fn enter(
-    level: Jail,
-    room: usize,
-    network: Option<BorrowedFd<'_>>,
-) -> Result<Vec<String>, JailError> {
+pub fn enter(level: Jail, room: usize, network: Option<File>) -> Result<Vec<String>, JailError> {
     if level == Jail::None {
         return Ok(Vec::new());
     }
@@ -179,7 +176,11 @@ pub fn enter(
     let death_signal = parent_process_death_signal().ok().flatten();
     let supervisor = getppid();
 
-    let separate = gaps.note(Layer::Namespaces, namespaces::enter(network))?;
+    let separate = gaps.note(
+        Layer::Namespaces,
+        namespaces::enter(network.as_ref().map(AsFd::as_fd)),
+    )?;
+    drop(network);
     if separate {
         gaps.note(Layer::EmptyRoot, namespaces::empty_root())?;
     } else {

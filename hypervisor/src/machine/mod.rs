@@ -26,7 +26,7 @@ pub mod vcpu;
 mod virtio;
 
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
 use bulkhead_machine::control::{Ended, Event};
@@ -257,9 +257,7 @@ impl Machine {
         controller.settle(&mut event_loop);
         vcpu::prepare_stop_signal()?;
         // Everything is open by now, and this is still the only thread.
-        let network = self.network_namespace;
-        let jail_gaps = jail::enter(self.jail, self.room, network.as_ref().map(AsFd::as_fd))?;
-        drop(network);
+        let jail_gaps = jail::enter(self.jail, self.room, self.network_namespace)?;
         let filters = Filters::compile(self.jail, self.debugger.is_some())?;
         let vcpus = &self.shared.control;
         let helpers = usize::from(self.debugger.is_some());
