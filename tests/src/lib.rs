@@ -8,6 +8,7 @@
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 pub mod bulkhead;
+pub mod debian;
 pub mod guest;
 pub mod initramfs;
 pub mod initrd;
