@@ -191,7 +191,7 @@ pub struct Balloon {
 pub struct Pmem {
     /// The file, whole 2 MiB long, opened as `read_only` says.
     pub file: Fd,
-    /// Writes of the guest are its own crash.
+    /// The guest's writes are dropped.
     pub read_only: bool,
 }
 

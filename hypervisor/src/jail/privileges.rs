@@ -41,7 +41,7 @@ fn become_user(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Empties the bounding set, while that is still allowed: before [`leave_root`].
+/// Empties the bounding set, while that is still allowed: before `leave_root`.
 pub fn drop_bounding_set() {
     for capability in CapabilitySet::all().iter() {
         // Refused without CAP_SETPCAP, which a process that was never privileged does not have,

@@ -2,7 +2,7 @@
 //!
 //! vCPUs run while nobody holds them. The controller holds them for the supervisor and for dumps, a
 //! debugger for itself; while it does, the holder may read and write their registers. vCPU threads
-//! look at [`Cpu::is_held`] before each entry and stand in [`RunControl::stand`].
+//! look at [`Cpu::is_held`] before each entry and stand in `RunControl::stand`.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};

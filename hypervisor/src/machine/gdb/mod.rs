@@ -3,7 +3,7 @@
 //! The vCPUs are held from the start until the first debugger has come and lets them go on. One that
 //! leaves lets them run; the next is waited for. Threads are vCPUs, by number from 1. While the
 //! debugger looks at stopped vCPUs, devices go on. The protocol is the gdbstub crate's; this room has
-//! the connection and the waiting, [`target`] what debuggers can do.
+//! the connection and the waiting, `target` what debuggers can do.
 
 mod target;
 

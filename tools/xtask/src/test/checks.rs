@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Bound on one fuzz target, its build included.
 const FUZZ_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How long one fuzz target runs, in seconds.
-const FUZZ_SECONDS: u32 = 30;
+const FUZZ_SECONDS: u32 = 20;
 /// Packages without `unsafe` of their own making that Miri can run in reasonable time.
 const MIRI_PACKAGES: [&str; 2] = ["bulkhead-abi", "bulkhead-kernel-core"];
 /// Packages that build for [`BARE`] only.

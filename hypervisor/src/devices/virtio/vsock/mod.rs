@@ -7,7 +7,7 @@
 //! socket back, or a refusal ([`bulkhead_machine::control::vsock`]).
 //!
 //! What a guest can make the device hold is bounded: [`MAX_CONNECTIONS`], for each the credit of
-//! [`credit::BUFFER_BYTES`], and [`MAX_RESETS`] refusals that it has not read. A guest that reads
+//! `credit::BUFFER_BYTES`, and `MAX_RESETS` refusals that it has not read. A guest that reads
 //! none of those is not served until it does.
 
 mod connection;
