@@ -15,7 +15,7 @@ use crate::process::{cargo, output};
 use crate::repo::{MUSL, Repo, in_ci};
 
 /// Bound on the suites of one tier.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+const LIMIT: Duration = Duration::from_secs(45 * 60);
 
 /// True where this machine's `/dev/kvm` can be used by us.
 pub(crate) fn kvm_usable() -> bool {
