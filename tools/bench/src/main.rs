@@ -4,7 +4,10 @@
 //! read them.
 
 mod boot;
+mod child;
 mod clock;
+mod error;
+mod linux;
 mod report;
 mod stats;
 
@@ -36,6 +39,57 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// A stock Linux kernel beside QEMU's microvm: boot, the VMM's memory, disks.
+    Linux {
+        /// The installed library directory; by default that of BULKHEAD_LIB or of this build.
+        #[arg(long)]
+        lib: Option<PathBuf>,
+        #[command(flatten)]
+        files: linux::Files,
+        /// How often each subject is measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        runs: u32,
+        /// How to print the result.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+}
+
+impl Benchmark {
+    fn run(self) -> Result<String, String> {
+        let said = |error: error::Error| error.to_string();
+        match self {
+            Self::Boot { lib, runs, format } => {
+                let report = boot::run(&lib.unwrap_or_else(default_library), runs).map_err(said)?;
+                format.print(&report, report::Report::text)
+            }
+            Self::Linux {
+                lib,
+                files,
+                runs,
+                format,
+            } => {
+                let lib = lib.unwrap_or_else(default_library);
+                let figures = linux::run(&lib, &files, runs).map_err(said)?;
+                format.print(&figures, |figures| report::figures(figures))
+            }
+        }
+    }
+}
+
+impl Format {
+    fn print<T: serde::Serialize>(
+        self,
+        report: &T,
+        text: impl Fn(&T) -> String,
+    ) -> Result<String, String> {
+        match self {
+            Self::Table => Ok(text(report)),
+            Self::Json => serde_json::to_string_pretty(report)
+                .map(|json| json + "\n")
+                .map_err(|error| format!("cannot print the result: {error}")),
+        }
+    }
 }
 
 /// How a result is printed.
@@ -49,24 +103,12 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let Benchmark::Boot { lib, runs, format } = Arguments::parse().benchmark;
-    let library = lib.unwrap_or_else(default_library);
-    let report = match boot::run(&library, runs) {
-        Ok(report) => report,
+    let text = match Arguments::parse().benchmark.run() {
+        Ok(text) => text,
         Err(error) => {
             eprintln!("bulkhead-bench: {error}");
             return ExitCode::from(125);
         }
-    };
-    let text = match format {
-        Format::Table => report.text(),
-        Format::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => json + "\n",
-            Err(error) => {
-                eprintln!("bulkhead-bench: cannot print the result: {error}");
-                return ExitCode::from(125);
-            }
-        },
     };
     // A reader that went away has what it wanted.
     let _ = std::io::stdout().write_all(text.as_bytes());

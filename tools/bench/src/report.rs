@@ -6,6 +6,7 @@ use bulkhead_supervisor::host::KvmKind;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::linux::Figure;
 use crate::stats::Stats;
 
 /// The subject every other is compared with.
@@ -20,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) kvm: KvmKind,
     /// How often each subject was measured.
     pub(crate) runs: u32,
+    /// What the figures count.
+    pub(crate) unit: &'static str,
     /// What was measured.
     pub(crate) subjects: Vec<Subject>,
     /// Why the figures may mislead.
@@ -58,10 +61,10 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let base = (self.subjects.iter())
             .find(|subject| subject.id == BASE)
-            .map(|subject| subject.stats.median_us);
+            .map(|subject| subject.stats.median);
         let rows = self.subjects.iter().map(|subject| {
             let ratio = base.map_or(String::new(), |base| {
-                format!("{:.2}", subject.stats.median_us / base)
+                format!("{:.2}", subject.stats.median / base)
             });
             row(subject.what, &subject.stats, ratio)
         });
@@ -75,12 +78,12 @@ impl Report {
             "{}: medians of {} rounds; guest kernel mode: {kind}\n\n{}\n",
             self.benchmark,
             self.runs,
-            table("subject", "to probe", rows)
+            table("subject", "median us", "to probe", rows)
         );
         for subject in self.subjects.iter().filter(|it| !it.phases.is_empty()) {
-            let whole = subject.stats.median_us;
+            let whole = subject.stats.median;
             let rows = subject.phases.iter().map(|phase| {
-                let share = format!("{:.0} %", 100.0 * phase.stats.median_us / whole);
+                let share = format!("{:.0} %", 100.0 * phase.stats.median / whole);
                 row(phase.what, &phase.stats, share)
             });
             // Writing to a string cannot fail.
@@ -88,7 +91,7 @@ impl Report {
                 out,
                 "\n{}\n{}\n",
                 subject.what,
-                table("phase", "share", rows)
+                table("phase", "median us", "share", rows)
             );
         }
         for warning in &self.warnings {
@@ -101,22 +104,45 @@ impl Report {
     }
 }
 
+/// A table for each metric: every VMM's figure, and its ratio to the first's, which is ours.
+pub(crate) fn figures(figures: &[Figure]) -> String {
+    let mut out = String::new();
+    for group in figures.chunk_by(|a, b| a.metric == b.metric) {
+        let Some(ours) = group.first() else { continue };
+        let rows = group.iter().map(|figure| {
+            let stats = &figure.stats;
+            let number = |value: f64| format!("{value:.1}");
+            [
+                figure.vmm.to_owned(),
+                number(stats.median),
+                number(stats.min),
+                number(stats.max),
+                number(stats.spread),
+                format!("{:.2}", stats.median / ours.stats.median),
+            ]
+        });
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{}\n", table(ours.what, "median", "ratio", rows));
+    }
+    out
+}
+
 fn row(what: &str, stats: &Stats, last: String) -> [String; 6] {
     let us = |value: f64| format!("{value:.0}");
     [
         what.to_owned(),
-        us(stats.median_us),
-        us(stats.min_us),
-        us(stats.max_us),
-        us(stats.spread_us),
+        us(stats.median),
+        us(stats.min),
+        us(stats.max),
+        us(stats.spread),
         last,
     ]
 }
 
-fn table(first: &str, last: &str, rows: impl Iterator<Item = [String; 6]>) -> String {
+fn table(first: &str, median: &str, last: &str, rows: impl Iterator<Item = [String; 6]>) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header([first, "median us", "min", "max", "spread", last]);
+    table.set_header([first, median, "min", "max", "spread", last]);
     table.add_rows(rows);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -162,13 +188,13 @@ impl Load {
 mod tests {
     use super::*;
 
-    fn stats(median_us: f64) -> Stats {
+    fn stats(median: f64) -> Stats {
         Stats {
             runs: 3,
-            median_us,
-            min_us: 1.0,
-            max_us: 2_000.0,
-            spread_us: 4.0,
+            median,
+            min: 1.0,
+            max: 2_000.0,
+            spread: 4.0,
         }
     }
 
@@ -179,16 +205,17 @@ mod tests {
             what: "VM",
             stats: stats(500.0),
         };
-        let subject = |id, median_us, phases| Subject {
+        let subject = |id, median, phases| Subject {
             id,
             what: id,
-            stats: stats(median_us),
+            stats: stats(median),
             phases,
         };
         let report = Report {
             benchmark: "boot",
             kvm: KvmKind::Native,
             runs: 3,
+            unit: "us",
             subjects: vec![
                 subject("probe", 2_000.0, vec![phase]),
                 subject("qemu-microvm", 21_000.0, vec![]),

@@ -2,6 +2,7 @@
 //! chore is a room of its own.
 #![deny(unsafe_code)]
 
+mod bench;
 mod build;
 mod failure;
 mod lab;
@@ -106,6 +107,9 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
         }
         Chore::Bench { arguments } => {
             build::run_all(repo)?;
+            if bench::in_lab(&arguments) {
+                return bench::run(repo, &arguments);
+            }
             become_built(repo, "bulkhead-bench", &arguments)
         }
         Chore::Up { file } => {

@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Error;
-use super::launch::{Watched, drain, first_byte};
+use super::launch::{drain, first_byte};
+use crate::child::Watched;
 use crate::clock::now_ns;
+use crate::error::Error;
 
 /// An installed `bulkhead` and a program for it.
 pub(super) struct RunCommand {

@@ -10,9 +10,9 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::Error;
-use super::launch::memfd;
+use crate::child::memfd;
 use crate::clock::now_ns;
+use crate::error::Error;
 
 /// A static ELF executable of one page whose only instructions are `exit(0)`; it has no name.
 pub(super) struct EmptyProcess {

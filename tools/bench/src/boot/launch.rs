@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind};
+use bulkhead_machine::{Boot, Console, Jail, MachineDescription, Module, ModuleKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::{Error, TracedBoot};
+use super::TracedBoot;
+use crate::child::{Handover, Watched, memfd};
 use crate::clock::now_ns;
+use crate::error::Error;
 
 /// How long a guest has for its first byte, in seconds.
 const PATIENCE_S: i64 = 10;
@@ -177,37 +178,6 @@ pub(super) fn first_byte(from: &mut (impl Read + AsFd), who: &str) -> Result<u64
 pub(super) fn drain(mut console: PipeReader) {
     // What cannot be read is not wanted either.
     let _ = io::copy(&mut console, &mut io::sink());
-}
-
-/// A file without a name.
-pub(super) fn memfd(name: &str) -> Result<File, Error> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
-    fd.map(File::from).map_err(Error::io("creating a memfd"))
-}
-
-/// Descriptors on their way to the VMM: duplicates that survive `exec`. This program has one
-/// thread, so no other child can inherit them.
-#[derive(Default)]
-struct Handover(Vec<OwnedFd>);
-
-impl Handover {
-    fn give(&mut self, file: impl AsFd) -> Result<Fd, Error> {
-        let fd = rustix::io::dup(file).map_err(Error::io("duplicating a descriptor"))?;
-        let number = Fd(fd.as_raw_fd());
-        self.0.push(fd);
-        Ok(number)
-    }
-}
-
-/// A child that is killed unless it was seen to end.
-pub(super) struct Watched(pub(super) Child);
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        // Both fail only when the process is gone already, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[cfg(test)]

@@ -16,48 +16,12 @@ use std::path::Path;
 use bulkhead_machine::trace;
 use bulkhead_supervisor::host::{self, EmptyNetwork, Installation};
 
+use crate::error::Error;
 use crate::report::{Load, Phase, Report, Subject};
 use crate::stats::Stats;
 
 /// Rounds before the first that counts: they fill the page cache.
 const WARM_UP: u32 = 3;
-
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The host refused something.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was being done.
-        what: String,
-        /// What the host answered.
-        source: std::io::Error,
-    },
-    /// KVM refused something.
-    #[error("kvm refused {call}: {source}")]
-    Kvm {
-        /// The call.
-        call: &'static str,
-        /// What KVM answered.
-        source: kvm_ioctls::Error,
-    },
-    /// A subject ended, or was ended, before its first byte.
-    #[error("{0} ended without a byte from its guest")]
-    Silent(String),
-    /// The VMM's trace cannot be understood.
-    #[error("the VMM wrote no usable trace; is it of this build? {0}")]
-    Trace(String),
-}
-
-impl Error {
-    fn io<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
-        let what = what.into();
-        move |source| Self::Io {
-            what,
-            source: source.into(),
-        }
-    }
-}
 
 /// The phases of a VMM's life in their order: the mark that ends each, and what it is to a reader.
 const PHASES: [(&str, &str); 10] = [
@@ -235,6 +199,7 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
         benchmark: "boot",
         kvm,
         runs,
+        unit: "us",
         subjects: subjects.into_iter().flatten().collect(),
         warnings,
     })

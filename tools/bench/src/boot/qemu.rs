@@ -6,9 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Error;
-use super::launch::{Watched, first_byte};
+use super::launch::first_byte;
+use crate::child::Watched;
 use crate::clock::now_ns;
+use crate::error::Error;
 
 /// A QEMU that can be asked.
 pub(super) struct Qemu {

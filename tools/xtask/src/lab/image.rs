@@ -30,12 +30,18 @@ const KEPT: usize = 4;
 type Contents = BTreeMap<PathBuf, PathBuf>;
 
 /// The image for the tree as it is now, plus `extra` files in the command's directory.
-pub(crate) fn get(repo: &Repo, kernel: &Kernel, extra: &[PathBuf], say: &Say) -> Result<PathBuf> {
+pub(crate) fn get(
+    repo: &Repo,
+    kernel: &Kernel,
+    extra: &[PathBuf],
+    programs: &[String],
+    say: &Say,
+) -> Result<PathBuf> {
     let lab = repo.lab();
     fs::create_dir_all(&lab).at("create", &lab)?;
     let agent = build_agent(repo)?;
     let modules = kernel.modules(&MODULES)?;
-    let contents = contents(repo, &agent, &modules, extra)?;
+    let contents = contents(repo, &agent, &modules, extra, programs)?;
     let image = lab.join(format!("root-{:016x}.ext4", key(&contents)?));
     if !image.exists() {
         say.step("laying out its disk");
@@ -55,7 +61,13 @@ fn build_agent(repo: &Repo) -> Result<PathBuf> {
     Ok(repo.target().join(MUSL).join("release/lab-agent"))
 }
 
-fn contents(repo: &Repo, agent: &Path, modules: &[PathBuf], extra: &[PathBuf]) -> Result<Contents> {
+fn contents(
+    repo: &Repo,
+    agent: &Path,
+    modules: &[PathBuf],
+    extra: &[PathBuf],
+    programs: &[String],
+) -> Result<Contents> {
     let mut contents = Contents::new();
     let mut put = |to: &str, from: &Path| contents.insert(PathBuf::from(to), from.to_path_buf());
     put("sbin/lab-agent", agent);
@@ -63,8 +75,10 @@ fn contents(repo: &Repo, agent: &Path, modules: &[PathBuf], extra: &[PathBuf]) -
     for module in modules {
         put(&format!("lib/modules/{}", file_name(module)), module);
     }
-    for tool in TOOLS {
-        let path = require(tool, "e2fsprogs")?;
+    let tools = TOOLS.iter().map(|tool| (*tool, "e2fsprogs"));
+    let programs = (programs.iter()).map(|name| (name.as_str(), "see cargo xtask setup"));
+    for (tool, package) in tools.chain(programs) {
+        let path = require(tool, package)?;
         put(&format!("sbin/{tool}"), &path);
         for library in libraries(&output(Command::new("ldd").arg(&path))?) {
             put(library.trim_start_matches('/'), Path::new(library.as_str()));

@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// A file or directory to copy beside the command's working directory (repeatable)
     #[arg(long, value_name = "PATH")]
     pub(crate) with: Vec<PathBuf>,
+    /// A dynamically linked program of this machine, with its libraries (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) program: Vec<String>,
     /// NAME=value for the command (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
@@ -72,6 +75,7 @@ impl Default for Options {
             disk: Vec::new(),
             debian: false,
             with: Vec::new(),
+            program: Vec::new(),
             env: Vec::new(),
             out: Vec::new(),
             console: false,
@@ -119,7 +123,7 @@ pub(crate) fn run_into(
         scratch_disks.push(debian.root);
         with.push(debian.boot);
     }
-    let root = image::get(repo, &kernel, &with, &say)?;
+    let root = image::get(repo, &kernel, &with, &options.program, &say)?;
     let machine = Machine {
         kernel: kernel.image,
         root,
