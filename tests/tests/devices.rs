@@ -19,7 +19,7 @@ mod lab {
         busybox ip addr add 10.0.2.15/24 dev eth0
         busybox ip route add default via 10.0.2.2
         busybox wget -q -O - http://10.0.2.2:8080/
-        busybox wget -q -T 5 -O - http://192.0.2.1:80/ && echo 'reached what no rule allows'
+        busybox nc -w 5 192.0.2.1 80 </dev/null && echo 'reached what no rule allows'
         busybox mkdir /mnt
         busybox mount -t virtiofs data /mnt && busybox cat /mnt/from-host
         echo 'from the guest' >/mnt/from-guest
