@@ -21,11 +21,18 @@ const HEADER: usize = 40;
 /// Where the directory lies: in memory, where the system offers that.
 static SCRATCH: LazyLock<PathBuf> = LazyLock::new(|| {
     // What a guest allocates is limited by the filesystem; here by this.
-    let limit = Rlimit { current: Some(1 << 24), maximum: None };
+    let limit = Rlimit {
+        current: Some(1 << 24),
+        maximum: None,
+    };
     setrlimit(Resource::Fsize, limit).expect("limit");
     hypervisor::jail::outlive_file_size_limit().expect("signal");
     let shm = Path::new("/dev/shm");
-    let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+    let base = if shm.is_dir() {
+        shm.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
     let scratch = base.join(format!("fuse-request-{}", std::process::id()));
     fs::create_dir(&scratch).expect("scratch");
     fs::write(scratch.join("secret"), SECRET).expect("secret");
@@ -41,8 +48,20 @@ fn outside(scratch: &Path) -> impl PartialEq + std::fmt::Debug {
     names.sort();
     let secret = fs::metadata(scratch.join("secret")).expect("secret");
     let contents = fs::read(scratch.join("secret")).expect("secret");
-    let times = (secret.mtime(), secret.mtime_nsec(), secret.ctime(), secret.ctime_nsec());
-    (names, contents, times, secret.mode(), secret.uid(), secret.nlink())
+    let times = (
+        secret.mtime(),
+        secret.mtime_nsec(),
+        secret.ctime(),
+        secret.ctime_nsec(),
+    );
+    (
+        names,
+        contents,
+        times,
+        secret.mode(),
+        secret.uid(),
+        secret.nlink(),
+    )
 }
 
 fn take<'a>(input: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -57,7 +76,11 @@ fn request(opcode: u8, node: u8, user: u8, wrong: u8, body: &[u8]) -> Vec<u8> {
     request.extend(u32::from(opcode).to_le_bytes());
     request.extend(7u64.to_le_bytes());
     request.extend(u64::from(node).to_le_bytes());
-    request.extend([u32::from(user), u32::from(user), 1, 0].map(u32::to_le_bytes).as_flattened());
+    request.extend(
+        [u32::from(user), u32::from(user), 1, 0]
+            .map(u32::to_le_bytes)
+            .as_flattened(),
+    );
     request.extend(body);
     request
 }
@@ -100,10 +123,19 @@ fuzz_target!(|bytes: &[u8]| {
         let len = usize::from(u16::from_le_bytes([low, high])).min(input.len());
         let body = take(&mut input, len).unwrap_or_default();
         // Long and short rooms.
-        let room = if room == 0 { reply.len() } else { usize::from(room) };
-        let len = server.handle(&request(opcode, node, user, wrong & 1, body), &mut reply[..room]);
+        let room = if room == 0 {
+            reply.len()
+        } else {
+            usize::from(room)
+        };
+        let len = server.handle(
+            &request(opcode, node, user, wrong & 1, body),
+            &mut reply[..room],
+        );
         assert!(len <= room, "a reply within its room");
-        let leaked = reply[..len].windows(SECRET.len()).any(|window| window == SECRET);
+        let leaked = reply[..len]
+            .windows(SECRET.len())
+            .any(|window| window == SECRET);
         assert!(!leaked, "nothing of the outside is seen");
     }
     drop(server);

@@ -15,5 +15,8 @@ fuzz_target!(|bytes: &[u8]| {
         deflate_on_oom: true,
         free_page_reporting: script.byte() & 1 == 0,
     };
-    drive(Box::new(Balloon::new(&described, 64).expect("a balloon")), script);
+    drive(
+        Box::new(Balloon::new(&described, 64).expect("a balloon")),
+        script,
+    );
 });

@@ -22,6 +22,8 @@ fuzz_target!(|bytes: &[u8]| {
         queues: &mut [],
         config_changed: &mut false,
     };
-    device.resize(&Resize::Memory { pluggable_mib }, &mut io).expect("in the region");
+    device
+        .resize(&Resize::Memory { pluggable_mib }, &mut io)
+        .expect("in the region");
     drive(Box::new(device), script);
 });
