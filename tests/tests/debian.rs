@@ -18,7 +18,7 @@ mod lab {
     /// How often a disk is plugged and unplugged.
     const PLUGS: usize = 50;
     /// Until something in the guest has happened: it only keeps a hang from stopping the suite.
-    const PATIENCE: Duration = Duration::from_secs(600);
+    const PATIENCE: Duration = Duration::from_secs(300);
 
     /// Kernel arguments: what Debian's own boot loader would pass, and memory that is used as it
     /// comes, in a way that lets it go again.
@@ -186,13 +186,22 @@ mod lab {
         };
 
         guest.until("true");
+        let stage = |name: &str| println!("debian: {name}");
+        stage("comes up whole");
         comes_up_whole(&guest);
+        stage("installs a package");
         installs_a_package(&guest);
+        stage("verifies its disk");
         verifies_its_disk(&guest);
+        stage("measures its network");
         measures_its_network(&guest, &chroot);
+        stage("shares a directory");
         shares_a_directory(&guest, &scratch);
+        stage("takes disks as they come and go");
         takes_disks_as_they_come_and_go(&guest, &scratch);
+        stage("takes memory as it comes and goes");
         takes_memory_as_it_comes_and_goes(&guest);
+        stage("reboots");
         reboots(&guest);
 
         // The connection may end before its command has.
@@ -277,19 +286,16 @@ mod lab {
     fn takes_disks_as_they_come_and_go(guest: &Guest<'_>, scratch: &Scratch) {
         let path = scratch.path().join("plug.img");
         disk(&path, 4);
-        guest
-            .run("systemd-run --quiet --unit=watch sh -c 'udevadm monitor -k -s block >/run/seen'");
-        guest.until("grep -q KERNEL /run/seen");
-        for _ in 0..PLUGS {
+        for round in 0..PLUGS {
             let disk = path.display().to_string();
             let name = guest.control(&["attach", "debian/debian", "--disk", &disk]);
+            // Every tenth is waited for; the others may be gone before a driver has found them.
+            if round % 10 == 0 {
+                guest.until("test -b /dev/vdc");
+            }
             guest.control(&["detach", "debian/debian", name.trim()]);
         }
-        let seen = format!(
-            "test $(grep -c ' add .*vdc' /run/seen) = {PLUGS} && \
-             test $(grep -c ' remove .*vdc' /run/seen) = {PLUGS}"
-        );
-        guest.until(&seen);
+        guest.until("test ! -e /sys/block/vdc");
         assert_eq!(guest.run("ls /sys/block | grep -c vd").trim(), "2");
     }
 
