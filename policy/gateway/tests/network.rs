@@ -404,7 +404,9 @@ fn ten_thousand_connections_leave_nothing_behind() {
     });
     let after = gateway.weight();
     assert_eq!(gateway.stats().tcp_out, 10_000);
-    assert!(after.0 < before.0 + (2 << 20), "{before:?} {after:?}");
+    // A kilobyte for each of the last 9,000: far more than the allocator's ups and downs, far less
+    // than the buffers of one.
+    assert!(after.0 < before.0 + 9_000 * 1024, "{before:?} {after:?}");
     assert!(after.1 < 16, "{after:?}");
 }
 
