@@ -32,8 +32,6 @@ pub const QUEUES: u16 = 1 + REQUEST_QUEUES;
 pub const REQUEST_QUEUES: u16 = 1;
 /// Most entries of each queue.
 pub const QUEUE_SIZE: u16 = 1024;
-/// Longest tag in bytes (virtio 1.2, section 5.11.4).
-pub const MAX_TAG_BYTES: usize = 36;
 
 /// One shared directory, as JSON on the descriptor named by `bulkhead-fs --description-fd N`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

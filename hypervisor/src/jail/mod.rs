@@ -11,14 +11,13 @@
 //!
 //! What each layer is for, and what it costs: docs/threat-model.md.
 
-pub mod namespaces;
-pub mod privileges;
 pub mod seccomp;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
+use bulkhead_jail::{namespaces, privileges};
 use bulkhead_machine::Jail;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,

@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use bulkhead_jail::namespaces::{self, MOUNT_POINTS};
+use bulkhead_jail::privileges;
 use bulkhead_machine::Jail;
 use bulkhead_machine::fs::{FsDescription, Ownership};
-use hypervisor::jail::namespaces::{self, MOUNT_POINTS};
-use hypervisor::jail::{JailError, Layer, privileges, seccomp};
+use hypervisor::jail::{JailError, Layer, seccomp};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,

@@ -6,20 +6,16 @@ mod seccomp;
 
 use std::io;
 
+use bulkhead_jail::privileges;
 use bulkhead_network::{Jail, NetworkDescription, Protocol};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{
-    Resource, Rlimit, Signal, geteuid, getpid, getppid, getrlimit, set_parent_process_death_signal,
-    setrlimit,
+    Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
 };
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::thread::CapabilitySet;
 
 use crate::{dns, udp};
 
@@ -27,10 +23,6 @@ use crate::{dns, udp};
 const LANDLOCK_ABI: ABI = ABI::V6;
 /// Most ports that Landlock is told one by one; with more, rules are checked here alone.
 const MAX_PORTS: usize = 1024;
-/// First of the user ids given to processes that start as root, as the VMM has them.
-const FIRST_UID: u32 = 1_879_048_192;
-/// The overflow user, where that range is not mapped (in a container).
-const NOBODY: u32 = 65_534;
 /// Descriptors besides those of flows: standard streams, link, control, event queue, some to spare.
 const OTHER_DESCRIPTORS: u64 = 32;
 
@@ -86,15 +78,13 @@ pub(crate) fn enter(description: &NetworkDescription) -> Result<Vec<String>, Jai
     };
     let supervisor = getppid();
     let filter = seccomp::compile()?;
-    note(
-        "no-new-privileges",
-        set_no_new_privs(true).map_err(io::Error::from),
-    )?;
+    note("no-new-privileges", privileges::no_new_privileges())?;
     note("landlock", restrict(description))?;
     note("limits", limit(description))?;
-    drop_bounding_set();
-    note("user", leave_root())?;
-    note("capabilities", drop_capabilities())?;
+    privileges::drop_bounding_set();
+    note("user", privileges::leave_root())?;
+    let none = CapabilitySet::empty();
+    note("capabilities", privileges::drop_capabilities(none))?;
     // A change of credentials clears the signal that ends the process with its supervisor.
     let signal = set_parent_process_death_signal(Some(Signal::KILL));
     note("user", signal.map_err(io::Error::from))?;
@@ -171,46 +161,5 @@ fn limit(description: &NetworkDescription) -> io::Result<()> {
             },
         )?;
     }
-    Ok(())
-}
-
-/// Changes from root to a user that owns nothing; nothing to do for others.
-fn leave_root() -> io::Result<()> {
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let own = FIRST_UID.saturating_add(getpid().as_raw_nonzero().get().unsigned_abs());
-    become_user(own).or_else(|_| become_user(NOBODY))
-}
-
-fn become_user(id: u32) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    set_thread_groups(&[])?;
-    set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)?;
-    Ok(())
-}
-
-/// Empties the bounding set, while that is still allowed.
-fn drop_bounding_set() {
-    for capability in CapabilitySet::all().iter() {
-        // Refused without CAP_SETPCAP, and for capabilities this kernel does not know. With no new
-        // privileges, no `execve` could draw on the bounding set anyway.
-        let _ = remove_capability_from_bounding_set(capability);
-    }
-}
-
-/// Empties all other capability sets.
-fn drop_capabilities() -> io::Result<()> {
-    clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
-        },
-    )?;
     Ok(())
 }

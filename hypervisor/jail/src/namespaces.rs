@@ -46,7 +46,10 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
 }
 
 /// Makes an empty read-only filesystem the root, and lets go of the host's.
-pub(super) fn empty_root() -> io::Result<()> {
+///
+/// # Errors
+/// The host refuses.
+pub fn empty_root() -> io::Result<()> {
     // Nothing that is mounted from here on reaches the host.
     mount_change(
         "/",

@@ -9,9 +9,9 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-/// First of the user ids given to VMMs that start as root. The range up to the largest process id
+/// First of the user ids given to processes that start as root. The range up to the largest process id
 /// above it is assigned to nobody (systemd's "Users, Groups, UIDs and GIDs" calls it unused), so
-/// that each VMM has a user of its own as long as it lives.
+/// that each has a user of its own as long as it lives.
 const FIRST_UID: u32 = 1_879_048_192;
 /// The overflow user, where the range is not mapped (in a container).
 const NOBODY: u32 = 65_534;
@@ -25,7 +25,10 @@ pub fn no_new_privileges() -> io::Result<()> {
 }
 
 /// Changes from root to a user that owns nothing; nothing to do for others.
-pub(super) fn leave_root() -> io::Result<()> {
+///
+/// # Errors
+/// The host refuses.
+pub fn leave_root() -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
@@ -41,7 +44,7 @@ fn become_user(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Empties the bounding set, while that is still allowed: before `leave_root`.
+/// Empties the bounding set, while that is still allowed: before [`leave_root`].
 pub fn drop_bounding_set() {
     for capability in CapabilitySet::all().iter() {
         // Refused without CAP_SETPCAP, which a process that was never privileged does not have,
