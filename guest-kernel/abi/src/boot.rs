@@ -5,153 +5,9 @@
 //! start of the blob and a count. A reader checks every offset against [`BootInfo::size`] before
 //! it follows one: see [`BootInfoView`].
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-/// First eight bytes of the blob: `BULKHEAD` in ASCII.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
-/// Version of this layout. A kernel refuses a version it does not know.
-pub const VERSION: u32 = 1;
-/// Upper bound of the whole blob, in bytes.
-pub const MAX_SIZE: u32 = 64 * 1024;
-
-/// The partition was granted `console`; [`BootInfo::console_mailbox`] is valid.
-pub const FLAG_CONSOLE: u64 = 1 << 0;
-/// The console is a terminal on the other side.
-pub const FLAG_CONSOLE_TTY: u64 = 1 << 1;
-/// The partition was granted `time`; [`BootInfo::wall_clock_ns`] is valid.
-pub const FLAG_TIME: u64 = 1 << 2;
-/// The partition was granted `entropy`; [`BootInfo::entropy_seed`] is valid.
-pub const FLAG_ENTROPY: u64 = 1 << 3;
-/// The personality is asked to name every unknown system call on the console's error stream.
-pub const FLAG_TRACE_SYSCALLS: u64 = 1 << 4;
-
-/// A range of guest-physical addresses, in bytes.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct PhysRange {
-    /// First guest-physical address.
-    pub start: u64,
-    /// Length in bytes.
-    pub len: u64,
-}
-
-/// Where a table of the blob lies.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Table {
-    /// Offset of the first entry from the start of the blob, in bytes.
-    pub offset: u32,
-    /// Number of entries; bytes for the string tables.
-    pub count: u32,
-}
-
-/// The head of the blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct BootInfo {
-    /// [`MAGIC`].
-    pub magic: u64,
-    /// [`VERSION`].
-    pub version: u32,
-    /// Bytes of the whole blob, tables included; at most [`MAX_SIZE`].
-    pub size: u32,
-    /// `FLAG_*` bits; unknown bits are zero.
-    pub flags: u64,
-    /// Frequency of the time stamp counter, in kHz; never zero.
-    pub tsc_khz: u64,
-    /// Wall-clock time when the VMM wrote the blob, in nanoseconds since 1970 UTC.
-    pub wall_clock_ns: u64,
-    /// Time stamp counter at the same moment.
-    pub wall_clock_tsc: u64,
-    /// Seed from the host's random source, fresh at every start.
-    pub entropy_seed: [u8; 32],
-    /// The blob itself, in whole 4 KiB pages.
-    pub boot_info: PhysRange,
-    /// The kernel image as loaded, its zero-initialised part included.
-    pub kernel: PhysRange,
-    /// The page tables that are active at entry.
-    pub page_tables: PhysRange,
-    /// The stack that is active at entry.
-    pub boot_stack: PhysRange,
-    /// Guest-physical address of the console mailbox page, see [`crate::machine::ConsoleMailbox`].
-    pub console_mailbox: u64,
-    /// Table of [`MemoryRegion`], ascending, without overlap.
-    pub regions: Table,
-    /// Table of [`Module`].
-    pub modules: Table,
-    /// Table of [`Device`].
-    pub devices: Table,
-    /// Arguments of the initial program: NUL-terminated strings, `count` in bytes.
-    pub args: Table,
-    /// Environment of the initial program: NUL-terminated `NAME=value`, `count` in bytes.
-    pub env: Table,
-}
-
-/// Memory the kernel may hand out: already zero.
-pub const REGION_UNTYPED: u32 = 1;
-/// Device memory that a [`Device`] of the blob uses.
-pub const REGION_DEVICE: u32 = 2;
-
-/// One entry of [`BootInfo::regions`].
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct MemoryRegion {
-    /// Where it lies; both ends on 4 KiB.
-    pub range: PhysRange,
-    /// `REGION_*`.
-    pub kind: u32,
-    /// Zero.
-    pub reserved: u32,
-}
-
-/// ELF image of the initial program: a native program or the Linux personality.
-pub const MODULE_PROGRAM: u32 = 1;
-/// Root filesystem of a Linux-ABI partition: a cpio archive in `newc` format.
-pub const MODULE_INITRAMFS: u32 = 2;
-
-/// One entry of [`BootInfo::modules`].
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Module {
-    /// The bytes, starting on 2 MiB; the rest of the last page is zero. No other range of the blob
-    /// shares a 2 MiB page with a module.
-    pub range: PhysRange,
-    /// `MODULE_*`.
-    pub kind: u32,
-    /// Zero.
-    pub reserved: u32,
-}
-
-/// Device kind: virtio over MMIO, version 2 of the transport.
-pub const DEVICE_VIRTIO_MMIO: u32 = 1;
-
-/// One granted device.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Device {
-    /// Its register window.
-    pub registers: PhysRange,
-    /// `DEVICE_*`.
-    pub kind: u32,
-    /// Device type number of the virtio specification (2 block, 3 console, 4 entropy).
-    pub virtio_id: u32,
-    /// Interrupt vector at which the VMM delivers its interrupts.
-    pub vector: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// Name from the manifest, NUL-padded UTF-8.
-    pub name: [u8; 32],
-}
+pub use crate::generated::boot::*;
 
 /// Why a blob was refused. The VMM is at fault in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,6 +130,8 @@ mod tests {
     extern crate std;
     use std::vec;
     use std::vec::Vec;
+
+    use zerocopy::IntoBytes;
 
     use super::*;
 

@@ -4,11 +4,22 @@
 //! agreement: [`boot`] (VMM to kernel), [`machine`] (paravirtual ports of a partition),
 //! [`layout`] (address spaces), [`syscall`] (program to kernel), [`restricted`] (Linux
 //! personality to kernel). All types are plain integers in `repr(C)`, little endian, x86-64.
+//!
+//! Numbers and layouts are written down in `kernel.toml`, from which `cargo xtask abi` makes
+//! `src/generated`, the C header in `include` and the tables of `docs/kernel-abi.md`. By hand are
+//! only the checks of a `BootInfo` in [`boot`] and the way from registers to text in [`decode`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod boot;
-pub mod layout;
-pub mod machine;
-pub mod restricted;
-pub mod syscall;
+pub mod decode;
+mod generated {
+    pub(crate) mod boot;
+    pub mod layout;
+    pub mod machine;
+    pub(crate) mod operations;
+    pub mod restricted;
+    pub mod syscall;
+}
+
+pub use generated::{layout, machine, restricted, syscall};

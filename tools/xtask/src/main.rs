@@ -2,6 +2,7 @@
 //! chore is a room of its own.
 #![deny(unsafe_code)]
 
+mod abi;
 mod bench;
 mod build;
 mod failure;
@@ -33,6 +34,12 @@ struct Cli {
 enum Chore {
     /// Install what the other chores need: Debian packages, Rust targets, the stock kernel
     Setup,
+    /// Make the Rust modules, the C header and the tables of the ABI from its description
+    Abi {
+        /// Write nothing; fail when something differs from the description
+        #[arg(long)]
+        check: bool,
+    },
     /// Build everything that ships into target/bulkhead
     Build,
     /// Run every check: format, lints, licences, docs, tests of all tiers, fuzzing
@@ -96,6 +103,8 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
             eprintln!("setup: everything is there");
             Ok(0)
         }
+        Chore::Abi { check: false } => abi::write(repo).map(|()| 0),
+        Chore::Abi { check: true } => abi::check(repo).map(|()| 0),
         Chore::Build => build::run_all(repo).map(|()| 0),
         Chore::Test { options } => {
             setup::try_all(repo);
