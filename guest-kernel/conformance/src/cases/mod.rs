@@ -2,6 +2,7 @@
 
 mod calls;
 mod console;
+mod described;
 mod endings;
 mod memory;
 mod restricted;
@@ -41,6 +42,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("calls-wrong-slots", calls::wrong_slots),
     ("calls-keep-registers", calls::keep_registers),
     ("calls-bad-arguments", calls::bad_arguments),
+    ("calls-answer-as-described", described::answers),
     ("memory-map", memory::mapping),
     ("memory-map-errors", memory::map_errors),
     ("memory-large-pages", memory::large_pages),
