@@ -3,6 +3,8 @@
 //! The layout is known to its assembly (`arch/x86_64/entry.s`): the entry pushes into this struct
 //! from its end downwards, so the order of the fields is the reverse of the order of the pushes.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Selector of 64-bit user code, with its requested privilege level 3.
 pub const USER_CODE: u64 = 0x23;
 /// Selector of user data and stack, with its requested privilege level 3.
@@ -16,6 +18,9 @@ const FIXED_FLAGS: u64 = 0x202;
 /// Length of the `syscall` instruction in bytes.
 const SYSCALL_LEN: u64 = 2;
 
+/// Words of a message that travel in registers.
+pub const REGISTER_WORDS: u64 = 10;
+
 /// RFLAGS for user mode made of what the user asked for and what it may not choose.
 #[must_use]
 pub const fn user_flags(wanted: u64) -> u64 {
@@ -25,7 +30,9 @@ pub const fn user_flags(wanted: u64) -> u64 {
 /// Everything the CPU and the entry code save of an interrupted program.
 ///
 /// Aligned to 16 because the CPU aligns the stack pointer so before it pushes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C, align(16))]
 #[allow(
     missing_docs,
@@ -99,6 +106,34 @@ impl Frame {
             ss: USER_DATA,
             rflags: user_flags(0),
             ..Self::ZERO
+        }
+    }
+
+    /// The words of a message, or the arguments of an operation, in their order.
+    #[must_use]
+    pub const fn message(&self) -> [u64; REGISTER_WORDS as usize] {
+        [
+            self.rdx, self.r8, self.r9, self.r10, self.r12, self.r13, self.r14, self.r15, self.rbx,
+            self.rbp,
+        ]
+    }
+
+    /// Sets the first `count` words of a message; the other registers keep what they have.
+    pub fn set_message(&mut self, count: usize, words: &[u64]) {
+        let registers = [
+            &mut self.rdx,
+            &mut self.r8,
+            &mut self.r9,
+            &mut self.r10,
+            &mut self.r12,
+            &mut self.r13,
+            &mut self.r14,
+            &mut self.r15,
+            &mut self.rbx,
+            &mut self.rbp,
+        ];
+        for (register, word) in registers.into_iter().zip(words).take(count) {
+            *register = *word;
         }
     }
 

@@ -29,6 +29,7 @@ pub mod elf;
 pub mod frame;
 pub mod hardware;
 pub mod kernel;
+pub mod objects;
 pub mod paging;
 pub mod restricted;
 pub mod thread;

@@ -23,6 +23,8 @@
 #define BULKHEAD_STATUS_DELETE_FIRST UINT64_C(6)
 /* Nothing is there. At fault: caller. */
 #define BULKHEAD_STATUS_NOT_MAPPED UINT64_C(7)
+/* What the thread waited for will not come. At fault: other. */
+#define BULKHEAD_STATUS_ABORTED UINT64_C(8)
 
 /* Who is at fault when a call is refused. */
 enum bulkhead_fault {
@@ -34,6 +36,9 @@ enum bulkhead_fault {
     /* No party: what the partition was given, or a bound of the kernel, is used up. The same call
      * may succeed later. */
     BULKHEAD_FAULT_LIMIT,
+    /* Another party: it went away, or did not do its part. The same call may succeed with somebody
+     * else. */
+    BULKHEAD_FAULT_OTHER,
 };
 
 /* Who is at fault, by a status; the caller for a number that is none. */
@@ -48,6 +53,7 @@ static inline enum bulkhead_fault bulkhead_status_fault(uint64_t status)
     case BULKHEAD_STATUS_NOT_ENOUGH_MEMORY: return BULKHEAD_FAULT_LIMIT;
     case BULKHEAD_STATUS_DELETE_FIRST: return BULKHEAD_FAULT_CALLER;
     case BULKHEAD_STATUS_NOT_MAPPED: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_ABORTED: return BULKHEAD_FAULT_OTHER;
     default: return BULKHEAD_FAULT_CALLER;
     }
 }
@@ -64,6 +70,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
     case BULKHEAD_STATUS_NOT_ENOUGH_MEMORY: return "NotEnoughMemory";
     case BULKHEAD_STATUS_DELETE_FIRST: return "DeleteFirst";
     case BULKHEAD_STATUS_NOT_MAPPED: return "NotMapped";
+    case BULKHEAD_STATUS_ABORTED: return "Aborted";
     default: return "unknown status";
     }
 }

@@ -89,6 +89,9 @@ pub enum Fault {
     /// No party: what the partition was given, or a bound of the kernel, is used up. The same call
     /// may succeed later.
     Limit,
+    /// Another party: it went away, or did not do its part. The same call may succeed with somebody
+    /// else.
+    Other,
 }
 
 /// What a system call answers.
@@ -111,6 +114,8 @@ pub enum Status {
     DeleteFirst = 6,
     /// Nothing is there.
     NotMapped = 7,
+    /// What the thread waited for will not come.
+    Aborted = 8,
 }
 
 impl Status {
@@ -126,6 +131,7 @@ impl Status {
             5 => Self::NotEnoughMemory,
             6 => Self::DeleteFirst,
             7 => Self::NotMapped,
+            8 => Self::Aborted,
             _ => return None,
         })
     }
@@ -142,6 +148,7 @@ impl Status {
             | Self::DeleteFirst
             | Self::NotMapped => Fault::Caller,
             Self::NotEnoughMemory => Fault::Limit,
+            Self::Aborted => Fault::Other,
         }
     }
 }

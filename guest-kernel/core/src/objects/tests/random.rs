@@ -1,0 +1,193 @@
+//! Random operations of many threads on a few objects: whatever they do, every thread stands where
+//! its state says, and nowhere else.
+
+use proptest::prelude::*;
+
+use super::super::fault::Fault;
+use super::super::ipc::{MessageInfo, Sending};
+use super::*;
+
+const THREADS: u64 = 5;
+
+struct World {
+    rig: Rig,
+    threads: Vec<Ref<Thread>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut rig = Rig::new();
+        let mut threads = Vec::new();
+        for n in 0..THREADS {
+            let thread = if n == 0 {
+                rig.passive_thread(10, 100)
+            } else {
+                rig.thread(10 + n * 2, 98 + n)
+            };
+            threads.push(thread);
+        }
+        let mut world = Self { rig, threads };
+        for n in 0..3 {
+            world.replace(30 + n);
+            world.replace(40 + n);
+            world.replace(50 + n);
+        }
+        world
+    }
+
+    /// Deletes what is in a slot, with its copies, and makes a new object of the slot's kind.
+    fn replace(&mut self, number: u64) {
+        self.rig.revoke(number);
+        self.rig.delete(number);
+        let object = match number / 10 {
+            3 => ObjectType::Endpoint,
+            4 => ObjectType::Notification,
+            _ => ObjectType::Reply,
+        };
+        // The untyped is used up after a while; then the slot stays empty.
+        let _ = self.rig.retype(object, number, 1);
+    }
+
+    fn step(&mut self, (operation, x, y, z): (u8, u8, u8, u8)) {
+        let rig = &mut self.rig;
+        rig.now += u64::from(z) * 1000;
+        let which = usize::from(x) % self.threads.len();
+        let other = self.threads[which];
+        let pick = |base: u64, n: u8| base + u64::from(n) % 3;
+        let capability = |rig: &Rig, base, n| rig.capability(pick(base, n));
+        let Some(thread) = rig.objects.schedule(rig.now) else {
+            rig.objects.resume(other);
+            return;
+        };
+        let info = MessageInfo::new(u64::from(z) % 11, u32::from(z) % 2);
+        let endpoint = capability(rig, 30, y);
+        let notification = capability(rig, 40, y);
+        let reply = capability(rig, 50, x);
+        // Refusals are as good as anything else here.
+        let _ = match operation % 16 {
+            0 => rig.objects.send(thread, endpoint, info, Sending::Blocking),
+            1 => rig
+                .objects
+                .send(thread, endpoint, info, Sending::NonBlocking),
+            2 | 3 => rig.objects.send(thread, endpoint, info, Sending::Call),
+            4 | 5 => rig
+                .objects
+                .receive(thread, endpoint, Some(reply), z % 4 == 0),
+            6 => rig.objects.receive(thread, endpoint, None, z % 4 == 0),
+            7 => rig.objects.reply(thread, reply, info),
+            8 => rig.objects.reply_receive(thread, endpoint, reply, info),
+            9 => rig.objects.signal(notification),
+            10 => rig.objects.wait(thread, notification, z % 3 == 0),
+            11 if z % 2 == 0 => rig.objects.bind(other, notification),
+            11 => {
+                rig.objects.unbind(other);
+                Ok(())
+            }
+            12 => {
+                rig.objects.suspend(other);
+                Ok(())
+            }
+            13 => {
+                rig.objects.resume(other);
+                Ok(())
+            }
+            14 if z % 4 == 0 => {
+                self.replace([30, 40, 50][usize::from(x) % 3] + u64::from(y) % 3);
+                Ok(())
+            }
+            14 => rig.objects.cancel_badged_sends(endpoint),
+            _ if z % 2 == 0 => {
+                let (from, to) = (rig.slot(30), thread.slot(ThreadSlot::FaultHandler));
+                let _ = rig.objects.copy(to, from, Rights::ALL);
+                rig.objects.fault(
+                    thread,
+                    Fault::Memory {
+                        address: 1,
+                        code: 2,
+                    },
+                );
+                Ok(())
+            }
+            _ => rig
+                .objects
+                .set_priority(other, u64::from(z) % 4 + 98, 0, 255),
+        };
+        self.check();
+    }
+
+    fn check(&self) {
+        let objects = &self.rig.objects;
+        let mut expected: HashMap<u64, Vec<Ref<Thread>>> = HashMap::new();
+        for thread in &self.threads {
+            let found = objects.memory.get(*thread);
+            let blocked = found
+                .endpoint()
+                .map(Ref::address)
+                .or(found.awaited().map(Ref::address));
+            if let Some(at) = blocked {
+                expected.entry(at).or_default().push(*thread);
+            }
+            let can_run = found.state() == State::Ready && found.context().is_some();
+            let queued = found.queued != 0 || found.due != 0;
+            let running = objects.current() == Some(*thread);
+            assert!(!(queued && running), "{thread:?} runs and is queued");
+            assert_eq!(can_run, queued || running, "{thread:?} {:?}", found.state());
+            if let Some(context) = found.context() {
+                assert_eq!(objects.memory.get(context).holder(), Some(*thread));
+            }
+            if let Some(home) = found.home() {
+                assert_eq!(objects.memory.get(home).owner(), Some(*thread));
+                assert!(
+                    found.state() != State::Ready || found.context() == Some(home),
+                    "a ready thread has its own time"
+                );
+            }
+            assert!(found.fault == 0 || matches!(found.state(), State::Sending | State::Calling));
+        }
+        for number in [30, 31, 32, 40, 41, 42] {
+            let capability = self.rig.capability(number);
+            if capability.is_null() {
+                continue;
+            }
+            let mut waiting = objects.waiting(capability);
+            let mut wanted = expected.remove(&capability.address()).unwrap_or_default();
+            waiting.sort();
+            wanted.sort();
+            assert_eq!(waiting, wanted, "at slot {number}");
+        }
+        assert!(
+            expected.is_empty(),
+            "a thread waits on what is gone: {expected:?}"
+        );
+        let replies = [50, 51, 52].map(|n| self.rig.capability(n));
+        for thread in &self.threads {
+            let found = objects.memory.get(*thread);
+            let calling = found.state() == State::Calling;
+            let by = replies
+                .iter()
+                .filter(|reply| objects.caller(**reply) == Some(*thread));
+            assert_eq!(by.count(), usize::from(calling), "{thread:?} calls");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 600 }))]
+    #[test]
+    fn every_thread_stands_where_its_state_says(
+        steps in prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..if cfg!(miri) { 30 } else { 400 })
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        for n in 0..THREADS {
+            world.rig.delete(10 + n * 2);
+        }
+        world.threads.clear();
+        world.check();
+        world.rig.revoke(1);
+        world.rig.check();
+        prop_assert_eq!(world.rig.objects.schedule(world.rig.now), None);
+    }
+}
