@@ -156,6 +156,7 @@ fn main() -> ExitCode {
             kernel,
             initrd,
             cmdline,
+            acpi: Fd(-1),
         },
         "pvh" => Boot::Pvh {
             kernel,
@@ -165,6 +166,8 @@ fn main() -> ExitCode {
         other => panic!("unknown protocol {other}"),
     };
 
+    let pass = |pc: &MachineDescription| bulkhead_acpi::file(pc).map(|file| fds.pass(file));
+    bulkhead_acpi::provide(&mut description, pass).unwrap();
     let mut json = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
     json.write_all(&serde_json::to_vec(&description).unwrap())
         .unwrap();

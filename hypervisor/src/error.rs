@@ -12,6 +12,7 @@ use crate::devices::virtio::net::NetError;
 use crate::devices::virtio::vhost_user::BackendError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::jail::JailError;
+use crate::machine::bus::Overlap;
 use crate::machine::plug::PlugError;
 
 /// Why the VMM gave up.
@@ -125,6 +126,9 @@ pub enum Error {
         /// What is wrong with it.
         source: ResizeError,
     },
+    /// Two devices claim one address: what a description cannot ask for.
+    #[error("the machine description is invalid: two devices claim one address: {0}")]
+    Overlap(#[from] Overlap),
     /// A device could not be plugged in.
     #[error(transparent)]
     Plug(#[from] PlugError),
@@ -151,7 +155,7 @@ impl Error {
     /// Stable code for the control socket.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Description(_) => "description-invalid",
+            Self::Description(_) | Self::Overlap(_) | Self::NoVcpu => "description-invalid",
             Self::Descriptor { .. } => "descriptor-closed",
             Self::Kvm { .. } => "kvm-refused",
             Self::KvmVersion(_) => "kvm-version",
@@ -172,7 +176,6 @@ impl Error {
             Self::Plug(e) => e.code(),
             Self::CpuTemplate { .. } => "cpu-template",
             Self::Jail(e) => e.code(),
-            Self::NoVcpu => "description-invalid",
             Self::Control(_) => "control-invalid",
         }
     }

@@ -125,7 +125,16 @@ fn named(description: &MachineDescription) -> Vec<i32> {
             fds.push(*kernel);
             fds.extend(modules.iter().map(|module| module.file));
         }
-        Boot::Linux { kernel, initrd, .. } | Boot::Pvh { kernel, initrd, .. } => {
+        Boot::Linux {
+            kernel,
+            initrd,
+            acpi,
+            ..
+        } => {
+            fds.extend([kernel, acpi]);
+            fds.extend(initrd);
+        }
+        Boot::Pvh { kernel, initrd, .. } => {
             fds.push(*kernel);
             fds.extend(initrd);
         }

@@ -44,6 +44,7 @@ fn start(transport: Transport) -> Vmm {
             kernel,
             initrd: None,
             cmdline: String::new(),
+            acpi: Fd(-1),
         };
         description.memory.mib = 64;
         description.transport = transport;

@@ -65,6 +65,7 @@ impl Vmm {
             kernel: fds.pass(open(&bulkhead.library("linux/vmlinuz"))),
             initrd: Some(fds.pass(open(initrd))),
             cmdline: "console=ttyS0 quiet panic=-1 reboot=k".into(),
+            acpi: Fd(-1),
         };
         let (kvm, control) = (fds.pass(kvm.unwrap()), fds.pass(theirs));
         let mut description = MachineDescription::new("test", kvm, control, 256, boot);
@@ -78,6 +79,8 @@ impl Vmm {
             ports: Vec::new(),
         });
         change(&mut description, &mut fds);
+        let pass = |pc: &MachineDescription| bulkhead_acpi::file(pc).map(|file| fds.pass(file));
+        bulkhead_acpi::provide(&mut description, pass).unwrap();
         let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
         text.write_all(&serde_json::to_vec(&description).unwrap())
             .unwrap();

@@ -9,6 +9,7 @@
 pub mod control;
 pub mod device;
 pub mod fs;
+pub mod pc;
 pub mod trace;
 
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use device::Device;
 
 /// Version of this format; the VMM refuses any other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Smallest partition memory in MiB.
 pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most vCPUs of one partition.
@@ -186,6 +187,8 @@ pub enum Boot {
         initrd: Option<Fd>,
         /// The kernel's command line.
         cmdline: String,
+        /// The ACPI tables, for [`pc::ACPI_TABLES`].
+        acpi: Fd,
     },
     /// An ELF image with a PVH entry note (`XEN_ELFNOTE_PHYS32_ENTRY`) on a bare machine: one CPU,
     /// RAM, COM1 without its interrupt, the exit port; no interrupt controller, no timer, no ACPI,

@@ -66,6 +66,9 @@ pub enum LinuxError {
     /// The initial RAM filesystem cannot be read.
     #[error("the initial RAM filesystem cannot be read: {0}")]
     Initrd(io::Error),
+    /// The ACPI tables cannot be read.
+    #[error("the ACPI tables cannot be read: {0}")]
+    Acpi(io::Error),
     /// Too little guest memory.
     #[error("memory does not hold {what}; give the partition more")]
     DoesNotFit {
@@ -95,6 +98,7 @@ impl LinuxError {
             Self::Loader(_) => "kernel-invalid",
             Self::Read(_) => "kernel-unreadable",
             Self::Initrd(_) => "initrd-unreadable",
+            Self::Acpi(_) => "acpi-unreadable",
             Self::DoesNotFit { .. } => "memory-too-small",
             Self::CmdlineTooLong { .. } => "cmdline-too-long",
             Self::CmdlineNul => "cmdline-invalid",

@@ -3,7 +3,6 @@
 //! A loader checks its files, writes guest memory, and says which registers a CPU starts with; it
 //! knows nothing of KVM. The machine calls loaders before any vCPU runs.
 
-pub mod acpi;
 pub mod bulkhead;
 pub mod elf;
 pub mod linux;

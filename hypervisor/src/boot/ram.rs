@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use bulkhead_machine::pc::{ACPI_TABLES, VM_GENERATION_ID};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::linux::LinuxError;
@@ -28,13 +29,9 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End (exclusive) of usable memory below 1 MiB.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables, up to [`VM_GENERATION_ID`].
-pub const ACPI_TABLES: u64 = 0xe_0000;
 /// Start of memory above the legacy hole.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// The generation id of the virtual machine: 16 bytes, others on each start.
-pub const VM_GENERATION_ID: u64 = 0xf_ff00;
 /// Where a jump into the BIOS goes, in real mode: F000:FFF0.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// All the BIOS there is: it pulls the keyboard controller's reset line. Linux resets a
@@ -138,6 +135,21 @@ pub fn write_cmdline(memory: &GuestMemory, cmdline: &str, max: usize) -> Result<
         })
 }
 
+/// Loads the ACPI tables in `file`; the RSDP's address.
+///
+/// # Errors
+/// They do not fit below 1 MiB, or cannot be read.
+pub fn load_acpi(memory: &GuestMemory, file: &File) -> Result<u64, LinuxError> {
+    let len = file.metadata().map_err(LinuxError::Acpi)?.len();
+    if len > VM_GENERATION_ID - ACPI_TABLES {
+        return Err(LinuxError::DoesNotFit {
+            what: "the ACPI tables",
+        });
+    }
+    read(memory, ACPI_TABLES, file, len).map_err(LinuxError::Acpi)?;
+    Ok(ACPI_TABLES)
+}
+
 /// Loads an initial RAM filesystem as high as it goes: below `limit`, above `floor` and what this
 /// room puts below 1 MiB. Its start and length.
 ///
@@ -161,10 +173,15 @@ pub fn load_initrd(
         return Err(does_not_fit);
     }
     expect_dense(memory, GuestAddress(start), len);
+    read(memory, start, file, len).map_err(LinuxError::Initrd)?;
+    Ok((start, len))
+}
+
+/// Reads `len` bytes of `file` to `start`.
+fn read(memory: &GuestMemory, start: u64, file: &File, len: u64) -> io::Result<()> {
     memory
         .read_exact_volatile_from(GuestAddress(start), &mut FileAt::new(file, 0), len as usize)
-        .map_err(|e| LinuxError::Initrd(io::Error::other(e)))?;
-    Ok((start, len))
+        .map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -4,22 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bulkhead_machine::pc::ged::Cause;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::bus::BusDevice;
-
-/// First port of the register of causes, 32 bits wide; reading it forgets them.
-pub const PORTS: u16 = 0x610;
-/// How many.
-pub const PORT_COUNT: u16 = 4;
-
-/// Why the interrupt came: bits of the register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Cause {
-    /// A PCI slot has changed, or is to: see [`crate::devices::pci::hotplug`].
-    PciHotPlug = 1 << 0,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -61,6 +49,7 @@ impl BusDevice for GedPorts {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_machine::pc::ged::Cause;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;

@@ -3,8 +3,6 @@
 use crate::machine::bus::BusDevice;
 use crate::machine::notices::{Notice, Notices};
 
-/// The port.
-pub const PORT: u16 = 0x505;
 /// The one event it knows: the kernel panicked.
 const PANICKED: u8 = 1;
 

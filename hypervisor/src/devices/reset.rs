@@ -1,30 +1,17 @@
 //! How a PC guest switches itself off or starts over: the ACPI sleep and reset registers of a
 //! hardware-reduced platform, and the keyboard controller's reset line.
 //!
-//! ACPI 6.4: sleep control 4.8.3.7, reset register 4.8.3.6. The ports are announced in the FADT.
+//! The ports of ACPI are announced in the FADT.
 
 use std::convert::Infallible;
 
 use bulkhead_machine::control::Ended;
+use bulkhead_machine::pc::reset::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_TYPE_S5};
 use vm_superio::{I8042Device, Trigger};
 
 use crate::machine::bus::BusDevice;
 use crate::machine::ending::Ending;
 
-/// First of the three ACPI ports.
-pub const ACPI_PORTS: u16 = 0x600;
-/// How many there are.
-pub const ACPI_PORT_COUNT: u16 = 3;
-/// Sleep control register, as an offset from [`ACPI_PORTS`].
-pub const SLEEP_CONTROL: u16 = 0;
-/// Sleep status register.
-pub const SLEEP_STATUS: u16 = 1;
-/// Reset register.
-pub const RESET: u16 = 2;
-/// What a guest writes to the reset register.
-pub const RESET_VALUE: u8 = 1;
-/// `SLP_TYP` of S5, soft off.
-pub const SLEEP_TYPE_S5: u8 = 5;
 /// `SLP_EN` and `SLP_TYP` of the sleep control register.
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
@@ -111,7 +98,7 @@ mod tests {
 
     #[test]
     fn only_the_exact_values_end_the_partition() {
-        for offset in 0..u64::from(ACPI_PORT_COUNT) {
+        for offset in 0..u64::from(bulkhead_machine::pc::reset::ACPI_PORT_COUNT) {
             for value in 0..=255 {
                 let ending = Ending::new().unwrap();
                 AcpiPorts::new(ending.clone()).write(offset, &[value]);

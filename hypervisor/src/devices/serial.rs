@@ -19,13 +19,6 @@ use super::streams::{Output, is_readable};
 use crate::error::Error;
 use crate::machine::bus::BusDevice;
 
-/// First port of COM1.
-pub const COM1: u16 = 0x3f8;
-/// Ports of a 16550.
-pub const PORTS: u16 = 8;
-/// COM1's interrupt on a PC.
-pub const IRQ: u32 = 4;
-
 /// How long the event loop rests before it tries a busy port again.
 const CONTENTION: Duration = Duration::from_millis(1);
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_machine::control::Ended;
+use bulkhead_machine::pc::watchdog::{CONTROL, COUNTDOWN, FEED, MAX_COUNT, PERIOD_MS};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -19,21 +20,6 @@ use crate::error::Error;
 use crate::machine::bus::BusDevice;
 use crate::machine::ending::Ending;
 use crate::machine::notices::{Notice, Notices};
-
-/// First port.
-pub const PORTS: u16 = 0x608;
-/// How many there are.
-pub const PORT_COUNT: u16 = 3;
-/// 1 where it runs: as an offset from [`PORTS`].
-pub const CONTROL: u16 = 0;
-/// Written: how many periods it waits; read: how many are left.
-pub const COUNTDOWN: u16 = 1;
-/// Written with anything: it waits anew.
-pub const FEED: u16 = 2;
-/// Milliseconds of a period.
-pub const PERIOD_MS: u32 = 1000;
-/// Most periods.
-pub const MAX_COUNT: u8 = u8::MAX;
 
 #[derive(Debug)]
 struct State {

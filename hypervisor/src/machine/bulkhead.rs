@@ -2,7 +2,6 @@
 //!
 //! Interrupts are messages. GSI n is that of device n; the console's is raised without a route.
 
-use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_abi::boot as abi;
@@ -13,7 +12,7 @@ use bulkhead_machine::{Fd, Module, trace as phase};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::{Parts, interrupts, registers, taken, virtio};
+use super::{Parts, interrupts, registers, virtio};
 use crate::boot::bulkhead::{Facts, MAILBOX, load};
 use crate::devices::exit::ExitPort;
 use crate::devices::mailbox;
@@ -58,19 +57,13 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
 
     add_console(parts)?;
     let gsis: Vec<u32> = (0..).take(MAX_DEVICES).collect();
-    let placed = virtio::add(parts, false, &gsis)?;
-    if !placed.is_empty() {
-        let vectors = placed.iter().zip(DEVICE_VECTOR_BASE..);
+    let devices = virtio::add(parts, false, &gsis)?;
+    if !devices.is_empty() {
+        let vectors = devices.iter().zip(DEVICE_VECTOR_BASE..);
         let vectors: Vec<u8> = vectors.map(|(_, vector)| vector).collect();
         interrupts::route_messages(&parts.vm, &vectors)?;
     }
-    let devices: Vec<_> = placed.iter().map(virtio::Placed::boot_info).collect();
-    let exit = ExitPort::new(parts.ending.clone());
-    parts
-        .ports
-        .insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit)))
-        .map_err(taken)?;
-
+    parts.add_ports(EXIT_PORT, 1, ExitPort::new(parts.ending.clone()))?;
     parts.trace.mark(phase::DEVICES);
 
     let facts = Facts {
@@ -108,10 +101,7 @@ fn add_console(parts: &mut Parts<'_>) -> Result<(), Error> {
     if let Some(watch) = watch {
         parts.tasks.push(Box::new(watch));
     }
-    parts
-        .ports
-        .insert(CONSOLE_PORT, 1, Arc::new(Mutex::new(port)))
-        .map_err(taken)
+    parts.add_ports(CONSOLE_PORT, 1, port)
 }
 
 fn facts<'a>(parts: &Parts<'_>, files: &Files<'a>, boot_cpu: &VcpuFd) -> Result<Facts<'a>, Error> {

@@ -15,9 +15,6 @@ use crate::error::Error;
 
 /// Message address that reaches the LAPIC of CPU 0 (Intel SDM volume 3, section 11.11.1).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
-/// Pins of KVM's IOAPIC.
-pub const IOAPIC_PINS: u32 = 24;
-
 /// Gives `vm` LAPICs; interrupts from devices come as messages.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ use crate::error::Error;
 pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// End (exclusive) of RAM below 4 GiB: 3 GiB.
-pub const LOW_END: u64 = 0xc000_0000;
+pub const LOW_END: u64 = bulkhead_machine::pc::pci::WINDOW.start;
 /// Start of RAM above the gap.
 pub const HIGH_START: u64 = 1 << 32;
 /// What lies above RAM starts on a multiple of this: Linux adds memory in blocks of 128 MiB.

@@ -27,7 +27,7 @@ mod virtio;
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::device::DeviceKind;
@@ -42,7 +42,7 @@ use seccompiler::{BpfProgram, apply_filter};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
-use self::bus::{Bus, PortBus};
+use self::bus::{Bus, BusDevice, PortBus};
 use self::controller::Controller;
 use self::ending::Ending;
 use self::gdb::Stops;
@@ -175,25 +175,28 @@ impl Machine {
                 kernel,
                 initrd,
                 cmdline,
+                acpi,
             } => {
-                let files = pc::Files {
-                    kernel: *kernel,
-                    initrd: *initrd,
+                let (kernel, initrd) = (*kernel, *initrd);
+                let guest = pc::Guest {
+                    kernel,
+                    initrd,
                     cmdline,
                 };
-                pc::build(&mut parts, &files)?
+                pc::build(&mut parts, &guest, *acpi)?
             }
             Boot::Pvh {
                 kernel,
                 initrd,
                 cmdline,
             } => {
-                let files = pc::Files {
-                    kernel: *kernel,
-                    initrd: *initrd,
+                let (kernel, initrd) = (*kernel, *initrd);
+                let guest = pc::Guest {
+                    kernel,
+                    initrd,
                     cmdline,
                 };
-                pc::build_bare(&mut parts, &files)?
+                pc::build_bare(&mut parts, &guest)?
             }
         };
         let network_namespace = (description.network_namespace)
@@ -509,6 +512,17 @@ fn open_kvm(fd: Fd, descriptors: &mut Descriptors) -> Result<Kvm, Error> {
 }
 
 impl Parts<'_> {
+    /// Puts `device`, whose registers are bytes, at `count` ports from `first`.
+    fn add_ports(
+        &self,
+        first: u16,
+        count: u16,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), Error> {
+        let device = Arc::new(Mutex::new(device));
+        Ok(self.ports.insert(first, count, device)?)
+    }
+
     /// Creates all vCPUs and gives them their CPUID; interrupt controllers exist by now.
     fn create_vcpus(&self, apic: bool) -> Result<(Vec<VcpuFd>, cpuid::Features), Error> {
         let supported = self
@@ -536,11 +550,6 @@ impl Parts<'_> {
     }
 }
 
-/// A device the description cannot ask for twice would overlap; that is a fault of this crate.
-fn taken(overlap: bus::Overlap) -> Error {
-    Error::Description(format!("two devices claim one address: {overlap}"))
-}
-
 #[cfg(test)]
 mod tests {
     use bulkhead_machine::{Console, ConsolePort};
@@ -562,6 +571,7 @@ mod tests {
             kernel: Fd(-1),
             initrd: None,
             cmdline: String::new(),
+            acpi: Fd(-1),
         };
     }
 
@@ -612,6 +622,7 @@ mod tests {
                     kernel: Fd(-1),
                     initrd: None,
                     cmdline: String::new(),
+                    acpi: Fd(-1),
                 };
             }
             let port = |name: &&str| ConsolePort {

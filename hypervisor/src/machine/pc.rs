@@ -7,43 +7,39 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_abi::machine::EXIT_PORT;
+use bulkhead_machine::pc as layout;
 use bulkhead_machine::{Fd, Transport, trace as phase};
 use kvm_ioctls::VcpuFd;
 
-use super::{Parts, interrupts, pci, plug, registers, taken, virtio};
-use crate::boot::{acpi, linux, pvh, ram};
+use super::{Parts, interrupts, pci, plug, registers, virtio};
+use crate::boot::{linux, pvh, ram};
 use crate::devices::exit::ExitPort;
-use crate::devices::ged::{self, Ged, GedPorts};
-use crate::devices::pvpanic::{self, PanicPort};
-use crate::devices::reset::{
-    ACPI_PORT_COUNT, ACPI_PORTS, AcpiPorts, KEYBOARD_COMMAND, KeyboardController,
-};
+use crate::devices::ged::{Ged, GedPorts};
+use crate::devices::pvpanic::PanicPort;
+use crate::devices::reset::{AcpiPorts, KEYBOARD_COMMAND, KeyboardController};
 use crate::devices::rtc::{self, Rtc};
-use crate::devices::serial;
 use crate::devices::streams::Output;
-use crate::devices::watchdog;
+use crate::devices::{serial, watchdog};
 use crate::error::Error;
 
-/// First IOAPIC pin of a virtio device in a window: COM1 has 4, and the pins below stay free.
-const FIRST_DEVICE_PIN: u32 = 5;
-/// The pin of the generic event device, that of ACPI on other PCs.
-const GED_PIN: u32 = 9;
-/// The pin a PC's CMOS clock has.
-const CLOCK_PIN: u32 = 8;
 /// Where KVM may put three pages for real mode on older Intel CPUs, and one for its page table:
 /// below the LAPICs, where nothing else is (KVM api.rst, KVM_SET_TSS_ADDR).
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// The files of a guest.
-pub(super) struct Files<'a> {
+/// What a guest is started with.
+pub(super) struct Guest<'a> {
     pub(super) kernel: Fd,
     pub(super) initrd: Option<Fd>,
     pub(super) cmdline: &'a str,
 }
 
-/// Builds a PC; its boot CPU is ready to run.
-pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<VcpuFd>, Error> {
+/// Builds a PC with the tables in `acpi`; its boot CPU is ready to run.
+pub(super) fn build(
+    parts: &mut Parts<'_>,
+    guest: &Guest<'_>,
+    acpi: Fd,
+) -> Result<Vec<VcpuFd>, Error> {
     parts
         .vm
         .set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -58,57 +54,34 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
     parts.trace.mark(phase::VCPU);
 
     add_serial(parts, true)?;
-    let reset = Arc::new(Mutex::new(KeyboardController::new(parts.ending.clone())));
-    parts
-        .ports
-        .insert(KEYBOARD_COMMAND, 1, reset)
-        .map_err(taken)?;
-    let acpi_ports = Arc::new(Mutex::new(AcpiPorts::new(parts.ending.clone())));
-    parts
-        .ports
-        .insert(ACPI_PORTS, ACPI_PORT_COUNT, acpi_ports)
-        .map_err(taken)?;
+    let reset = KeyboardController::new(parts.ending.clone());
+    parts.add_ports(KEYBOARD_COMMAND, 1, reset)?;
+    let (first, count) = (layout::reset::ACPI_PORTS, layout::reset::ACPI_PORT_COUNT);
+    parts.add_ports(first, count, AcpiPorts::new(parts.ending.clone()))?;
     if parts.description.time {
-        let clock = Arc::new(Mutex::new(Rtc::new()));
-        parts
-            .ports
-            .insert(rtc::PORTS, rtc::PORT_COUNT, clock)
-            .map_err(taken)?;
+        parts.add_ports(rtc::PORTS, rtc::PORT_COUNT, Rtc::new())?;
     }
-    add_exit(parts)?;
-    add_panic_port(parts)?;
+    parts.add_ports(EXIT_PORT, 1, ExitPort::new(parts.ending.clone()))?;
+    let panic_port = PanicPort::new(parts.notices.clone());
+    parts.add_ports(layout::pvpanic::PORT, 1, panic_port)?;
     add_watchdog(parts)?;
-    let pins: Vec<u32> = (FIRST_DEVICE_PIN..interrupts::IOAPIC_PINS)
-        .filter(|pin| ![CLOCK_PIN, GED_PIN].contains(pin))
-        .collect();
-    let has_pci = parts.description.transport == Transport::Pci;
-    if has_pci {
+    if parts.description.transport == Transport::Pci {
         let ged = add_ged(parts)?;
         let pci = pci::build(parts, ged)?;
         parts.plug.set_pci(pci);
         parts.room += plug::ROOM;
     }
-    let placed = virtio::add(parts, true, &pins)?;
+    let pins: Vec<u32> = layout::device_pins().collect();
+    virtio::add(parts, true, &pins)?;
     parts.trace.mark(phase::DEVICES);
 
-    let windows: Vec<_> = placed.iter().map(virtio::Placed::window).collect();
-    let platform = acpi::Platform {
-        cpus: parts.description.vcpus,
-        serial: parts.description.console.is_some(),
-        rtc: parts.description.time,
-        watchdog: parts.description.watchdog,
-        windows: &windows,
-        pci: has_pci.then_some(acpi::Pci {
-            window: pci::WINDOW,
-            ged_pin: GED_PIN,
-        }),
-    };
-    let (kernel, initrd) = open(parts, files)?;
+    let acpi = parts.descriptors.take("the ACPI tables", acpi)?;
+    let (kernel, initrd) = open(parts, guest)?;
     let map = ram::pc_map(&parts.ram);
-    let rsdp = acpi::write(&parts.memory, &platform)?;
+    let rsdp = ram::load_acpi(&parts.memory, &acpi)?;
     ram::write_reset_code(&parts.memory)?;
     ram::write_generation_id(&parts.memory)?;
-    let cmdline = cmdline(parts, files.cmdline, boot_cpu)?;
+    let cmdline = cmdline(parts, guest.cmdline, boot_cpu)?;
     let (memory, initrd) = (&parts.memory, initrd.as_ref());
     let entry = if pvh::is_offered(&kernel)? {
         let entry = pvh::load(memory, &kernel, initrd, &cmdline, &map, Some(rsdp))?;
@@ -123,7 +96,7 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
 }
 
 /// Builds a machine with nothing but CPU, RAM, COM1 and the exit port.
-pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<VcpuFd>, Error> {
+pub(super) fn build_bare(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<Vec<VcpuFd>, Error> {
     if parts.description.vcpus != 1 {
         return Err(Error::Description(
             "a bare machine has one vcpu: there is nothing to start others with".into(),
@@ -138,20 +111,20 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec
     let boot_cpu = vcpus.first().ok_or(Error::NoVcpu)?;
     parts.trace.mark(phase::VCPU);
     add_serial(parts, false)?;
-    add_exit(parts)?;
+    parts.add_ports(EXIT_PORT, 1, ExitPort::new(parts.ending.clone()))?;
     parts.trace.mark(phase::DEVICES);
-    let (kernel, initrd) = open(parts, files)?;
+    let (kernel, initrd) = open(parts, guest)?;
     let map = ram::bare_map(&parts.ram);
     let initrd = initrd.as_ref();
-    let entry = pvh::load(&parts.memory, &kernel, initrd, files.cmdline, &map, None)?;
+    let entry = pvh::load(&parts.memory, &kernel, initrd, guest.cmdline, &map, None)?;
     parts.trace.mark(phase::LOAD);
     registers::set(boot_cpu, registers::Entry::Pvh(entry), features)?;
     Ok(vcpus)
 }
 
-fn open(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<(File, Option<File>), Error> {
-    let kernel = parts.descriptors.take("the kernel", files.kernel)?;
-    let initrd = match files.initrd {
+fn open(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<(File, Option<File>), Error> {
+    let kernel = parts.descriptors.take("the kernel", guest.kernel)?;
+    let initrd = match guest.initrd {
         Some(fd) => Some(parts.descriptors.take("the initial RAM filesystem", fd)?),
         None => None,
     };
@@ -184,7 +157,7 @@ fn add_serial(parts: &mut Parts<'_>, is_pc: bool) -> Result<(), Error> {
     let output = parts.descriptors.take("console output", console.output)?;
     let output = Output::new(output, parts.ending.clone(), parts.trace.clone());
     let line = if is_pc {
-        Some(interrupts::line(&parts.vm, serial::IRQ)?)
+        Some(interrupts::line(&parts.vm, layout::serial::PIN)?)
     } else {
         None
     };
@@ -196,15 +169,8 @@ fn add_serial(parts: &mut Parts<'_>, is_pc: bool) -> Result<(), Error> {
     if let Some(pump) = pump {
         parts.tasks.push(Box::new(pump));
     }
-    parts
-        .ports
-        .insert(serial::COM1, serial::PORTS, port)
-        .map_err(taken)
-}
-
-fn add_panic_port(parts: &mut Parts<'_>) -> Result<(), Error> {
-    let port = Arc::new(Mutex::new(PanicPort::new(parts.notices.clone())));
-    parts.ports.insert(pvpanic::PORT, 1, port).map_err(taken)
+    let (first, count) = (layout::serial::PORTS, layout::serial::PORT_COUNT);
+    Ok(parts.ports.insert(first, count, port)?)
 }
 
 fn add_watchdog(parts: &mut Parts<'_>) -> Result<(), Error> {
@@ -213,28 +179,15 @@ fn add_watchdog(parts: &mut Parts<'_>) -> Result<(), Error> {
     }
     let (ports, timer) = watchdog::build(parts.notices.clone(), parts.ending.clone())?;
     parts.tasks.push(Box::new(timer));
-    let ports = Arc::new(Mutex::new(ports));
-    parts
-        .ports
-        .insert(watchdog::PORTS, watchdog::PORT_COUNT, ports)
-        .map_err(taken)
+    let (first, count) = (layout::watchdog::PORTS, layout::watchdog::PORT_COUNT);
+    parts.add_ports(first, count, ports)
 }
 
 /// The generic event device.
 fn add_ged(parts: &Parts<'_>) -> Result<Arc<Ged>, Error> {
-    let ged = Arc::new(Ged::new(interrupts::line(&parts.vm, GED_PIN)?));
+    let ged = Arc::new(Ged::new(interrupts::line(&parts.vm, layout::ged::PIN)?));
     let causes = Arc::new(Mutex::new(GedPorts(ged.clone())));
-    parts
-        .ports
-        .insert_wide(ged::PORTS, ged::PORT_COUNT, causes)
-        .map_err(taken)?;
+    let (first, count) = (layout::ged::PORTS, layout::ged::PORT_COUNT);
+    parts.ports.insert_wide(first, count, causes)?;
     Ok(ged)
-}
-
-fn add_exit(parts: &mut Parts<'_>) -> Result<(), Error> {
-    let exit = ExitPort::new(parts.ending.clone());
-    parts
-        .ports
-        .insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit)))
-        .map_err(taken)
 }

@@ -6,23 +6,22 @@
 //! for each vector ([`crate::devices::pci::msix`]).
 
 use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use bulkhead_machine::pc::pci::{
+    CONFIG_PORT_COUNT, CONFIG_PORTS, HOT_PLUG_PORT_COUNT, HOT_PLUG_PORTS, WINDOW,
+};
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Parts, taken};
+use super::Parts;
 use crate::devices::ged::Ged;
 use crate::devices::pci::Platform;
-use crate::devices::pci::host::{CONFIG_PORT_COUNT, CONFIG_PORTS, ConfigPorts, PciHost};
-use crate::devices::pci::hotplug::{self, HotPlug, HotPlugPorts};
+use crate::devices::pci::host::{ConfigPorts, PciHost};
+use crate::devices::pci::hotplug::{HotPlug, HotPlugPorts};
 use crate::devices::pci::msix::Message;
 use crate::error::Error;
-
-/// Where BARs lie: right above the RAM below 4 GiB.
-pub(super) const WINDOW: Range<u64> = super::memory::LOW_END..0xd000_0000;
 
 /// The bus, and what functions on it need.
 pub(super) struct Pci {
@@ -41,13 +40,9 @@ pub(super) fn build(parts: &Parts<'_>, ged: Arc<Ged>) -> Result<Pci, Error> {
     let hotplug = Arc::new(HotPlug::new(host.clone(), ged, event));
     let ports = &parts.ports;
     let config = Arc::new(Mutex::new(ConfigPorts::new(host.clone())));
-    ports
-        .insert_wide(CONFIG_PORTS, CONFIG_PORT_COUNT, config)
-        .map_err(taken)?;
+    ports.insert_wide(CONFIG_PORTS, CONFIG_PORT_COUNT, config)?;
     let slots = Arc::new(Mutex::new(HotPlugPorts(hotplug.clone())));
-    ports
-        .insert_wide(hotplug::PORTS, hotplug::PORT_COUNT, slots)
-        .map_err(taken)?;
+    ports.insert_wide(HOT_PLUG_PORTS, HOT_PLUG_PORT_COUNT, slots)?;
     Ok(Pci {
         host,
         hotplug,

@@ -14,9 +14,8 @@ use bulkhead_machine::Transport;
 use bulkhead_machine::device::{Device as Described, DeviceKind};
 use kvm_ioctls::IoEventAddress;
 
+use super::Parts;
 use super::bus::BusDevice;
-use super::{Parts, taken};
-use crate::boot::acpi::Window;
 use crate::descriptors::Descriptors;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
@@ -43,45 +42,23 @@ const MEMORY_NAME: &str = "memory";
 /// A device and its name from the manifest.
 type Named = (String, Box<dyn VirtioDevice>);
 
-/// A device in its place.
-#[derive(Clone, Debug)]
-pub(super) struct Placed {
-    /// Number of its window.
-    index: usize,
-    name: String,
-    virtio_id: u32,
-    gsi: u32,
-}
-
-impl Placed {
-    /// As ACPI tables describe it.
-    pub(super) fn window(&self) -> Window {
-        Window {
-            // The last of MAX_DEVICES windows ends below 4 GiB.
-            base: base(self.index) as u32,
-            len: VIRTIO_MMIO_STRIDE as u32,
-            gsi: self.gsi,
-        }
+/// What `BootInfo` says of the device in window `index`.
+fn boot_info(index: usize, name: &str, virtio_id: u32) -> Device {
+    let mut device = Device {
+        registers: PhysRange {
+            start: base(index),
+            len: VIRTIO_MMIO_STRIDE,
+        },
+        kind: DEVICE_VIRTIO_MMIO,
+        virtio_id,
+        vector: u32::from(DEVICE_VECTOR_BASE) + index as u32,
+        reserved: 0,
+        name: [0; 32],
+    };
+    for (to, from) in device.name.iter_mut().zip(name.bytes()) {
+        *to = from;
     }
-
-    /// As `BootInfo` describes it.
-    pub(super) fn boot_info(&self) -> Device {
-        let mut name = [0; 32];
-        for (to, from) in name.iter_mut().zip(self.name.bytes()) {
-            *to = from;
-        }
-        Device {
-            registers: PhysRange {
-                start: base(self.index),
-                len: VIRTIO_MMIO_STRIDE,
-            },
-            kind: DEVICE_VIRTIO_MMIO,
-            virtio_id: self.virtio_id,
-            vector: u32::from(DEVICE_VECTOR_BASE) + self.index as u32,
-            reserved: 0,
-            name,
-        }
-    }
+    device
 }
 
 fn base(index: usize) -> u64 {
@@ -111,7 +88,7 @@ pub(super) fn add(
     parts: &mut Parts<'_>,
     with_console: bool,
     gsis: &[u32],
-) -> Result<Vec<Placed>, Error> {
+) -> Result<Vec<Device>, Error> {
     let devices = devices(parts, with_console)?;
     if parts.description.transport == Transport::Pci {
         for (name, device) in devices {
@@ -250,7 +227,7 @@ fn place(
     name: String,
     device: Box<dyn VirtioDevice>,
     gsi: u32,
-) -> Result<Placed, Error> {
+) -> Result<Device, Error> {
     let transport = MmioTransport::new(device, parts.memory.clone())
         .map_err(|e| Error::Memory(format!("device {name}: {e}")))?;
     let transport = Arc::new(transport);
@@ -268,17 +245,11 @@ fn place(
     let registers = Arc::new(Mutex::new(Registers(transport.clone())));
     parts
         .mmio
-        .insert(base(index), VIRTIO_MMIO_STRIDE, registers)
-        .map_err(taken)?;
+        .insert(base(index), VIRTIO_MMIO_STRIDE, registers)?;
     let transport = transport.transport().clone();
-    let virtio_id = transport.device_type() as u32;
-    parts.plug.keep(name.clone(), transport);
-    Ok(Placed {
-        index,
-        name,
-        virtio_id,
-        gsi,
-    })
+    let device = boot_info(index, &name, transport.device_type() as u32);
+    parts.plug.keep(name, transport);
+    Ok(device)
 }
 
 #[cfg(test)]
@@ -287,14 +258,7 @@ mod tests {
 
     #[test]
     fn windows_lie_below_4_gib_and_vectors_below_256() {
-        let last = Placed {
-            index: MAX_DEVICES - 1,
-            name: "n".repeat(40),
-            virtio_id: 2,
-            gsi: 7,
-        };
-        assert_eq!(last.window().base, 0xd001_f000);
-        let device = last.boot_info();
+        let device = boot_info(MAX_DEVICES - 1, &"n".repeat(40), 2);
         assert_eq!(device.registers.start, 0xd001_f000);
         assert_eq!(device.vector, 0x5f);
         assert_eq!(device.name, [b'n'; 32]);

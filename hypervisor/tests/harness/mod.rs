@@ -172,6 +172,12 @@ impl Vmm {
             ports: Vec::new(),
         });
         change(&mut description);
+        let mut tables = None;
+        let provided = bulkhead_acpi::provide(&mut description, |pc| {
+            let file = inherit(bulkhead_acpi::file(pc)?);
+            Ok::<_, std::io::Error>(Fd(tables.insert(file).as_raw_fd()))
+        });
+        provided.unwrap();
         let text = inherit(file(&serde_json::to_vec(&description).unwrap()));
         // Elsewhere where the tests were carried elsewhere: into the lab.
         let program = std::env::var_os("BULKHEAD_VMM");
@@ -181,7 +187,7 @@ impl Vmm {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        drop(kept);
+        drop((kept, tables));
         let mut vmm = Self {
             control: ours,
             console: File::from(OwnedFd::from(console)),

@@ -71,6 +71,8 @@ pub(crate) enum Want<'p> {
     VsockConnector,
     /// The socket that a debugger connects to.
     Gdb,
+    /// The tables of this machine.
+    AcpiTables(&'p MachineDescription),
     Input,
     Output,
     /// The error stream of programs that have one of their own.
@@ -150,6 +152,7 @@ pub(crate) fn compile(
             }),
         });
     }
+    bulkhead_acpi::provide(&mut description, |pc| open(Want::AcpiTables(pc)))?;
     Ok(description)
 }
 
@@ -326,6 +329,8 @@ fn boot(
                 kernel,
                 initrd,
                 cmdline,
+                // Made when everything else is known.
+                acpi: Fd(-1),
             })
         }
     }
@@ -366,6 +371,7 @@ pub(crate) mod tests {
                 Want::Disk(disk) => format!("{} {}", disk.path.display(), disk.write),
                 Want::Base(disk) => format!("base {}", disk.path.display()),
                 Want::Top(_) => "top".to_owned(),
+                Want::AcpiTables(_) => "ACPI tables".to_owned(),
                 Want::Network(name, _) | Want::Share(name, _) => name.to_owned(),
                 other => format!("{other:?}"),
             };
@@ -483,7 +489,14 @@ pub(crate) mod tests {
             panic!("linux")
         };
         assert!(cmdline.contains("rdinit="));
-        assert_eq!(opened, ["Kvm", "Control", "kernel image", "AgentFiles"]);
+        let wanted = [
+            "Kvm",
+            "Control",
+            "kernel image",
+            "AgentFiles",
+            "ACPI tables",
+        ];
+        assert_eq!(opened, wanted);
         let (own, _) = compiled("kernel = \"linux\"\ninitrd = \"i\"\ncmdline = \"a b\"");
         let Boot::Linux {
             initrd: Some(_),
@@ -534,6 +547,7 @@ pub(crate) mod tests {
                 "Pmem { path: \"/m\", write: false }",
                 "Connection(\"/s\")",
                 "Connection(\"/n\")",
+                "ACPI tables",
             ]
         );
         let names: Vec<&str> = description

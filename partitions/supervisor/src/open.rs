@@ -168,6 +168,9 @@ impl Descriptors for Opened<'_> {
                 check_command(program, self.library)?;
                 linux::initramfs(partition, program, self.library, self.tty, self.input)?.into()
             }
+            Want::AcpiTables(pc) => bulkhead_acpi::file(pc)
+                .map_err(Error::system("write the ACPI tables"))?
+                .into(),
             Want::Disk(disk) => open_disk(&disk.path, disk.write, disk.direct)?.into(),
             Want::Base(disk) => open_base(disk)?.into(),
             Want::Backing(path) => open_backing(path)?.into(),

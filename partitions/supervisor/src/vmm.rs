@@ -113,6 +113,7 @@ mod tests {
             kernel: Fd(0),
             initrd: None,
             cmdline: String::new(),
+            acpi: Fd(0),
         };
         MachineDescription::new("p", Fd(0), Fd(0), 2, boot)
     }

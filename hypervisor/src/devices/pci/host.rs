@@ -10,14 +10,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bulkhead_machine::pc::pci::SLOTS;
+
 use super::config::{self, ConfigSpace, Identity};
-use super::{BarState, PciFunction, SLOTS};
+use super::{BarState, PciFunction};
 use crate::machine::bus::{Bus, BusDevice};
 
-/// First of the ports of mechanism 1: an address register and a data register of four ports each.
-pub const CONFIG_PORTS: u16 = 0xcf8;
-/// How many.
-pub const CONFIG_PORT_COUNT: u16 = 8;
 /// Offset of the data register.
 const DATA: u64 = 4;
 /// Address register: accesses to the data register are configuration accesses.

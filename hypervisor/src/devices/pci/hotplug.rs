@@ -7,17 +7,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bulkhead_machine::pc::ged::Cause;
+use bulkhead_machine::pc::pci::SLOTS;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::SLOTS;
 use super::host::PciHost;
-use crate::devices::ged::{Cause, Ged};
+use crate::devices::ged::Ged;
 use crate::machine::bus::BusDevice;
 
-/// First of the ports: three registers of 32 bits, a bit for each slot.
-pub const PORTS: u16 = 0x620;
-/// How many.
-pub const PORT_COUNT: u16 = 12;
 /// Offset of the slots that have got a device since the last read.
 pub const ADDED: u64 = 0;
 /// Offset of the slots whose device the guest is asked to let go of since the last read.

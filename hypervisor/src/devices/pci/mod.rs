@@ -16,9 +16,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use msix::Message;
 
-/// Slots of the bus; the host bridge is in slot 0.
-pub const SLOTS: u8 = 32;
-
 /// A device on the bus: function 0 of its slot, and the only one.
 ///
 /// vCPU threads call it, several at once; the host calls the configuration space one access at a

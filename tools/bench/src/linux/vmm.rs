@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
-use bulkhead_machine::{Boot, Console, Jail, MachineDescription, Transport};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Transport};
 use bulkhead_supervisor::host::EmptyNetwork;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -183,6 +183,7 @@ fn ours(
         kernel: handover.give(open(&guest.kernel, false)?)?,
         initrd: Some(handover.give(open(&guest.initrd, false)?)?),
         cmdline: guest.cmdline.clone(),
+        acpi: Fd(-1),
     };
     let kvm = handover.give(open(Path::new("/dev/kvm"), true)?)?;
     let theirs = handover.give(theirs)?;
@@ -200,7 +201,7 @@ fn ours(
             }),
         });
     }
-    let description = MachineDescription {
+    let mut description = MachineDescription {
         console: Some(Console {
             input: None,
             output: handover.give(console)?,
@@ -216,6 +217,10 @@ fn ours(
         network_namespace: network.map(|network| handover.give(network)).transpose()?,
         ..MachineDescription::new("bench", kvm, theirs, guest.memory_mib, boot)
     };
+    bulkhead_acpi::provide(&mut description, |pc| {
+        let tables = bulkhead_acpi::file(pc).map_err(Error::io("writing the ACPI tables"))?;
+        handover.give(tables)
+    })?;
     let mut file = memfd("description")?;
     serde_json::to_writer(&file, &description)
         .map_err(io::Error::from)

@@ -3,10 +3,9 @@
 use acpi_tables::aml;
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::sdt::Sdt;
+use bulkhead_machine::pc::{VM_GENERATION_ID, pvpanic, watchdog};
 
-use super::super::ram::VM_GENERATION_ID;
 use super::{OEM, REVISION, TABLE, bytes_of};
-use crate::devices::{pvpanic, watchdog};
 
 /// Instructions and actions of the table below.
 const READ_VALUE: u8 = 0;
@@ -107,6 +106,7 @@ pub(super) fn watchdog_table() -> Sdt {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

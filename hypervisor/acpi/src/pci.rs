@@ -1,8 +1,6 @@
 //! The PCI bus in the DSDT: the host bridge with a device for each slot, and the generic event device
 //! through which the guest learns of their changes. docs/devices.md describes the registers.
 
-use std::ops::Range;
-
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
     FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, MethodCall, Name, Notify,
@@ -10,9 +8,12 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
+use bulkhead_machine::pc::ged::{self, Cause};
+use bulkhead_machine::pc::pci::{
+    CONFIG_PORT_COUNT, CONFIG_PORTS, HOT_PLUG_PORT_COUNT, HOT_PLUG_PORTS, SLOTS, WINDOW,
+};
+
 use super::bytes_of;
-use crate::devices::ged::{self, Cause};
-use crate::devices::pci::{SLOTS, host, hotplug};
 
 /// Values of `Notify`: a device has come; let it go (ACPI 6.4, table 5.186).
 const DEVICE_CHECK: u8 = 1;
@@ -27,9 +28,9 @@ impl Aml for Raw {
     }
 }
 
-/// The host bridge of bus 0, whose BARs may lie in `window`.
-pub(super) fn host_bridge(window: &Range<u64>) -> Vec<u8> {
-    let (first, last) = (window.start as u32, (window.end - 1) as u32);
+/// The host bridge of bus 0.
+pub(super) fn host_bridge() -> Vec<u8> {
+    let (first, last) = (WINDOW.start as u32, (WINDOW.end - 1) as u32);
     let slots: Vec<u8> = (1..SLOTS).flat_map(slot_device).collect();
     let fields = [*b"PCIA", *b"PCIR", *b"PCIE"];
     bytes_of(&Device::new(
@@ -41,12 +42,7 @@ pub(super) fn host_bridge(window: &Range<u64>) -> Vec<u8> {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
                     &AddressSpace::<u16>::new_bus_number(0, 0),
-                    &IO::new(
-                        host::CONFIG_PORTS,
-                        host::CONFIG_PORTS,
-                        1,
-                        host::CONFIG_PORT_COUNT as u8,
-                    ),
+                    &IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORT_COUNT as u8),
                     &AddressSpace::<u32>::new_memory(
                         AddressSpaceCacheable::NotCacheable,
                         true,
@@ -56,15 +52,15 @@ pub(super) fn host_bridge(window: &Range<u64>) -> Vec<u8> {
                     ),
                 ]),
             ),
-            &registers("PCHP", hotplug::PORTS, hotplug::PORT_COUNT, &fields),
+            &registers("PCHP", HOT_PLUG_PORTS, HOT_PLUG_PORT_COUNT, &fields),
             &Raw(slots),
             &Method::new("PCHG".into(), 0, true, vec![&Raw(changes())]),
         ],
     ))
 }
 
-/// The generic event device, which interrupts at `pin`.
-pub(super) fn event_device(pin: u32) -> Vec<u8> {
+/// The generic event device.
+pub(super) fn event_device() -> Vec<u8> {
     bytes_of(&Device::new(
         "GED_".into(),
         vec![
@@ -72,7 +68,7 @@ pub(super) fn event_device(pin: u32) -> Vec<u8> {
             &Name::new("_UID".into(), &ZERO),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, pin)]),
+                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, ged::PIN)]),
             ),
             &registers("GEDR", ged::PORTS, ged::PORT_COUNT, &[*b"GEDC"]),
             &Method::new(
