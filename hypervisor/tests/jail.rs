@@ -14,12 +14,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use bulkhead_machine::{Jail, Memory};
-use hypervisor::jail::seccomp::{self, Thread};
+use hypervisor::jail::filters;
 use hypervisor::jail::{JailError, close_inherited, enter, outlive_file_size_limit};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::process::{Resource, Rlimit, Signal, getuid, parent_process_death_signal, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BpfProgram, BpfProgramRef, SeccompAction, SeccompFilter, TargetArch, apply_filter,
+};
 
 /// First argument of the program when it runs as its own subject.
 const INSIDE: &str = "--inside";
@@ -76,9 +78,9 @@ fn inside(case: &str) -> ExitCode {
         "descriptors" => tell_descriptors(),
         "file size limit" => tell_file_size_limit(),
         other => match other.split_once(' ') {
-            Some(("loop", act)) => do_filtered(Thread::EventLoop, act),
-            Some(("vcpu", act)) => do_filtered(Thread::Vcpu, act),
-            Some(("debugger", act)) => do_filtered(Thread::Debugger, act),
+            Some(("loop", act)) => do_filtered(filters::EVENT_LOOP, act),
+            Some(("vcpu", act)) => do_filtered(filters::VCPU, act),
+            Some(("debugger", act)) => do_filtered(filters::DEBUGGER, act),
             _ => return ExitCode::from(99),
         },
     }
@@ -161,9 +163,9 @@ fn tell_file_size_limit() {
 }
 
 /// Installs a filter and does one thing.
-fn do_filtered(thread: Thread, act: &str) {
+fn do_filtered(filter: BpfProgramRef<'_>, act: &str) {
     let other = rustix::process::getppid().unwrap().as_raw_nonzero().get();
-    apply_filter(&seccomp::compile(thread).unwrap()).unwrap();
+    apply_filter(filter).unwrap();
     match act {
         "nothing" => {}
         "allocate" => drop(std::hint::black_box(vec![1u8; 8 << 20])),

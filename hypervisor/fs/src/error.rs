@@ -15,6 +15,9 @@ pub enum Error {
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// A seccomp filter does not compile.
+    #[error("cannot compile a seccomp filter: {0}")]
+    Filter(#[from] seccompiler::BackendError),
     /// Neither a mount namespace nor Landlock would confine the process.
     #[error(
         "the host offers neither a mount namespace nor Landlock, one of which has to confine the \
@@ -46,6 +49,7 @@ impl Error {
             Self::Description(_) => "description-invalid",
             Self::Descriptor(error) => error.code(),
             Self::Jail(error) => error.code(),
+            Self::Filter(_) => "jail-seccomp",
             Self::Unconfined => "fs-unconfined",
             Self::Privileges(_) => "fs-privileges",
             Self::Host { .. } => "io-failed",

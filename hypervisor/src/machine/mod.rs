@@ -38,7 +38,6 @@ use bulkhead_machine::{
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use seccompiler::{BpfProgram, apply_filter};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
@@ -56,7 +55,7 @@ use crate::descriptors::Descriptors;
 use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::console;
 use crate::error::Error;
-use crate::jail::{self, JailError, seccomp};
+use crate::jail::{self, confine, filters};
 use crate::trace::Trace;
 
 /// The API version every KVM since Linux 2.6.22 speaks.
@@ -260,27 +259,25 @@ impl Machine {
         controller.settle(&mut event_loop);
         vcpu::prepare_stop_signal()?;
         // Everything is open by now, and this is still the only thread.
-        let jail_gaps = jail::enter(self.jail, self.room, self.network_namespace)?;
-        let filters = Filters::compile(self.jail, self.debugger.is_some())?;
+        let level = self.jail;
+        let jail_gaps = jail::enter(level, self.room, self.network_namespace)?;
         let vcpus = &self.shared.control;
         let helpers = usize::from(self.debugger.is_some());
         let start = Arc::new(Barrier::new(vcpus.cpus().len() + helpers + 1));
         let mut threads = Vec::with_capacity(vcpus.cpus().len());
         for id in 0..vcpus.cpus().len() {
             let shared = self.shared.clone();
-            let filter = filters.vcpu.clone();
-            let lock_in = move || Filters::install(filter.as_deref());
+            let lock_in = move || Ok(confine(level, filters::VCPU)?);
             threads.push(vcpu::spawn(id, shared, start.clone(), lock_in)?);
         }
         vcpus.set_threads(threads);
         let debugger = match (self.debugger, &self.shared.stops) {
             (Some(listener), Some(stops)) => {
                 let (shared, stops) = (self.shared.clone(), stops.clone());
-                let filter = filters.debugger.clone();
                 let start = start.clone();
                 let body = move || {
-                    if let Err(error) = Filters::install(filter.as_deref()) {
-                        shared.ending.fail(error);
+                    if let Err(error) = confine(level, filters::DEBUGGER) {
+                        shared.ending.fail(error.into());
                     }
                     start.wait();
                     start.wait();
@@ -292,18 +289,16 @@ impl Machine {
             }
             _ => None,
         };
-        let (level, on_failure) = (self.jail, ending.clone());
+        let on_failure = ending.clone();
         let lock_in = move || {
-            // Compiled by the worker itself: the boot path does not wait for it.
-            let filter = Filters::compile_for(level, seccomp::Thread::Worker);
-            if let Err(error) = filter.and_then(|filter| Filters::install(filter.as_ref())) {
-                on_failure.fail(error);
+            if let Err(error) = confine(level, filters::WORKER) {
+                on_failure.fail(error.into());
             }
         };
         self.workers
             .start(lock_in)
             .map_err(Error::io("cannot start a disk's worker thread"))?;
-        Filters::install(filters.event_loop.as_deref())?;
+        confine(level, filters::EVENT_LOOP)?;
         start.wait();
         trace.mark(phase::JAIL);
         if !ending.is_over() {
@@ -333,43 +328,6 @@ impl Machine {
         ending.end(Ended::Stopped);
         vcpus.end(debugger.as_ref());
         result
-    }
-}
-
-/// The seccomp filters of this process's threads, compiled before the first is in force.
-struct Filters {
-    vcpu: Option<Arc<BpfProgram>>,
-    event_loop: Option<Arc<BpfProgram>>,
-    debugger: Option<Arc<BpfProgram>>,
-}
-
-impl Filters {
-    fn compile(level: Jail, with_debugger: bool) -> Result<Self, Error> {
-        let compile = |thread| Ok::<_, Error>(Self::compile_for(level, thread)?.map(Arc::new));
-        Ok(Self {
-            vcpu: compile(seccomp::Thread::Vcpu)?,
-            event_loop: compile(seccomp::Thread::EventLoop)?,
-            debugger: if with_debugger {
-                compile(seccomp::Thread::Debugger)?
-            } else {
-                None
-            },
-        })
-    }
-
-    fn compile_for(level: Jail, thread: seccomp::Thread) -> Result<Option<BpfProgram>, Error> {
-        match level {
-            Jail::None => Ok(None),
-            Jail::Full | Jail::BestEffort => Ok(Some(seccomp::compile(thread)?)),
-        }
-    }
-
-    /// Puts `filter` in force for the calling thread.
-    fn install(filter: Option<&BpfProgram>) -> Result<(), Error> {
-        match filter {
-            Some(filter) => Ok(apply_filter(filter).map_err(JailError::from)?),
-            None => Ok(()),
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use bulkhead_jail::namespaces::{self, MOUNT_POINTS};
 use bulkhead_jail::privileges;
 use bulkhead_machine::Jail;
 use bulkhead_machine::fs::{FsDescription, Ownership};
-use hypervisor::jail::{JailError, Layer, seccomp};
+use hypervisor::jail::{JailError, Layer};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
@@ -109,7 +109,7 @@ pub fn enter(description: &FsDescription, directory: &OwnedFd) -> Result<Jailed,
     if getppid() != supervisor {
         return Err(JailError::Orphaned.into());
     }
-    let filter = seccomp::allow(rules::RULES.iter())?;
+    let filter = bulkhead_seccomp::allow(rules::RULES.iter())?;
     seccompiler::apply_filter(&filter).map_err(JailError::from)?;
     let (root, descriptors) = inside;
     Ok(Jailed {
@@ -123,7 +123,7 @@ pub fn enter(description: &FsDescription, directory: &OwnedFd) -> Result<Jailed,
 ///
 /// # Errors
 /// The host refuses.
-pub fn tighten() -> Result<(), JailError> {
+pub fn tighten() -> Result<(), Error> {
     let refused = rules::ONCE.iter().map(|call| (*call, Vec::new()));
     let filter = SeccompFilter::new(
         BTreeMap::from_iter(refused),
@@ -131,7 +131,8 @@ pub fn tighten() -> Result<(), JailError> {
         SeccompAction::KillProcess,
         TargetArch::x86_64,
     )?;
-    seccompiler::apply_filter_all_threads(&BpfProgram::try_from(filter)?)?;
+    seccompiler::apply_filter_all_threads(&BpfProgram::try_from(filter)?)
+        .map_err(JailError::from)?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The system calls the process may make, and why. docs/shared-directories.md shows this table, and
 //! a test fails where the two differ.
 
-use hypervisor::jail::seccomp::rules::{Argument, Rule};
+use bulkhead_seccomp::rules::{Argument, Rule};
 
 const ANY: Argument = Argument::Any;
 const DUPLICATE: Argument = Argument::OneOf {
@@ -182,7 +182,7 @@ mod tests {
         let count = numbers.len();
         numbers.dedup();
         assert_eq!(numbers.len(), count);
-        assert!(hypervisor::jail::seccomp::allow(RULES.iter()).is_ok());
+        assert!(bulkhead_seccomp::allow(RULES.iter()).is_ok());
         assert!(ONCE.iter().all(|call| numbers.contains(call)));
     }
 }

@@ -1,6 +1,10 @@
-//! The seccomp filters: for each kind of thread an allow-list of system calls; anything else kills
-//! the process (the supervisor sees `SIGSYS`). The lists, with the reason of every entry, are in
-//! [`rules`].
+//! The seccomp filters: for each kind of thread of the VMM an allow-list of system calls; anything
+//! else kills the process (the supervisor sees `SIGSYS`). The lists, with the reason of every entry,
+//! are in [`rules`].
+//!
+//! The VMM's build script calls [`source`], and the VMM has nothing but the filters. `bulkhead-fs`
+//! makes its own with [`allow`].
+#![forbid(unsafe_code)]
 
 pub mod rules;
 
@@ -8,10 +12,9 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
-use super::JailError;
 use rules::{Argument, RULES, Rule};
 
 /// Kinds of threads.
@@ -32,15 +35,41 @@ pub enum Thread {
 ///
 /// # Errors
 /// [`rules::RULES`] contradicts itself; tests keep that from happening.
-pub fn compile(thread: Thread) -> Result<BpfProgram, JailError> {
+pub fn compile(thread: Thread) -> Result<BpfProgram, BackendError> {
     allow(RULES.iter().filter(|rule| rule.threads.contains(&thread)))
+}
+
+/// The filters as constants of a Rust module.
+///
+/// # Errors
+/// As [`compile`].
+pub fn source() -> Result<String, BackendError> {
+    let mut source = String::new();
+    for thread in rules::ALL {
+        let (name, instructions) = (constant(*thread), compile(*thread)?);
+        source += &format!("pub const {name}: &[sock_filter] = &[\n");
+        for sock_filter { code, jt, jf, k } in instructions {
+            source += &format!("sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},\n");
+        }
+        source += "];\n";
+    }
+    Ok(source)
+}
+
+fn constant(thread: Thread) -> &'static str {
+    match thread {
+        Thread::EventLoop => "EVENT_LOOP",
+        Thread::Vcpu => "VCPU",
+        Thread::Debugger => "DEBUGGER",
+        Thread::Worker => "WORKER",
+    }
 }
 
 /// A filter that allows `rules` and nothing else.
 ///
 /// # Errors
 /// The rules contradict each other.
-pub fn allow<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, JailError> {
+pub fn allow<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, BackendError> {
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for rule in rules {
         let conditions = conditions(rule)?;
@@ -55,7 +84,7 @@ pub fn allow<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, Ja
         SeccompAction::Allow,
         TargetArch::x86_64,
     )?;
-    Ok(BpfProgram::try_from(filter)?)
+    BpfProgram::try_from(filter)
 }
 
 /// Alternatives, one of which must hold; none of them means no condition.

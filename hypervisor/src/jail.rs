@@ -6,12 +6,10 @@
 //! 2. [`enter`], when every descriptor is open, memory is mapped and the vCPUs exist, and while
 //!    the process has a single thread: a user namespace cannot be entered otherwise. The first
 //!    `KVM_RUN` would end that too, as recent kernels then give the process a worker of KVM's.
-//! 3. the filters of [`seccomp::compile`]: each vCPU thread puts its own in force when it starts,
+//! 3. [`confine`], with one of [`filters`]: each vCPU thread puts its own in force when it starts,
 //!    and the event loop last.
 //!
 //! What each layer is for, and what it costs: docs/threat-model.md.
-
-pub mod seccomp;
 
 use std::fs::File;
 use std::io;
@@ -27,6 +25,7 @@ use rustix::process::{
     setrlimit,
 };
 use rustix::thread::CapabilitySet;
+use seccompiler::{BpfProgramRef, apply_filter};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Newest Landlock ABI whose rights are all denied. A host that knows fewer enforces those.
@@ -90,9 +89,6 @@ pub enum JailError {
     /// A seccomp filter was refused.
     #[error("cannot install a seccomp filter: {0}")]
     Seccomp(#[from] seccompiler::Error),
-    /// A seccomp filter does not compile.
-    #[error("cannot compile a seccomp filter: {0}")]
-    Filter(#[from] seccompiler::BackendError),
 }
 
 impl JailError {
@@ -102,7 +98,7 @@ impl JailError {
             Self::Layer { .. } => "jail-layer",
             Self::Close(_) => "jail-descriptors",
             Self::Orphaned => "supervisor-gone",
-            Self::Seccomp(_) | Self::Filter(_) => "jail-seccomp",
+            Self::Seccomp(_) => "jail-seccomp",
         }
     }
 }
@@ -203,6 +199,25 @@ pub fn enter(level: Jail, room: usize, network: Option<File>) -> Result<Vec<Stri
         return Err(JailError::Orphaned);
     }
     Ok(gaps.names)
+}
+
+/// What each kind of thread may ask the kernel for: made by `hypervisor/seccomp` when this was built.
+#[allow(missing_docs, reason = "generated")]
+pub mod filters {
+    use seccompiler::sock_filter;
+
+    include!(concat!(env!("OUT_DIR"), "/filters.rs"));
+}
+
+/// Puts `filter` in force for the calling thread, and those it starts later.
+///
+/// # Errors
+/// The host refuses.
+pub fn confine(level: Jail, filter: BpfProgramRef<'_>) -> Result<(), JailError> {
+    match level {
+        Jail::None => Ok(()),
+        Jail::Full | Jail::BestEffort => Ok(apply_filter(filter)?),
+    }
 }
 
 /// Layers that are missing.

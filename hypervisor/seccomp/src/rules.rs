@@ -43,7 +43,8 @@ pub enum Argument {
 
 const ANY: Argument = Argument::Any;
 
-const ALL: &[Thread] = &[
+/// Every kind of thread.
+pub const ALL: &[Thread] = &[
     Thread::EventLoop,
     Thread::Vcpu,
     Thread::Debugger,
@@ -224,6 +225,7 @@ rules! {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -273,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_threat_model_shows_the_rules() {
-        let book = include_str!("../../../../docs/threat-model.md");
+        let book = include_str!("../../../docs/threat-model.md");
         let shown = book
             .split_once(BEGIN)
             .and_then(|(_, rest)| rest.split_once(END));
