@@ -129,7 +129,7 @@ fn main() -> ExitCode {
             }
             "--dump-after" => {
                 let delay = Duration::from_millis(value().parse().unwrap());
-                dump = Some((delay, File::create(value()).unwrap()));
+                dump = Some((delay, new_file(&value())));
             }
             "--stop-after" => stop_after = Some(Duration::from_millis(value().parse().unwrap())),
             other => {
@@ -179,10 +179,10 @@ fn main() -> ExitCode {
         .spawn()
         .expect("bulkhead-vmm");
     drop(fds);
-    if let Some((delay, file)) = dump {
-        dump_after(&ours, delay, file);
+    if let Some((delay, file)) = &dump {
+        dump_after(&ours, *delay, file.try_clone().unwrap());
     }
-    let status = follow(&ours, stop_after);
+    let status = follow(&ours, stop_after, dump.as_ref().map(|(_, file)| file));
     let exit = child.wait().unwrap();
     eprintln!("launch: bulkhead-vmm ended with {exit}");
     print_trace(&mut trace_file, started);
@@ -190,7 +190,7 @@ fn main() -> ExitCode {
 }
 
 /// Prints events until the VMM hangs up; the guest's status, or 125.
-fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
+fn follow(control: &OwnedFd, stop_after: Option<Duration>, dump: Option<&File>) -> u8 {
     let mut status = 125;
     let mut buffer = vec![0; control::MAX_MESSAGE_BYTES];
     if let Some(delay) = stop_after {
@@ -210,6 +210,14 @@ fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
     while let Ok((len @ 1.., _)) = recv(control, buffer.as_mut_slice(), RecvFlags::empty()) {
         let event: Event = serde_json::from_slice(&buffer[..len]).unwrap();
         eprintln!("launch: {event:?}");
+        if let Event::Reply {
+            outcome: control::Reply::Dumped { regions, vcpus },
+            ..
+        } = &event
+        {
+            let file = dump.as_ref().expect("only what was asked for is dumped");
+            bulkhead_dump::finish(file, regions, vcpus).unwrap();
+        }
         match event {
             Event::Ended {
                 how: Ended::Exit { status: s },
@@ -221,6 +229,13 @@ fn follow(control: &OwnedFd, stop_after: Option<Duration>) -> u8 {
         }
     }
     status
+}
+
+/// A file to write and to read again.
+fn new_file(path: &str) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true);
+    options.open(path).unwrap()
 }
 
 /// Asks for a dump later; the reply is printed like every event.

@@ -203,7 +203,10 @@ fn a_dump_of_a_running_guest_is_answered_late_and_a_stop_does_not_wait_for_it() 
     assert_eq!(code(vmm.request(command, &fds)), "dump-running");
     vmm.demand(Command::Pause);
     match vmm.event() {
-        Event::Reply { id, outcome } => assert_eq!((id, outcome), (asked, Reply::Done)),
+        Event::Reply {
+            id,
+            outcome: Reply::Dumped { vcpus, .. },
+        } => assert_eq!((id, vcpus.len()), (asked, 1)),
         other => panic!("{other:?}"),
     }
     assert!(stats(&mut vmm).paused);

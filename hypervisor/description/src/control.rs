@@ -106,8 +106,7 @@ pub enum Command {
     Resize(Resize),
     /// Counters and state.
     Stats,
-    /// Write the guest's memory and registers as an ELF core file; the partition is paused
-    /// meanwhile.
+    /// Write the guest's memory to a file, and tell the registers; the partition is paused meanwhile.
     Dump {
         /// An empty file, opened for writing.
         file: Fd,
@@ -150,6 +149,14 @@ pub enum Reply {
     Done,
     /// The answer to [`Command::Stats`].
     Stats(Stats),
+    /// The answer to [`Command::Dump`]. Pages of zeros are holes of the file, and so are its first
+    /// [`DUMP_HEAD`] bytes.
+    Dumped {
+        /// What was written.
+        regions: Vec<DumpedRegion>,
+        /// Registers of each vCPU.
+        vcpus: Vec<Registers>,
+    },
     /// It was not done, and nothing has changed.
     Refused {
         /// Stable code such as `device-unknown`.
@@ -157,6 +164,35 @@ pub enum Reply {
         /// One sentence: what, on what, what to do.
         message: String,
     },
+}
+
+/// Bytes of a dump's file before the first region: room for the headers of a core file.
+pub const DUMP_HEAD: u64 = 2 * 1024 * 1024;
+
+/// A part of guest memory and its place in the file of a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpedRegion {
+    /// Guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Place of the first.
+    pub offset: u64,
+}
+
+/// Registers of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers {
+    /// In the order of Linux's `struct user_regs_struct`.
+    pub general: [u64; 27],
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// `IA32_EFER`.
+    pub efer: u64,
 }
 
 /// Counters since the start, and state. What a partition does not have is absent.

@@ -202,16 +202,18 @@ impl Controller {
 
     /// Writes a part of the dump, if there is one.
     fn go_on_with_dump(&mut self) {
-        let Some((id, dump)) = &mut self.dump else {
+        let Some((id, mut dump)) = self.dump.take() else {
             return;
         };
         let reply = match dump.step() {
-            Ok(false) => return,
-            Ok(true) => Reply::Done,
+            Ok(false) => {
+                self.dump = Some((id, dump));
+                return;
+            }
+            Ok(true) => dump.into_reply(),
             Err(e) => dump_failed(&e),
         };
-        self.channel.reply(*id, reply);
-        self.dump = None;
+        self.channel.reply(id, reply);
         self.vcpus.release(Holder::Dump);
     }
 

@@ -10,7 +10,9 @@ use crate::error::Error;
 use crate::lifecycle::State;
 use crate::open::Opened;
 use bulkhead_machine::Fd;
-use bulkhead_machine::control::{Command, DeviceStats, Reply, Resize, Stats};
+use bulkhead_machine::control::{
+    Command, DeviceStats, DumpedRegion, Registers, Reply, Resize, Stats,
+};
 use bulkhead_manifest::{At, GrantDraft, validate_devices};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -39,8 +41,8 @@ enum After {
     Attach(String, Vec<Backend>),
     /// It has a device less.
     Detach(String),
-    /// The file that was written goes when it could not be.
-    Dump(PathBuf),
+    /// What was written becomes a core file; it goes when it could not be.
+    Dump(PathBuf, File),
     /// Counters of the VMM, which those of gateways are added to.
     Stats(Option<Stats>),
 }
@@ -133,8 +135,10 @@ impl Member {
                 (Command::Stats, After::Stats(None))
             }
             Act::Dump { file } => {
-                descriptors.push(new_file(&file)?);
-                (Command::Dump { file: Fd(0) }, After::Dump(file))
+                let new = new_file(&file)?;
+                let ours = new.try_clone().map_err(Error::system("keep a file"))?;
+                descriptors.push(new.into());
+                (Command::Dump { file: Fd(0) }, After::Dump(file, ours))
             }
         };
         Ok((self.vmm.ask(command, &descriptors)?, after))
@@ -248,6 +252,14 @@ impl Member {
                 device: self.done(pending.after),
             },
             Reply::Stats(stats) => Answer::Stats(stats),
+            Reply::Dumped { regions, vcpus } => match finish_dump(&pending.after, &regions, &vcpus)
+            {
+                Ok(()) => Answer::Done { device: None },
+                Err(refusal) => {
+                    undone(pending.after);
+                    refusal.answer()
+                }
+            },
             Reply::Refused { code, message } => {
                 undone(pending.after);
                 Answer::Refused {
@@ -280,7 +292,7 @@ impl Member {
                 self.backends.retain(|backend| backend.device != name);
                 None
             }
-            After::Nothing | After::Dump(_) | After::Stats(_) => None,
+            After::Nothing | After::Dump(..) | After::Stats(_) => None,
         }
     }
 
@@ -348,9 +360,29 @@ impl Member {
 
 /// Leaves nothing of what was not done.
 fn undone(after: After) {
-    if let After::Dump(path) = after {
+    if let After::Dump(path, _) = after {
         let _ = fs::remove_file(path);
     }
+}
+
+/// Makes a core file of what a VMM has written.
+fn finish_dump(
+    after: &After,
+    regions: &[DumpedRegion],
+    vcpus: &[Registers],
+) -> Result<(), Refusal> {
+    let finished = match after {
+        After::Dump(_, file) => bulkhead_dump::finish(file, regions, vcpus),
+        _ => Err(std::io::Error::other("nobody asked for one")),
+    };
+    finished.map_err(|error| {
+        let message = format!("the dump cannot be written: {error}");
+        Refusal::new(
+            "dump-failed",
+            message,
+            "choose another file, with room for the memory",
+        )
+    })
 }
 
 /// A gateway's counters, under the name of its device.
@@ -367,13 +399,14 @@ fn counters(backend: &Backend) -> Option<DeviceStats> {
 }
 
 /// A file that did not exist, for the user alone.
-fn new_file(path: &Path) -> Result<OwnedFd, Refusal> {
+fn new_file(path: &Path) -> Result<File, Refusal> {
     let mut options = File::options();
-    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    options.read(true).write(true);
+    let file = options.create_new(true).mode(0o600).open(path);
     let failed = |source| Error::Open {
         what: "dump",
         path: path.to_owned(),
         source,
     };
-    Ok(file.map_err(failed)?.into())
+    Ok(file.map_err(failed)?)
 }

@@ -2,10 +2,12 @@
 //! section 5.5). The tables are the guest's: what they say is clipped to memory, and the walk is
 //! bounded, whatever loops they form.
 
-use kvm_bindings::kvm_sregs;
-use vm_memory::{Bytes, GuestAddress};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-use crate::machine::memory::GuestMemory;
+use bulkhead_machine::control::{DumpedRegion, Registers};
+
+use super::find;
 
 const CR0_PG: u64 = 1 << 31;
 const CR4_LA57: u64 = 1 << 12;
@@ -16,8 +18,6 @@ const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Most tables looked at: those of 64 GiB in pages of 4 KiB.
 const MAX_TABLES: usize = 1 << 15;
-/// Read, write, execute: what a mapping allows matters to no reader of a dump.
-const ALL_ACCESS: u32 = 7;
 
 /// A run of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +25,6 @@ pub(super) struct Mapping {
     pub(super) virtual_address: u64,
     pub(super) physical: u64,
     pub(super) len: u64,
-    /// `p_flags`.
-    pub(super) flags: u32,
-}
-
-impl Mapping {
-    /// Addresses that stand for themselves.
-    pub(super) fn identity(start: u64, len: u64) -> Self {
-        Self {
-            virtual_address: start,
-            physical: start,
-            len,
-            flags: ALL_ACCESS,
-        }
-    }
 }
 
 /// Page tables of 64-bit mode.
@@ -50,18 +36,25 @@ pub(super) struct Paging {
 
 impl Paging {
     /// Those of a vCPU; nothing where it is not in 64-bit mode.
-    pub(super) fn of(sregs: &kvm_sregs) -> Option<Self> {
-        let long = sregs.cr0 & CR0_PG != 0 && sregs.efer & EFER_LMA != 0;
+    pub(super) fn of(registers: &Registers) -> Option<Self> {
+        let long = registers.cr0 & CR0_PG != 0 && registers.efer & EFER_LMA != 0;
         long.then_some(Self {
-            root: sregs.cr3 & ADDRESS,
-            levels: if sregs.cr4 & CR4_LA57 == 0 { 4 } else { 5 },
+            root: registers.cr3 & ADDRESS,
+            levels: if registers.cr4 & CR4_LA57 == 0 { 4 } else { 5 },
         })
     }
 
-    /// What lies in memory of what is mapped, at most `max` runs, by virtual address.
-    pub(super) fn mappings(self, memory: &GuestMemory, max: usize) -> Vec<Mapping> {
+    /// What lies in `regions`, memory in `file`, of what is mapped, at most `max` runs, by virtual
+    /// address.
+    pub(super) fn mappings(
+        self,
+        file: &File,
+        regions: &[DumpedRegion],
+        max: usize,
+    ) -> Vec<Mapping> {
         let mut walk = Walk {
-            memory,
+            file,
+            regions,
             tables: 0,
             max,
             found: Vec::new(),
@@ -73,7 +66,8 @@ impl Paging {
 }
 
 struct Walk<'a> {
-    memory: &'a GuestMemory,
+    file: &'a File,
+    regions: &'a [DumpedRegion],
     tables: usize,
     max: usize,
     found: Vec<Mapping>,
@@ -85,11 +79,12 @@ impl Walk<'_> {
     /// Looks at the table at `address`, `level` levels above pages, which maps what begins at `base`.
     fn table(&mut self, address: u64, level: u32, base: u64) {
         self.tables += 1;
-        let mut entries = [0u8; 4096];
-        let table = GuestAddress(address);
-        if self.tables > MAX_TABLES || self.memory.read_slice(&mut entries, table).is_err() {
+        if self.tables > MAX_TABLES {
             return;
         }
+        let Some(entries) = self.read(address) else {
+            return;
+        };
         let shift = 12 + 9 * (level - 1);
         let entries = entries
             .as_chunks::<8>()
@@ -112,6 +107,15 @@ impl Walk<'_> {
         }
     }
 
+    /// The page at `address` of memory.
+    fn read(&self, address: u64) -> Option<[u8; 4096]> {
+        let mut page = [0; 4096];
+        let region = find(self.regions, address)?;
+        let offset = region.offset.checked_add(address - region.start)?;
+        self.file.read_exact_at(&mut page, offset).ok()?;
+        Some(page)
+    }
+
     fn add(&mut self, start: u64, physical: u64, len: u64) {
         // The upper half is sign-extended.
         let unused = 64 - self.top;
@@ -123,41 +127,56 @@ impl Walk<'_> {
             last.len += len;
             return;
         }
-        if self.found.len() < self.max && self.memory.read_obj::<u8>(GuestAddress(physical)).is_ok()
-        {
+        if self.found.len() < self.max && find(self.regions, physical).is_some() {
             self.found.push(Mapping {
                 virtual_address,
                 physical,
                 len,
-                flags: ALL_ACCESS,
             });
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::machine::memory::create;
 
-    fn sregs(cr3: u64) -> kvm_sregs {
-        kvm_sregs {
+    /// 4 MiB of memory in a file, from byte 0x3000.
+    const REGIONS: [DumpedRegion; 1] = [DumpedRegion {
+        start: 0,
+        len: 4 << 20,
+        offset: 0x3000,
+    }];
+
+    fn memory() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x3000 + (4 << 20)).unwrap();
+        file
+    }
+
+    fn registers(cr3: u64) -> Registers {
+        Registers {
             cr0: CR0_PG,
             cr3,
             efer: EFER_LMA,
-            ..kvm_sregs::default()
+            ..Registers::default()
         }
     }
 
-    fn put(memory: &GuestMemory, table: u64, index: u64, entry: u64) {
-        memory
-            .write_obj(entry, GuestAddress(table + 8 * index))
-            .unwrap();
+    fn put(memory: &File, table: u64, index: u64, entry: u64) {
+        let at = 0x3000 + table + 8 * index;
+        memory.write_all_at(&entry.to_le_bytes(), at).unwrap();
+    }
+
+    fn found(memory: &File, registers: &Registers, max: usize) -> Vec<Mapping> {
+        let paging = Paging::of(registers).unwrap();
+        paging.mappings(memory, &REGIONS, max)
     }
 
     #[test]
     fn runs_are_merged_and_clipped_to_memory() {
-        let memory = create(4).unwrap();
+        let memory = memory();
         put(&memory, 0x1000, 0, 0x2000 | PRESENT);
         put(&memory, 0x1000, 511, 0x2000 | PRESENT);
         put(&memory, 0x2000, 0, 0x3000 | PRESENT);
@@ -167,12 +186,10 @@ mod tests {
         for (index, address) in [(0, 0x20_0000), (1, 0x20_1000), (2, 0x5000), (3, 1 << 40)] {
             put(&memory, 0x4000, index, address | PRESENT);
         }
-        let found = Paging::of(&sregs(0x1000)).unwrap().mappings(&memory, 100);
         let run = |virtual_address, physical, len| Mapping {
             virtual_address,
             physical,
             len,
-            flags: 7,
         };
         let high = 0xffff_ff80_0000_0000;
         let want = [
@@ -181,32 +198,28 @@ mod tests {
             run(high, 0, 0x20_2000),
             run(high + 0x20_2000, 0x5000, 0x1000),
         ];
-        assert_eq!(found, want);
-        let few = Paging::of(&sregs(0x1000)).unwrap().mappings(&memory, 1);
-        assert_eq!(few, want[..1]);
+        assert_eq!(found(&memory, &registers(0x1000), 100), want);
+        assert_eq!(found(&memory, &registers(0x1000), 1), want[..1]);
     }
 
     #[test]
     fn tables_that_point_at_themselves_come_to_an_end() {
-        let memory = create(4).unwrap();
+        let memory = memory();
         for index in 0..512 {
             put(&memory, 0x1000, index, 0x1000 | PRESENT);
         }
         for cr4 in [0, CR4_LA57] {
-            let sregs = kvm_sregs {
+            let registers = Registers {
                 cr4,
-                ..sregs(0x1000)
+                ..registers(0x1000)
             };
-            let found = Paging::of(&sregs).unwrap().mappings(&memory, 50);
-            assert!(found.len() <= 50);
+            assert!(found(&memory, &registers, 50).len() <= 50);
         }
     }
 
     #[test]
     fn a_root_that_is_nowhere_maps_nothing() {
-        let memory = create(4).unwrap();
-        let found = Paging::of(&sregs(ADDRESS)).unwrap().mappings(&memory, 50);
-        assert_eq!(found, []);
-        assert!(Paging::of(&kvm_sregs::default()).is_none());
+        assert_eq!(found(&memory(), &registers(ADDRESS), 50), []);
+        assert!(Paging::of(&Registers::default()).is_none());
     }
 }
