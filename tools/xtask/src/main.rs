@@ -5,6 +5,7 @@
 mod abi;
 mod bench;
 mod build;
+mod count;
 mod failure;
 mod lab;
 mod process;
@@ -47,6 +48,8 @@ enum Chore {
         #[command(flatten)]
         options: test::Options,
     },
+    /// Count the VMM's lines of code; fails where there are more than it may have
+    Count,
     /// Build, then run `bulkhead` with these arguments
     Run {
         /// What `bulkhead` gets
@@ -105,6 +108,7 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
         }
         Chore::Abi { check: false } => abi::write(repo).map(|()| 0),
         Chore::Abi { check: true } => abi::check(repo).map(|()| 0),
+        Chore::Count => count::run(repo).map(|()| 0),
         Chore::Build => build::run_all(repo).map(|()| 0),
         Chore::Test { options } => {
             setup::try_all(repo);
