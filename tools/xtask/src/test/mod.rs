@@ -1,6 +1,7 @@
 //! `test`: every check of this repository, in order of cost, with one table at the end.
 
 mod checks;
+mod coverage;
 mod image;
 mod libtest;
 mod suites;
@@ -24,7 +25,7 @@ pub(crate) struct Options {
     /// Only tests whose name, after its tier, contains this; no other checks
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Leave out fuzzing and Miri
+    /// Leave out fuzzing, Miri and coverage
     #[arg(long)]
     quick: bool,
 }
@@ -65,6 +66,7 @@ pub(crate) fn run_all(repo: &Repo, options: &Options) -> Result<i32> {
         }
         step("host tests", Tier::Host, &mut || checks::host(repo, filter));
         if everything && !options.quick {
+            step("coverage", Tier::Host, &mut || coverage::check(repo, &say));
             step("miri", Tier::Host, &mut || checks::miri(repo));
         }
     }
