@@ -34,10 +34,10 @@ use bulkhead_machine::device::{
     BaseImage, Block, Device, DeviceKind, ImageFormat, Overlay, RateLimit, VhostUser,
     VhostUserDevice,
 };
-use bulkhead_machine::fs::{FsDescription, Ownership};
 use bulkhead_machine::{
     Boot, Console, Fd, Jail, MachineDescription, Module, ModuleKind, Transport, trace,
 };
+use bulkhead_share::{FsDescription, Ownership};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
@@ -334,7 +334,7 @@ fn shared_directory(fds: &mut Inherited, spec: &str) -> Device {
         false => Ownership::Guest,
     };
     let description = FsDescription {
-        version: bulkhead_machine::fs::VERSION,
+        version: bulkhead_share::VERSION,
         name: tag.to_owned(),
         socket: server.pass(listener),
         control: None,
@@ -358,9 +358,9 @@ fn shared_directory(fds: &mut Inherited, spec: &str) -> Device {
             socket: fds.pass(socket),
             device: VhostUserDevice::Fs {
                 tag: tag.to_owned(),
-                queues: bulkhead_machine::fs::REQUEST_QUEUES,
+                queues: bulkhead_share::REQUEST_QUEUES,
             },
-            queue_size: bulkhead_machine::fs::QUEUE_SIZE,
+            queue_size: bulkhead_share::QUEUE_SIZE,
         }),
     }
 }

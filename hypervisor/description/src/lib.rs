@@ -8,7 +8,6 @@
 
 pub mod control;
 pub mod device;
-pub mod fs;
 pub mod pc;
 pub mod trace;
 

@@ -9,7 +9,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// What the process keeps with [`Ownership::Guest`](bulkhead_machine::fs::Ownership).
+/// What the process keeps with [`Ownership::Guest`](bulkhead_share::Ownership).
 pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)

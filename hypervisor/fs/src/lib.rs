@@ -20,8 +20,8 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use bulkhead_machine::control::Event;
-use bulkhead_machine::fs::{FsDescription, VERSION};
 use bulkhead_machine::{Fd, Jail, MAX_DESCRIPTION_BYTES};
+use bulkhead_share::{FsDescription, VERSION};
 use hypervisor::control::tell;
 use hypervisor::descriptors::Descriptors;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};

@@ -15,8 +15,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use bulkhead_machine::control::{Event, MAX_MESSAGE_BYTES};
 use bulkhead_machine::device::{VhostUser as Described, VhostUserDevice};
-use bulkhead_machine::fs::{FsDescription, Ownership, QUEUE_SIZE, QUEUES, REQUEST_QUEUES, VERSION};
 use bulkhead_machine::{Fd, Jail};
+use bulkhead_share::{FsDescription, Ownership, QUEUE_SIZE, QUEUES, REQUEST_QUEUES, VERSION};
 use driver::Driver;
 use hypervisor::devices::virtio::vhost_user::VhostUser;
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};

@@ -5,11 +5,11 @@ use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::process::{Process, packet_pair};
-use bulkhead_machine::fs::{FsDescription, Ownership};
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_manifest::{Network, Owner, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
 use bulkhead_network::{Forward, NetworkDescription};
+use bulkhead_share::{FsDescription, Ownership};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::fs;
@@ -162,7 +162,7 @@ pub(crate) fn share(
     let (listener, connected) = connection(private)?;
     let mut descriptors = Descriptors::default();
     let description = FsDescription {
-        version: bulkhead_machine::fs::VERSION,
+        version: bulkhead_share::VERSION,
         name: device.to_owned(),
         socket: descriptors.keep(listener),
         control: None,

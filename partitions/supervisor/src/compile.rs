@@ -12,9 +12,7 @@ use bulkhead_machine::device::{
     Balloon, BaseImage, Block, Device, DeviceKind, ImageFormat, Net, NetBackend, Overlay, Pmem,
     VhostUser, VhostUserDevice, Vsock,
 };
-use bulkhead_machine::{
-    Boot, Console, Fd, Jail, MachineDescription, Memory, Module, ModuleKind, fs,
-};
+use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Memory, Module, ModuleKind};
 use bulkhead_manifest as manifest;
 use bulkhead_manifest::{
     Disk, Kernel, KernelKind, LinuxBoot, Network, Partition, Program, Share, Source,
@@ -197,9 +195,9 @@ pub(crate) fn device(
             socket: open(Want::Share(name, share))?,
             device: VhostUserDevice::Fs {
                 tag: share.tag.clone(),
-                queues: fs::REQUEST_QUEUES,
+                queues: bulkhead_share::REQUEST_QUEUES,
             },
-            queue_size: fs::QUEUE_SIZE,
+            queue_size: bulkhead_share::QUEUE_SIZE,
         }),
         manifest::DeviceKind::Pmem { path, write } => DeviceKind::Pmem(Pmem {
             file: open(Want::Pmem {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use bulkhead_machine::fs::Ownership;
+use bulkhead_share::Ownership;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, Rlimit, setrlimit};

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bulkhead_jail::namespaces::{self, MOUNT_POINTS};
 use bulkhead_jail::privileges;
 use bulkhead_machine::Jail;
-use bulkhead_machine::fs::{FsDescription, Ownership};
+use bulkhead_share::{FsDescription, Ownership};
 use hypervisor::jail::{JailError, Layer};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bulkhead_machine::fs::Ownership;
+use bulkhead_share::Ownership;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
     XattrFlags, chmodat, chownat, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, fstatvfs,

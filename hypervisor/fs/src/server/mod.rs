@@ -19,7 +19,7 @@ mod wire;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use bulkhead_machine::fs::Ownership;
+use bulkhead_share::Ownership;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::{Errno, Result};
 use rustix::path::DecInt;

@@ -18,11 +18,12 @@
 //! queue the device has [`QUEUES`] queues of [`QUEUE_SIZE`] entries.
 //!
 //! Exit status: 0 when the connection ended in order, 125 otherwise; then one sentence is on
-//! standard error and, as [`Event::Failed`](crate::control::Event), on the control socket.
+//! standard error and, as [`Event::Failed`](bulkhead_machine::control::Event), on the control socket.
 
+#![forbid(unsafe_code)]
+
+use bulkhead_machine::{Fd, Jail};
 use serde::{Deserialize, Serialize};
-
-use crate::{Fd, Jail};
 
 /// Version of this format; `bulkhead-fs` refuses any other.
 pub const VERSION: u32 = 1;
@@ -44,7 +45,7 @@ pub struct FsDescription {
     /// A listening Unix stream socket, on which the front end connects (or has connected).
     pub socket: Fd,
     /// The control socket (`SOCK_SEQPACKET`), apart from the VMM's: one
-    /// [`Event::Running`](crate::control::Event) with the jail's gaps when the process is locked
+    /// [`Event::Running`](bulkhead_machine::control::Event) with the jail's gaps when the process is locked
     /// in, before it accepts the connection; or `Failed`. Absent: standard error only.
     #[serde(default)]
     pub control: Option<Fd>,
