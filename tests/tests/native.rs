@@ -67,6 +67,61 @@ mod kvm {
         conformance(&["panic"]).expect_status(101);
     }
 
+    fn hello_c(arguments: &[&str]) -> Ended {
+        let bulkhead = Bulkhead::built();
+        let before = Census::take();
+        let start = [
+            "run",
+            "--kernel",
+            "native",
+            "--",
+            "@examples/hello-native-c",
+        ];
+        let ended = bulkhead.run(start.iter().chain(arguments));
+        before.expect_nothing_new();
+        ended
+    }
+
+    #[test]
+    fn a_program_in_c_says_what_it_was_given() {
+        let ended = hello_c(&["world", "two words", "status=7"]);
+        let lines = [
+            "hello from a native partition, in C\n",
+            "argument: world\nargument: two words\nargument: status=7\n",
+            "granted: console\n",
+        ];
+        let ended = ended.expect_status(7);
+        lines.iter().for_each(|line| {
+            ended.expect_stdout(line);
+        });
+        hello_c(&[]).expect_status(0);
+    }
+
+    #[test]
+    fn a_program_in_c_is_told_who_was_at_fault() {
+        hello_c(&["map"])
+            .expect_status(0)
+            .expect_stdout("map: Ok\nmap: DeleteFirst, the caller's fault\nmemory: usable\n");
+    }
+
+    #[test]
+    fn a_program_in_c_ends_by_a_fault_as_by_a_signal() {
+        hello_c(&["fault"])
+            .expect_status(139)
+            .expect_stderr("a page fault");
+    }
+
+    #[test]
+    fn a_program_in_c_with_too_many_arguments_is_not_started() {
+        let mut arguments = vec!["a"; 4095];
+        // With its own name as many as there is room for.
+        hello_c(&arguments).expect_status(0);
+        arguments.push("a");
+        hello_c(&arguments)
+            .expect_status(125)
+            .expect_stderr("more arguments than its stack has room for");
+    }
+
     #[test]
     fn every_fault_ends_the_program_as_a_signal_would() {
         let list = conformance(&["list"]).stdout();

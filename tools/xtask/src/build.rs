@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::failure::{At, Result};
 use crate::lab::kernel::Kernel;
-use crate::process::{cargo, run};
+use crate::process::{cargo, require, run};
 use crate::repo::{BARE, MUSL, Repo, in_ci};
 use crate::say::Say;
 use crate::setup;
@@ -88,6 +89,18 @@ const BARE_METAL: [Program; 6] = [
     ),
 ];
 
+/// Native programs in C: their source, and their place in the tree.
+const C_PROGRAMS: [(&str, &str); 1] = [(
+    "docs/examples/hello/native-c/hello.c",
+    "lib/bulkhead/examples/hello-native-c",
+)];
+/// What every native program in C is compiled with: options for the compiler, and sources.
+const C_FLAGS: &str = "@guest-kernel/runtime/c/program.flags";
+const C_RUNTIME: [&str; 2] = [
+    "guest-kernel/runtime/c/start.c",
+    "guest-kernel/runtime/c/memory.c",
+];
+
 /// Drivers that a Linux partition may need; which ones a kernel has built in is its business.
 const GUEST_MODULES: [&str; 14] = [
     "virtio_mmio",
@@ -129,7 +142,24 @@ pub(crate) fn run_all(repo: &Repo) -> Result<()> {
             )?;
         }
     }
+    c_programs(repo, &say)?;
     linux(repo, &say)
+}
+
+/// As docs/native-programs.md tells people to do it.
+fn c_programs(repo: &Repo, say: &Say) -> Result<()> {
+    say.step("native programs in C");
+    say.clear();
+    let built = repo.target().join("native-c");
+    fs::create_dir_all(&built).at("create", &built)?;
+    for (source, to) in C_PROGRAMS {
+        let program = built.join(Path::new(to).file_name().unwrap_or_default());
+        let mut gcc = Command::new(require("gcc", "gcc")?);
+        gcc.current_dir(repo.root()).args([C_FLAGS, source]);
+        run(gcc.args(C_RUNTIME).arg("-o").arg(&program))?;
+        place(&program, &repo.dist().join(to))?;
+    }
+    Ok(())
 }
 
 /// The stock kernel and its modules, where Debian's packages can be had.
@@ -183,4 +213,71 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     let part = to.with_extension(format!("part.{}", std::process::id()));
     fs::copy(from, &part).at("copy", from)?;
     fs::rename(&part, to).at("create", to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::output;
+
+    /// Against this machine's C library, under other names: overlaps both ways, all small lengths.
+    #[test]
+    fn the_memory_functions_of_c_programs_do_what_their_names_say() {
+        let own = ["memcpy", "memmove", "memset", "memcmp"];
+        let checks = r#"
+            #include <stdio.h>
+            #include <string.h>
+            void *own_memcpy(void *, const void *, size_t);
+            void *own_memmove(void *, const void *, size_t);
+            void *own_memset(void *, int, size_t);
+            int own_memcmp(const void *, const void *, size_t);
+            static int sign(int value) { return (value > 0) - (value < 0); }
+            static unsigned char one[64], other[64];
+            static void fill(void)
+            {
+                for (int i = 0; i < 64; i++)
+                    one[i] = other[i] = (unsigned char)(i * 37 + 200);
+            }
+            int main(void)
+            {
+                for (size_t from = 0; from < 16; from++)
+                    for (size_t to = 0; to < 16; to++)
+                        for (size_t length = 0; length < 40; length++) {
+                            fill();
+                            if (own_memmove(one + to, one + from, length) != one + to)
+                                return 1;
+                            memmove(other + to, other + from, length);
+                            if (memcmp(one, other, 64) != 0)
+                                return 2;
+                            fill();
+                            own_memset(one + to, 0x1ff, length);
+                            memset(other + to, 0x1ff, length);
+                            if (memcmp(one, other, 64) != 0)
+                                return 3;
+                            fill();
+                            own_memcpy(one, other + from, length);
+                            if (memcmp(one, other + from, length) != 0)
+                                return 4;
+                            fill();
+                            if (sign(own_memcmp(one + from, other + to, length))
+                                != sign(memcmp(one + from, other + to, length)))
+                                return 5;
+                        }
+                puts("equal");
+                return 0;
+            }
+        "#;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("checks.c"), checks).unwrap();
+        let source = Repo::find().root().join(C_RUNTIME[1]);
+        let mut object = Command::new("gcc");
+        object.args(["-std=gnu11", "-O2", "-ffreestanding", "-c"]);
+        object.args(own.map(|name| format!("-D{name}=own_{name}")));
+        output(object.arg(source).arg("-o").arg(at("own.o"))).unwrap();
+        let mut program = Command::new("gcc");
+        program.arg(at("checks.c")).arg(at("own.o"));
+        output(program.arg("-o").arg(at("checks"))).unwrap();
+        assert_eq!(output(&mut Command::new(at("checks"))).unwrap(), "equal\n");
+    }
 }

@@ -12,7 +12,10 @@ use crate::say::Say;
 
 /// Every package, and what for.
 const PACKAGES: [(&str, &str); 9] = [
-    ("gcc", "links programs of the host"),
+    (
+        "gcc",
+        "links programs of the host, compiles native ones in C",
+    ),
     ("libc6-dev", "links programs of the host"),
     ("binutils", "reads the kernel image in tests"),
     ("qemu-system-x86", "the lab's emulated host"),
