@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use bulkhead_cpu::{CpuTemplate, HostCpu};
 use bulkhead_machine::control::{self, Ended, Event};
 use bulkhead_machine::device::{
     BaseImage, Block, Device, DeviceKind, ImageFormat, Overlay, RateLimit, VhostUser,
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
         cmdline: String::new(),
     };
     let (kvm, theirs) = (fds.pass(kvm.expect("/dev/kvm")), fds.pass(theirs));
-    let mut description = MachineDescription::new("launch", kvm, theirs, 64, boot);
+    let mut description = MachineDescription::new("launch", kvm, theirs, Vec::new(), 64, boot);
     description.jail = Jail::BestEffort;
     description.console = Some(Console {
         input: Some(fds.pass(std::io::stdin().as_fd_owned())),
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
     let (mut kernel, mut protocol, mut cmdline) = (None, "bulkhead".to_owned(), String::new());
     let (mut program, mut initramfs, mut args, mut env) = (None, None, Vec::new(), Vec::new());
     let (mut trace_syscalls, mut stop_after, mut dump) = (false, None, None);
+    let mut template = CpuTemplate::Host;
     let mut options = std::env::args().skip(1);
     while let Some(option) = options.next() {
         let mut value = || {
@@ -109,7 +111,14 @@ fn main() -> ExitCode {
             "--cmdline" => cmdline = value(),
             "--memory" => description.memory.mib = value().parse().unwrap(),
             "--vcpus" => description.vcpus = value().parse().unwrap(),
-            "--cpu" => description.cpu = serde_json::from_value(value().into()).unwrap(),
+            "--cpu" => {
+                template = match value().as_str() {
+                    "host" => CpuTemplate::Host,
+                    "v2" => CpuTemplate::V2,
+                    "v3" => CpuTemplate::V3,
+                    other => panic!("unknown cpu {other}"),
+                }
+            }
             "--jail" => description.jail = serde_json::from_value(value().into()).unwrap(),
             "--blk" => description.devices.push(block(&mut fds, &value())),
             "--fs" => description
@@ -137,6 +146,8 @@ fn main() -> ExitCode {
             }
         }
     }
+    let offered = HostCpu::ask().expect("/dev/kvm").offer(template);
+    description.cpuid = offered.unwrap_or_else(|lacks| panic!("{lacks}"));
     let kernel = fds.open(&kernel.expect("--kernel is needed"));
     let initrd = initramfs.map(|path| fds.open(&path));
     description.boot = match protocol.as_str() {

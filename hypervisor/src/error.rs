@@ -132,14 +132,6 @@ pub enum Error {
     /// A device could not be plugged in.
     #[error(transparent)]
     Plug(#[from] PlugError),
-    /// The host's CPU, or its KVM, cannot be what a template promises.
-    #[error("this host cannot be a cpu `{template}`: it lacks {missing}; choose another")]
-    CpuTemplate {
-        /// The template.
-        template: &'static str,
-        /// What is missing.
-        missing: String,
-    },
     /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -174,7 +166,6 @@ impl Error {
             Self::Pmem { .. } => "pmem-invalid",
             Self::Size { source, .. } => source.code(),
             Self::Plug(e) => e.code(),
-            Self::CpuTemplate { .. } => "cpu-template",
             Self::Jail(e) => e.code(),
             Self::Control(_) => "control-invalid",
         }

@@ -101,9 +101,11 @@ fn read(fd: Fd) -> Result<(MachineDescription, File, Descriptors), Error> {
     jail::outlive_file_size_limit()?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(Error::io("cannot follow the supervisor's end"))?;
-    let mut text = Vec::new();
     // Owned apart from the others, and closed before they are taken.
     let file = Descriptors::among(&[fd.0]).take("the machine description", fd)?;
+    // A pipe has no length.
+    let len = file.metadata().map_or(0, |file| file.len());
+    let mut text = Vec::with_capacity(len.min(MAX_DESCRIPTION_BYTES) as usize + 1);
     file.take(MAX_DESCRIPTION_BYTES + 1)
         .read_to_end(&mut text)
         .map_err(Error::io("cannot read the machine description"))?;

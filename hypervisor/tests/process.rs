@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, ExitStatus, Stdio};
 
 use bulkhead_machine::control::{Event, MAX_MESSAGE_BYTES};
+use bulkhead_machine::cpu::Leaf;
 use bulkhead_machine::{Boot, Fd, Jail, MIN_MEMORY_MIB, MachineDescription, VERSION};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
@@ -20,9 +21,15 @@ fn description() -> MachineDescription {
         initrd: None,
         cmdline: String::new(),
     };
+    let leaf = |function| Leaf {
+        function,
+        index: None,
+        registers: [0; 4],
+    };
+    let cpuid = vec![leaf(0), leaf(1)];
     MachineDescription {
         jail: Jail::None,
-        ..MachineDescription::new("test", CLOSED, CLOSED, MIN_MEMORY_MIB, boot)
+        ..MachineDescription::new("test", CLOSED, CLOSED, cpuid, MIN_MEMORY_MIB, boot)
     }
 }
 

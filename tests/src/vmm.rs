@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command as Process};
 use std::time::{Duration, Instant};
 
+use bulkhead_cpu::HostCpu;
 use bulkhead_machine::control::{Command, Event, MAX_MESSAGE_BYTES, Reply, Request};
 use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -68,7 +69,8 @@ impl Vmm {
             acpi: Fd(-1),
         };
         let (kvm, control) = (fds.pass(kvm.unwrap()), fds.pass(theirs));
-        let mut description = MachineDescription::new("test", kvm, control, 256, boot);
+        let cpuid = HostCpu::ask().unwrap().all();
+        let mut description = MachineDescription::new("test", kvm, control, cpuid, 256, boot);
         description.jail = Jail::BestEffort;
         description.time = true;
         description.console = Some(Console {

@@ -267,7 +267,7 @@ mod tests {
             cmdline: String::new(),
             acpi: Fd(-1),
         };
-        MachineDescription::new("test", Fd(1), Fd(2), 64, boot)
+        MachineDescription::new("test", Fd(1), Fd(2), Vec::new(), 64, boot)
     }
 
     fn count(tables: &[u8], name: &[u8]) -> usize {

@@ -7,16 +7,18 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cpu;
 pub mod device;
 pub mod pc;
 pub mod trace;
 
 use serde::{Deserialize, Serialize};
 
+use cpu::Leaf;
 use device::Device;
 
 /// Version of this format; the VMM refuses any other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Smallest partition memory in MiB.
 pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most vCPUs of one partition.
@@ -43,9 +45,9 @@ pub struct MachineDescription {
     pub control: Fd,
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// What the guest's CPUs can do.
-    #[serde(default)]
-    pub cpu: CpuTemplate,
+    /// What the guest's CPUs have in common, in the order of [`Leaf::place`]; leaves 0 and 1 at least.
+    #[serde(deserialize_with = "cpu::leaves")]
+    pub cpuid: Vec<Leaf>,
     /// Guest memory.
     pub memory: Memory,
     /// What runs first.
@@ -81,15 +83,15 @@ pub struct MachineDescription {
 }
 
 impl MachineDescription {
-    /// A machine with one vCPU, `mib` MiB, and no device at all.
-    pub fn new(name: &str, kvm: Fd, control: Fd, mib: u64, boot: Boot) -> Self {
+    /// A machine with one vCPU of `cpuid`, `mib` MiB, and no device at all.
+    pub fn new(name: &str, kvm: Fd, control: Fd, cpuid: Vec<Leaf>, mib: u64, boot: Boot) -> Self {
         Self {
             version: VERSION,
             name: name.to_owned(),
             kvm,
             control,
             vcpus: 1,
-            cpu: CpuTemplate::Host,
+            cpuid,
             memory: Memory::of_mib(mib),
             boot,
             console: None,
@@ -133,19 +135,6 @@ impl Memory {
             prefault: false,
         }
     }
-}
-
-/// What the guest's CPUs can do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CpuTemplate {
-    /// All that the host's KVM offers.
-    #[default]
-    Host,
-    /// The same on every host: x86-64-v2 and what goes with it.
-    V2,
-    /// The same on every host with AVX2: x86-64-v3 and what goes with it.
-    V3,
 }
 
 /// How a guest finds its virtio devices.

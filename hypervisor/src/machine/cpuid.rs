@@ -1,9 +1,12 @@
-//! What CPUID tells a guest: what KVM supports, made true for this machine.
+//! What CPUID tells a guest: the list of the description, made true for each vCPU of this machine.
 //!
-//! KVM's list describes the host's CPU; topology, the APIC ID and what the machine lacks are set
-//! here for each vCPU (Intel SDM volume 2 "CPUID"; AMD APM volume 3 appendix E; KVM cpuid.rst).
+//! Topology, the APIC ID and what the machine lacks are set here (Intel SDM volume 2 "CPUID"; AMD APM
+//! volume 3 appendix E; KVM cpuid.rst).
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use bulkhead_machine::cpu::Leaf;
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 
 use crate::error::Error;
 
@@ -26,6 +29,13 @@ const KVMCLOCK: u32 = 1 << 0 | 1 << 3 | 1 << 24;
 /// Leaf 0x8000_0001 ECX: the package's logical processors are cores.
 const CMP_LEGACY: u32 = 1 << 1;
 
+/// Leaves of topology, which each vCPU has of its own.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+/// Subleaves of 0xb that are made here.
+const TOPOLOGY_LEVELS: usize = 3;
+/// Physical address bits of a CPU that does not tell (leaf 0x8000_0008).
+const LEAST_ADDRESS_BITS: u32 = 36;
+
 /// The machine as far as CPUID can tell it.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -37,17 +47,48 @@ pub struct Shape {
     pub time: bool,
 }
 
+/// The rules of a description's list.
+///
+/// # Errors
+/// [`Error::Description`], or the list is longer than KVM takes.
+pub fn check(leaves: &[Leaf]) -> Result<(), Error> {
+    let invalid = |text: &str| Err(Error::Description(text.into()));
+    let max = KVM_MAX_CPUID_ENTRIES - TOPOLOGY_LEVELS;
+    if leaves.len() > max {
+        return Err(Error::TooMany {
+            what: "cpuid leaves",
+            count: leaves.len(),
+            max,
+        });
+    }
+    if !leaves.is_sorted_by(|a, b| a.place() < b.place()) {
+        return invalid("the cpuid leaves are not in order, or one is there twice");
+    }
+    let has = |function| leaves.iter().any(|leaf| leaf.function == function);
+    if !has(0) || !has(1) {
+        return invalid("the cpuid leaves 0 and 1 are not both there");
+    }
+    Ok(())
+}
+
+/// How many bits of a physical address a CPU of these leaves has.
+pub fn address_bits(leaves: &[Leaf]) -> u32 {
+    let mut leaves = leaves.iter();
+    let found = leaves.find(|leaf| leaf.function == 0x8000_0008);
+    found.map_or(LEAST_ADDRESS_BITS, |leaf| {
+        let [eax, ..] = leaf.registers;
+        eax & 0xff
+    })
+}
+
 /// The list for vCPU `id`, whose APIC ID is its number.
 ///
 /// # Errors
 /// The list is longer than KVM takes.
-pub fn for_vcpu(supported: &CpuId, id: u32, shape: Shape) -> Result<CpuId, Error> {
-    let mut entries: Vec<kvm_cpuid_entry2> = supported
-        .as_slice()
-        .iter()
-        .copied()
-        .filter(|e| !matches!(e.function, 0xb | 0x1f))
-        .collect();
+pub fn for_vcpu(leaves: &[Leaf], id: u32, shape: Shape) -> Result<CpuId, Error> {
+    let mut entries = Vec::with_capacity(leaves.len() + TOPOLOGY_LEVELS);
+    let common = |leaf: &&Leaf| !TOPOLOGY.contains(&leaf.function);
+    entries.extend(leaves.iter().filter(common).map(entry));
     let id_bits = shape.vcpus.next_power_of_two().trailing_zeros();
     for e in &mut entries {
         match e.function {
@@ -102,8 +143,25 @@ pub fn for_vcpu(supported: &CpuId, id: u32, shape: Shape) -> Result<CpuId, Error
     CpuId::from_entries(&entries).map_err(|_| Error::TooMany {
         what: "cpuid entries",
         count: entries.len(),
-        max: kvm_bindings::KVM_MAX_CPUID_ENTRIES,
+        max: KVM_MAX_CPUID_ENTRIES,
     })
+}
+
+fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {
+    let [eax, ebx, ecx, edx] = leaf.registers;
+    kvm_cpuid_entry2 {
+        function: leaf.function,
+        index: leaf.index.unwrap_or(0),
+        flags: match leaf.index {
+            Some(_) => KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            None => 0,
+        },
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..kvm_cpuid_entry2::default()
+    }
 }
 
 /// What the VMM itself needs to know about the guest's CPU.
@@ -116,17 +174,20 @@ pub struct Features {
 }
 
 impl Features {
-    /// Reads them from the list a vCPU is given.
-    pub fn of(cpuid: &CpuId) -> Self {
-        let find = |function, index| {
-            let mut entries = cpuid.as_slice().iter();
-            entries.find(|e| e.function == function && e.index == index)
+    /// Reads them from the description's list.
+    pub fn of(leaves: &[Leaf]) -> Self {
+        let registers = |function| {
+            let mut leaves = leaves.iter();
+            let found = leaves.find(|l| l.function == function && l.index.unwrap_or(0) == 0);
+            found.map_or([0; 4], |leaf| leaf.registers)
         };
-        let xsave = find(1, 0).is_some_and(|e| e.ecx & XSAVE != 0);
-        let states = find(0xd, 0).map_or(0, |e| u64::from(e.edx) << 32 | u64::from(e.eax));
+        let [_, _, ecx, _] = registers(1);
+        let [_, ebx, _, _] = registers(7);
+        let [low, _, _, high] = registers(0xd);
+        let states = u64::from(high) << 32 | u64::from(low);
         Self {
-            fsgsbase: find(7, 0).is_some_and(|e| e.ebx & FSGSBASE != 0),
-            xcr0: if xsave { states } else { 0 },
+            fsgsbase: ebx & FSGSBASE != 0,
+            xcr0: if ecx & XSAVE != 0 { states } else { 0 },
         }
     }
 }
@@ -135,25 +196,22 @@ impl Features {
 mod tests {
     use super::*;
 
-    fn supported() -> CpuId {
-        let entry = |function, eax, ebx, ecx, edx| kvm_cpuid_entry2 {
+    fn given() -> Vec<Leaf> {
+        let leaf = |function, index, registers| Leaf {
             function,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
+            index,
+            registers,
         };
-        CpuId::from_entries(&[
-            entry(0, 0xd, 0, 0, 0),
-            entry(1, 0, 0xff08_1234, XSAVE, APIC),
-            entry(7, 0, FSGSBASE, 0, 0),
-            entry(0xb, 9, 9, 9, 9),
-            entry(0xd, 0xe7, 0, 0, 2),
-            entry(0x4000_0001, KVMCLOCK | 0x20, 0, 0, 0),
-            entry(0x8000_0008, 0x3030, 0, 0xffff, 0),
-        ])
-        .unwrap()
+        vec![
+            leaf(0, None, [0xd, 0, 0, 0]),
+            leaf(1, None, [0, 0xff08_1234, XSAVE, APIC]),
+            leaf(7, Some(0), [0, FSGSBASE, 0, 0]),
+            leaf(0xb, Some(0), [9; 4]),
+            leaf(0xd, Some(0), [0xe7, 0, 0, 2]),
+            leaf(0xd, Some(1), [9; 4]),
+            leaf(0x4000_0001, None, [KVMCLOCK | 0x20, 0, 0, 0]),
+            leaf(0x8000_0008, None, [0x3030, 0, 0xffff, 0]),
+        ]
     }
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -170,7 +228,7 @@ mod tests {
             apic: true,
             time: true,
         };
-        let cpuid = for_vcpu(&supported(), 2, shape).unwrap();
+        let cpuid = for_vcpu(&given(), 2, shape).unwrap();
         let one = leaf(&cpuid, 1, 0);
         assert_eq!(one.ebx, 0x0203_1234);
         assert_eq!(one.ecx, HYPERVISOR | XSAVE | X2APIC | TSC_DEADLINE);
@@ -183,7 +241,7 @@ mod tests {
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 0x0f00 | 2 | 2 << 12);
         assert_eq!(leaf(&cpuid, 0x4000_0001, 0).eax, KVMCLOCK | 0x20);
-        let features = Features::of(&cpuid);
+        let features = Features::of(&given());
         assert_eq!((features.fsgsbase, features.xcr0), (true, 0x2_0000_00e7));
     }
 
@@ -194,7 +252,7 @@ mod tests {
             apic: false,
             time: false,
         };
-        let cpuid = for_vcpu(&supported(), 0, shape).unwrap();
+        let cpuid = for_vcpu(&given(), 0, shape).unwrap();
         let one = leaf(&cpuid, 1, 0);
         assert_eq!(
             (one.ecx, one.edx, one.ebx),
@@ -205,8 +263,53 @@ mod tests {
 
     #[test]
     fn without_xsave_there_is_no_extended_state() {
-        let mut cpuid = supported();
-        cpuid.as_mut_slice()[1].ecx = 0;
-        assert_eq!(Features::of(&cpuid).xcr0, 0);
+        let mut leaves = given();
+        leaves[1].registers[2] = 0;
+        assert_eq!(Features::of(&leaves).xcr0, 0);
+    }
+
+    #[test]
+    fn subleaves_are_told_apart() {
+        let shape = Shape {
+            vcpus: 1,
+            apic: true,
+            time: true,
+        };
+        let cpuid = for_vcpu(&given(), 0, shape).unwrap();
+        let flags = |function, index| leaf(&cpuid, function, index).flags;
+        assert_eq!(flags(0xd, 1), KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+        assert_eq!(flags(1, 0), 0);
+        assert_eq!(leaf(&cpuid, 0xd, 1).eax, 9);
+    }
+
+    #[test]
+    fn rules_of_the_list() {
+        let leaf = |function, index| Leaf {
+            function,
+            index,
+            registers: [0; 4],
+        };
+        let (first, second) = (leaf(0, None), leaf(1, None));
+        let many = |count: u32| (0..count).map(|function| leaf(function, None)).collect();
+        let cases: [(Vec<Leaf>, Option<&str>); 8] = [
+            (given(), None),
+            (vec![first, second], None),
+            (many(253), None),
+            (many(254), Some("too-many")),
+            (vec![], Some("description-invalid")),
+            (vec![first], Some("description-invalid")),
+            (vec![second, first], Some("description-invalid")),
+            (vec![first, second, second], Some("description-invalid")),
+        ];
+        for (index, (leaves, want)) in cases.into_iter().enumerate() {
+            let got = check(&leaves).err().map(|error| error.code());
+            assert_eq!(got, want, "case {index}");
+        }
+    }
+
+    #[test]
+    fn address_bits_are_those_of_the_list() {
+        assert_eq!(address_bits(&given()), 0x30);
+        assert_eq!(address_bits(&[]), 36);
     }
 }

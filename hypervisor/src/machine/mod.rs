@@ -8,7 +8,6 @@
 mod bulkhead;
 pub mod bus;
 pub mod controller;
-pub mod cpu_template;
 pub mod cpuid;
 mod dump;
 pub mod ending;
@@ -30,13 +29,13 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier, Mutex};
 
 use bulkhead_machine::control::{Ended, Event};
+use bulkhead_machine::cpu::Leaf;
 use bulkhead_machine::device::DeviceKind;
 use bulkhead_machine::{
-    Boot, CpuTemplate, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
+    Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
     trace as phase,
 };
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
@@ -69,7 +68,6 @@ struct Parts<'a> {
     description: &'a MachineDescription,
     descriptors: &'a mut Descriptors,
     trace: &'a Trace,
-    kvm: Kvm,
     vm: Arc<VmFd>,
     /// What the guest has from the start.
     ram: GuestMemory,
@@ -121,19 +119,19 @@ impl Machine {
         check(description)?;
         let kvm = open_kvm(description.kvm, descriptors)?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
+        drop(kvm);
         trace.mark(phase::VM);
         let mapped = memory::map(&description.memory, memory_is_shared(description))?;
         memory::register(&vm, &mapped.all)?;
         let pmem = pmem::map(&vm, &mapped.all, &description.devices, descriptors)?;
         let pmem_end = pmem.last().map_or(0, |last| last.start.0 + last.len);
-        check_addresses(description.cpu, pmem_end.max(mapped.all.last_addr().0))?;
+        check_addresses(&description.cpuid, pmem_end.max(mapped.all.last_addr().0))?;
         trace.mark(phase::MEMORY);
         let workers = Workers::default();
         let mut parts = Parts {
             description,
             descriptors,
             trace,
-            kvm,
             vm: Arc::new(vm),
             ram: mapped.ram,
             plug: Plug::new(mapped.all.clone(), workers.clone()),
@@ -381,6 +379,7 @@ fn check(description: &MachineDescription) -> Result<(), Error> {
     if description.transport == Transport::Pci && !is_pc {
         return invalid("only a PC has a PCI bus".into());
     }
+    cpuid::check(&description.cpuid)?;
     check_ports(description)?;
     check_memory(description)
 }
@@ -436,12 +435,13 @@ fn check_memory(description: &MachineDescription) -> Result<(), Error> {
     Ok(())
 }
 
-/// CPUs of templates name fewer addresses than the largest machine has.
-fn check_addresses(cpu: CpuTemplate, last: u64) -> Result<(), Error> {
-    if cpu != CpuTemplate::Host && last > cpu_template::ADDRESS_END {
-        return Err(Error::Description(
-            "the memory reaches beyond the 512 GiB that a cpu template can address".into(),
-        ));
+/// A CPU may name fewer addresses than the largest machine has.
+fn check_addresses(cpuid: &[Leaf], last: u64) -> Result<(), Error> {
+    let bits = cpuid::address_bits(cpuid);
+    if 1_u64.checked_shl(bits).is_some_and(|end| last > end) {
+        return Err(Error::Description(format!(
+            "the memory reaches beyond the {bits} bits of an address that the guest's cpu has"
+        )));
     }
     Ok(())
 }
@@ -483,11 +483,6 @@ impl Parts<'_> {
 
     /// Creates all vCPUs and gives them their CPUID; interrupt controllers exist by now.
     fn create_vcpus(&self, apic: bool) -> Result<(Vec<VcpuFd>, cpuid::Features), Error> {
-        let supported = self
-            .kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        let supported = cpu_template::apply(supported, self.description.cpu)?;
         let shape = cpuid::Shape {
             vcpus: self.description.vcpus,
             apic,
@@ -499,12 +494,12 @@ impl Parts<'_> {
                 .vm
                 .create_vcpu(id.into())
                 .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-            let cpuid = cpuid::for_vcpu(&supported, id, shape)?;
+            let cpuid = cpuid::for_vcpu(&self.description.cpuid, id, shape)?;
             vcpu.set_cpuid2(&cpuid)
                 .map_err(Error::kvm("KVM_SET_CPUID2"))?;
             vcpus.push(vcpu);
         }
-        Ok((vcpus, cpuid::Features::of(&supported)))
+        Ok((vcpus, cpuid::Features::of(&self.description.cpuid)))
     }
 }
 
@@ -520,7 +515,25 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
         };
-        MachineDescription::new("test", Fd(-1), Fd(-1), MIN_MEMORY_MIB, boot)
+        let leaf = |function| Leaf {
+            function,
+            index: None,
+            registers: [0; 4],
+        };
+        let cpuid = vec![leaf(0), leaf(1)];
+        MachineDescription::new("test", Fd(-1), Fd(-1), cpuid, MIN_MEMORY_MIB, boot)
+    }
+
+    #[test]
+    fn memory_ends_where_addresses_do() {
+        let cpuid = [Leaf {
+            function: 0x8000_0008,
+            index: None,
+            registers: [39, 0, 0, 0],
+        }];
+        assert!(check_addresses(&cpuid, 1 << 39).is_ok());
+        let error = check_addresses(&cpuid, (1 << 39) + 1).unwrap_err();
+        assert_eq!(error.code(), "description-invalid");
     }
 
     fn pluggable(description: &mut MachineDescription, mib: u64) {
@@ -536,8 +549,9 @@ mod tests {
     #[test]
     fn rules_of_the_description() {
         type Change = fn(&mut MachineDescription);
-        let cases: [(Change, bool); 13] = [
+        let cases: [(Change, bool); 14] = [
             (|_| {}, true),
+            (|d| d.cpuid.reverse(), false),
             (|d| d.version = VERSION + 1, false),
             (|d| d.vcpus = 0, false),
             (|d| d.vcpus = MAX_VCPUS, true),

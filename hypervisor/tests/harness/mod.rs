@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command as Process, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
+use bulkhead_cpu::HostCpu;
 use bulkhead_machine::control::{Command, Ended, Event, MAX_MESSAGE_BYTES, Reply, Request};
 use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription};
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -162,7 +163,8 @@ impl Vmm {
             initrd: None,
             cmdline: String::new(),
         };
-        let mut description = MachineDescription::new("test", kvm, control, 4, boot);
+        let cpuid = HostCpu::ask().unwrap().all();
+        let mut description = MachineDescription::new("test", kvm, control, cpuid, 4, boot);
         description.jail = Jail::BestEffort;
         description.console = Some(Console {
             input: None,

@@ -4,7 +4,8 @@ use crate::device::Device;
 use crate::guest_path::GuestPath;
 use crate::source::Source;
 use bulkhead_capability::Grants;
-use bulkhead_machine::{CpuTemplate, Transport};
+use bulkhead_cpu::CpuTemplate;
+use bulkhead_machine::Transport;
 use std::fmt;
 use std::ops::Deref;
 

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::library::LibraryFile;
 use crate::linux;
 use bulkhead_capability::Capability;
+use bulkhead_machine::cpu::Leaf;
 use bulkhead_machine::device::{
     Balloon, BaseImage, Block, Device, DeviceKind, ImageFormat, Net, NetBackend, Overlay, Pmem,
     VhostUser, VhostUserDevice, Vsock,
@@ -94,10 +95,12 @@ pub(crate) struct Settings {
     pub(crate) jail: Jail,
 }
 
-/// Makes the description of `partition`, opening what it needs in a fixed order.
+/// Makes the description of `partition`, whose CPUs are made from `cpuid`, opening what it needs in a
+/// fixed order.
 pub(crate) fn compile(
     partition: &Partition,
     settings: Settings,
+    cpuid: Vec<Leaf>,
     descriptors: &mut dyn Descriptors,
 ) -> Result<MachineDescription, Error> {
     let mut open = |want: Want<'_>| descriptors.open(partition, want);
@@ -106,7 +109,6 @@ pub(crate) fn compile(
     let boot = boot(partition, &mut open)?;
     let mut description = MachineDescription {
         vcpus: partition.vcpus,
-        cpu: partition.cpu,
         memory: Memory {
             mib: partition.memory.mib,
             pluggable_mib: partition.memory.pluggable_mib,
@@ -117,7 +119,14 @@ pub(crate) fn compile(
         watchdog: partition.watchdog,
         gdb: settings.gdb.then(|| open(Want::Gdb)).transpose()?,
         jail: settings.jail,
-        ..MachineDescription::new(&partition.name, kvm, control, partition.memory.mib, boot)
+        ..MachineDescription::new(
+            &partition.name,
+            kvm,
+            control,
+            cpuid,
+            partition.memory.mib,
+            boot,
+        )
     };
     for grant in partition.grants.iter() {
         match grant {
@@ -388,7 +397,7 @@ pub(crate) mod tests {
 
     fn compiled(lines: &str) -> (MachineDescription, Vec<String>) {
         let mut recorder = Recorder::default();
-        let description = compile(&partition(lines), SETTINGS, &mut recorder).unwrap();
+        let description = compile(&partition(lines), SETTINGS, Vec::new(), &mut recorder).unwrap();
         (description, recorder.0)
     }
 
@@ -577,7 +586,6 @@ pub(crate) mod tests {
             (512, 512)
         );
         assert_eq!(description.transport, bulkhead_machine::Transport::Pci);
-        assert_eq!(description.cpu, bulkhead_machine::CpuTemplate::V2);
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 //! Each error has a stable code and, where something can be done, a remedy: the command line
 //! prints both. A failure inside the VMM arrives as [`crate::End::Failed`] instead.
 
+use bulkhead_cpu::Lacks;
 use std::io;
 use std::path::PathBuf;
 
@@ -141,6 +142,14 @@ pub enum Error {
         asked_mib: u64,
         /// What the host has, swap included.
         host_mib: u64,
+    },
+    /// The host's CPU, or its KVM, cannot be what a template promises.
+    #[error("partition `{partition}`: {lacks}")]
+    CpuTemplate {
+        /// The partition.
+        partition: String,
+        /// What is missing.
+        lacks: Lacks,
     },
     /// The files of a partition do not fit into it.
     #[error("the files of partition `{partition}` do not fit into its {memory_mib} MiB of memory")]
@@ -312,6 +321,7 @@ impl Error {
                 ProgramProblem::Dynamic { .. } => "program-dynamic",
             },
             Self::MemoryExceedsHost { .. } => "memory-exceeds-host",
+            Self::CpuTemplate { .. } => "cpu-template",
             Self::FilesExceedMemory { .. } => "files-exceed-memory",
             Self::Pack { .. } => "file-not-copied",
             Self::StateDir { .. } => "state-dir",
@@ -383,6 +393,7 @@ impl Error {
                 }
             },
             Self::MemoryExceedsHost { .. } => "ask for less",
+            Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",
             Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",
             Self::StateDirUnsafe { .. } | Self::StateDir { .. } => {
                 "name another place in BULKHEAD_STATE_DIR"

@@ -16,6 +16,7 @@ use crate::lifecycle::{Lifecycle, State};
 use crate::open::open_kvm;
 use crate::record::SystemRecord;
 use crate::state_dir::{StateRoot, SystemDir};
+use bulkhead_cpu::HostCpu;
 use bulkhead_machine::Jail;
 use bulkhead_manifest::{KernelKind, Partition, System, Validated};
 use launch::{Launcher, Prepared};
@@ -121,12 +122,14 @@ impl Supervisor {
         }
         let kvm = open_kvm()?;
         refuse_linux(system, library)?;
-        Self::start_on(&kvm, network.finish(), system, root, library, options)
+        let cpu = HostCpu::ask().map_err(Error::Kvm)?;
+        Self::start_on(&kvm, cpu, network.finish(), system, root, library, options)
     }
 
     /// The same without a look at the host.
     fn start_on(
         kvm: &File,
+        cpu: HostCpu,
         network: Option<File>,
         system: &Validated<System>,
         root: &StateRoot,
@@ -134,7 +137,7 @@ impl Supervisor {
         options: Options,
     ) -> Result<Self, Error> {
         let directory = root.create(&system.name)?;
-        let launcher = Launcher::new(library, kvm, network, &options, directory.path())?;
+        let launcher = Launcher::new(library, kvm, cpu, network, &options, directory.path())?;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))
             .collect::<Result<_, _>>()?;

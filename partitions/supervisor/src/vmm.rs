@@ -115,7 +115,7 @@ mod tests {
             cmdline: String::new(),
             acpi: Fd(0),
         };
-        MachineDescription::new("p", Fd(0), Fd(0), 2, boot)
+        MachineDescription::new("p", Fd(0), Fd(0), Vec::new(), 2, boot)
     }
 
     fn vmm() -> (Vmm, OwnedFd) {

@@ -7,6 +7,7 @@ mod boot;
 mod child;
 mod clock;
 mod error;
+mod host;
 mod linux;
 mod report;
 mod stats;

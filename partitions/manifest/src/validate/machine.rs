@@ -6,7 +6,8 @@ use crate::diagnostic::Code;
 use crate::draft::{At, BalloonDraft, LimitsDraft, PartitionDraft};
 use crate::size::{parse_memory_mib, parse_percent};
 use crate::system::{Balloon, KernelKind, Limits, Memory};
-use bulkhead_machine::{CpuTemplate, MAX_VCPUS, MIN_MEMORY_MIB, Transport};
+use bulkhead_cpu::CpuTemplate;
+use bulkhead_machine::{MAX_VCPUS, MIN_MEMORY_MIB, Transport};
 
 /// Most memory of one partition: 1 TiB. Whether the host has it is the supervisor's question.
 const MAX_MEMORY_MIB: u64 = 1024 * 1024;

@@ -8,6 +8,7 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use bulkhead_cpu::HostCpu;
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::{Boot as BootProtocol, Console, Fd, Jail, MachineDescription};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -120,6 +121,7 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm = kvm.map_err(io_error("opening /dev/kvm"))?;
     let name = "probe";
+    let cpu = HostCpu::ask().map_err(io_error("asking KVM for its CPUs"))?;
     let probe =
         File::open(installation.file(name)).map_err(|source| ProbeError::File { name, source })?;
     let (output, theirs) = io::pipe().map_err(io_error("creating a pipe"))?;
@@ -146,7 +148,7 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
             ports: Vec::new(),
         }),
         jail: Jail::BestEffort,
-        ..MachineDescription::new("probe", kvm, theirs_control, MEMORY_MIB, boot)
+        ..MachineDescription::new("probe", kvm, theirs_control, cpu.all(), MEMORY_MIB, boot)
     };
     let path = installation.file("bulkhead-vmm");
     let mut vmm = Vmm::spawn(&path, &description, control, descriptors, None)?;

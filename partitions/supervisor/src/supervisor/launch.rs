@@ -11,6 +11,7 @@ use crate::open::{Given, Opened};
 use crate::process::packet_pair;
 use crate::vmm::Vmm;
 use crate::vsock::Vsock;
+use bulkhead_cpu::HostCpu;
 use bulkhead_machine::MachineDescription;
 use bulkhead_manifest::Partition;
 use std::fs::File;
@@ -23,6 +24,8 @@ pub(super) struct Launcher {
     pub(super) library: Library,
     vmm: PathBuf,
     kvm: File,
+    /// What the partitions' CPUs are made from.
+    cpu: HostCpu,
     /// An empty network namespace for the VMMs' jails, where one could be made.
     network: Option<File>,
     pub(super) options: Options,
@@ -58,6 +61,7 @@ impl Launcher {
     pub(super) fn new(
         library: &Library,
         kvm: &File,
+        cpu: HostCpu,
         network: Option<File>,
         options: &Options,
         directory: &Path,
@@ -68,6 +72,7 @@ impl Launcher {
             kvm: kvm
                 .try_clone()
                 .map_err(Error::system("duplicate a descriptor"))?,
+            cpu,
             network,
             options: options.clone(),
             directory: directory.to_owned(),
@@ -81,6 +86,11 @@ impl Launcher {
         partition: &Partition,
         streams: Streams,
     ) -> Result<Prepared, Error> {
+        let cpuid = self.cpu.offer(partition.cpu);
+        let cpuid = cpuid.map_err(|lacks| Error::CpuTemplate {
+            partition: partition.name.clone(),
+            lacks,
+        })?;
         let (control, theirs) = packet_pair()?;
         let (input, tty) = match self.options.consoles {
             Consoles::Attached { tty, .. } => (true, tty),
@@ -99,7 +109,7 @@ impl Launcher {
             gdb: self.options.gdb.as_deref().map(duplicate).transpose()?,
         };
         let mut opened = Opened::new(&self.library, &self.directory, given, settings);
-        let mut description = compile(partition, settings, &mut opened)?;
+        let mut description = compile(partition, settings, cpuid, &mut opened)?;
         if let Some(network) = &self.network {
             description.network_namespace = Some(opened.keep(duplicate(network)?));
         }

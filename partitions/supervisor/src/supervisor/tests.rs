@@ -87,6 +87,11 @@ impl House {
     }
 
     fn start_text(&self, text: &str, keep_logs: bool) -> Supervisor {
+        self.try_start(text, keep_logs).unwrap()
+    }
+
+    /// On a host whose CPU can do nothing.
+    fn try_start(&self, text: &str, keep_logs: bool) -> Result<Supervisor, Error> {
         let system = bulkhead_manifest::parse(text.as_bytes(), Path::new("system.toml")).unwrap();
         let kvm = File::open("/dev/null").unwrap();
         let options = Options {
@@ -95,7 +100,9 @@ impl House {
             keep_logs,
             gdb: None,
         };
-        Supervisor::start_on(&kvm, None, &system, &self.root, &self.library, options).unwrap()
+        let cpu = HostCpu::from_iter([]);
+        let (root, library) = (&self.root, &self.library);
+        Supervisor::start_on(&kvm, cpu, None, &system, root, library, options)
     }
 
     fn log(&self, partition: &str) -> String {
@@ -124,6 +131,20 @@ fn statuses_and_output_arrive_and_nothing_stays() {
     let outcome = wait(house.start(&["a", "b"], false));
     assert_eq!((ends(&outcome), outcome.cause), (vec![7, 7], None));
     assert!(house.is_clean());
+}
+
+#[test]
+fn a_cpu_that_the_host_cannot_be_is_refused_before_anything_runs() {
+    let house = House::new("touch \"$0.ran\"");
+    let text = "name = \"test\"\n[[partition]]\nname = \"a\"\nkernel = \"linux-abi\"\n\
+                command = [\"/x\"]\ncpu = \"v2\"\n";
+    let error = house.try_start(text, false).unwrap_err();
+    assert_eq!(error.code(), "cpu-template");
+    let said = error.to_string();
+    let sentence = "partition `a`: this host cannot be a cpu `v2`: it lacks fpu, ";
+    assert!(said.starts_with(sentence), "{said}");
+    assert!(house.is_clean());
+    assert!(!house.library.path().join("bulkhead-vmm.ran").exists());
 }
 
 #[test]

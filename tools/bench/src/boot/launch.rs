@@ -15,6 +15,7 @@ use super::TracedBoot;
 use crate::child::{Handover, Watched, memfd};
 use crate::clock::now_ns;
 use crate::error::Error;
+use crate::host::Host;
 
 /// How long a guest has for its first byte, in seconds.
 const PATIENCE_S: i64 = 10;
@@ -63,11 +64,7 @@ impl Guest {
 }
 
 /// Boots `guest` once.
-pub(super) fn boot(
-    library: &Path,
-    network: Option<&File>,
-    guest: Guest,
-) -> Result<TracedBoot, Error> {
+pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBoot, Error> {
     let mut handover = Handover::default();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let (mut console, their_console) = io::pipe().map_err(Error::io("creating a pipe"))?;
@@ -82,7 +79,7 @@ pub(super) fn boot(
     let kvm = handover.give(kvm.map_err(Error::io("opening /dev/kvm"))?)?;
     let their_control = handover.give(their_control)?;
     let boot = guest.boot(library, &mut handover)?;
-    let network = (network.map(|network| handover.give(network))).transpose()?;
+    let network = (host.network.as_ref()).map(|network| handover.give(network));
     let description = MachineDescription {
         console: Some(Console {
             input: None,
@@ -93,8 +90,15 @@ pub(super) fn boot(
         }),
         jail: Jail::BestEffort,
         trace: Some(handover.give(&trace)?),
-        network_namespace: network,
-        ..MachineDescription::new("bench", kvm, their_control, guest.memory_mib(), boot)
+        network_namespace: network.transpose()?,
+        ..MachineDescription::new(
+            "bench",
+            kvm,
+            their_control,
+            host.cpu.all(),
+            guest.memory_mib(),
+            boot,
+        )
     };
     let mut file = memfd("description")?;
     serde_json::to_writer(&file, &description)

@@ -10,13 +10,13 @@ mod launch;
 mod qemu;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use bulkhead_machine::trace;
-use bulkhead_supervisor::host::{self, EmptyNetwork, Installation};
+use bulkhead_supervisor::host::{Installation, kvm_kind};
 
 use crate::error::Error;
+use crate::host::Host;
 use crate::report::{Load, Phase, Report, Subject};
 use crate::stats::Stats;
 
@@ -51,22 +51,22 @@ struct TracedBoot {
 struct Bulkhead<'a> {
     guest: launch::Guest,
     library: &'a Path,
-    network: Option<&'a File>,
+    host: &'a Host,
     boots: Vec<TracedBoot>,
 }
 
 impl<'a> Bulkhead<'a> {
-    fn new(library: &'a Path, network: Option<&'a File>, guest: launch::Guest) -> Self {
+    fn new(library: &'a Path, host: &'a Host, guest: launch::Guest) -> Self {
         Self {
             guest,
             library,
-            network,
+            host,
             boots: vec![],
         }
     }
 
     fn measure(&mut self, counts: bool) -> Result<(), Error> {
-        let boot = launch::boot(self.library, self.network, self.guest)?;
+        let boot = launch::boot(self.library, self.host, self.guest)?;
         if counts {
             self.boots.push(boot);
         }
@@ -118,12 +118,12 @@ impl<'a> Bulkhead<'a> {
 /// Measures everything `runs` times.
 pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
     let load_before = Load::now();
-    let kvm = host::kvm_kind(&Installation::new(library));
+    let kvm = kvm_kind(&Installation::new(library));
     let empty_process = floor::EmptyProcess::new()?;
     let empty_vm = floor::EmptyVm::new()?;
-    let network = EmptyNetwork::begin().finish();
-    let mut probe = Bulkhead::new(library, network.as_ref(), launch::Guest::Probe);
-    let mut native = Bulkhead::new(library, network.as_ref(), launch::Guest::Native);
+    let host = Host::new()?;
+    let mut probe = Bulkhead::new(library, &host, launch::Guest::Probe);
+    let mut native = Bulkhead::new(library, &host, launch::Guest::Native);
     let run = command::RunCommand::find(library);
     let qemu = qemu::Qemu::find(library);
     let (mut processes, mut vms, mut whole, mut peers) = (vec![], vec![], vec![], vec![]);

@@ -47,7 +47,7 @@ pub(crate) struct Figure {
 
 /// Measures everything `runs` times.
 pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure>, Error> {
-    let vmms = Vmm::all(library);
+    let vmms = Vmm::all(library)?;
     if !vmms.iter().any(|vmm| vmm.name() == QEMU) {
         eprintln!("bulkhead-bench: no qemu-system-x86_64 in PATH: no peer beside us");
     }

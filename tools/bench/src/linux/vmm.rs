@@ -5,10 +5,10 @@ use std::io::{self, BufRead, BufReader, PipeReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
 use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Transport};
-use bulkhead_supervisor::host::EmptyNetwork;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -16,6 +16,7 @@ use super::guest::Guest;
 use crate::child::{Handover, Watched, memfd};
 use crate::clock::now_ns;
 use crate::error::Error;
+use crate::host::Host;
 
 /// Name of the peer.
 pub(super) const QEMU: &str = "qemu-microvm";
@@ -25,18 +26,19 @@ pub(super) enum Vmm {
     Bulkhead {
         library: PathBuf,
         transport: Transport,
-        network: Option<File>,
+        host: Rc<Host>,
     },
     Qemu(PathBuf),
 }
 
 impl Vmm {
     /// Those that are there.
-    pub(super) fn all(library: &Path) -> Vec<Self> {
+    pub(super) fn all(library: &Path) -> Result<Vec<Self>, Error> {
+        let host = Rc::new(Host::new()?);
         let ours = |transport| Self::Bulkhead {
             library: library.to_owned(),
             transport,
-            network: EmptyNetwork::begin().finish(),
+            host: host.clone(),
         };
         let mut all = vec![ours(Transport::Mmio), ours(Transport::Pci)];
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -46,7 +48,7 @@ impl Vmm {
                 .find(|program| program.is_file())
                 .map(Self::Qemu),
         );
-        all
+        Ok(all)
     }
 
     /// Stable name.
@@ -72,12 +74,12 @@ impl Vmm {
             Self::Bulkhead {
                 library,
                 transport,
-                network,
+                host,
             } => {
                 let (command, control) = ours(
                     library,
                     *transport,
-                    network.as_ref(),
+                    host,
                     guest,
                     &theirs.into(),
                     &mut handover,
@@ -167,7 +169,7 @@ fn open(path: &Path, write: bool) -> Result<File, Error> {
 fn ours(
     library: &Path,
     transport: Transport,
-    network: Option<&File>,
+    host: &Host,
     guest: &Guest,
     console: &OwnedFd,
     handover: &mut Handover,
@@ -201,6 +203,7 @@ fn ours(
             }),
         });
     }
+    let network = (host.network.as_ref()).map(|network| handover.give(network));
     let mut description = MachineDescription {
         console: Some(Console {
             input: None,
@@ -214,8 +217,8 @@ fn ours(
         transport,
         devices,
         jail: Jail::BestEffort,
-        network_namespace: network.map(|network| handover.give(network)).transpose()?,
-        ..MachineDescription::new("bench", kvm, theirs, guest.memory_mib, boot)
+        network_namespace: network.transpose()?,
+        ..MachineDescription::new("bench", kvm, theirs, host.cpu.all(), guest.memory_mib, boot)
     };
     bulkhead_acpi::provide(&mut description, |pc| {
         let tables = bulkhead_acpi::file(pc).map_err(Error::io("writing the ACPI tables"))?;

@@ -16,15 +16,13 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_machine::CpuTemplate;
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use bulkhead_machine::cpu::Leaf;
 
-use crate::error::Error;
+use crate::CpuTemplate;
 
-/// Physical and linear address bits: what the smallest CPU with KVM has.
+/// Physical and linear address bits: what the smallest CPU with KVM has. The VMM refuses memory
+/// beyond.
 const ADDRESS_BITS: u32 = 39 | 48 << 8;
-/// First address that a guest with a template cannot name.
-pub const ADDRESS_END: u64 = 1 << 39;
 
 /// A register of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,20 +113,30 @@ const VENDORS: [([u32; 3], u32); 2] = [
     ([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x0083_0f10),
 ];
 
+/// The host's CPU, or its KVM, cannot be what a template promises.
+#[derive(Debug, thiserror::Error)]
+#[error("this host cannot be a cpu `{template}`: it lacks {missing}")]
+pub struct Lacks {
+    /// The template.
+    template: &'static str,
+    /// What is missing.
+    missing: String,
+}
+
 /// The list that a guest with `template` builds on, on a host that supports `supported`.
 ///
 /// # Errors
-/// [`Error::CpuTemplate`] with what the host lacks.
-pub fn apply(supported: CpuId, template: CpuTemplate) -> Result<CpuId, Error> {
+/// What the host lacks.
+pub(crate) fn apply(supported: &[Leaf], template: CpuTemplate) -> Result<Vec<Leaf>, Lacks> {
     let (level, name) = match template {
-        CpuTemplate::Host => return Ok(supported),
+        CpuTemplate::Host => return Ok(supported.to_vec()),
         CpuTemplate::V2 => (V2, "v2"),
         CpuTemplate::V3 => (V3, "v3"),
     };
     let host = |function, register| {
-        let mut entries = supported.as_slice().iter();
-        let found = entries.find(|e| e.function == function && e.index == 0);
-        found.map_or(0, |e| *of(&mut [e.eax, e.ebx, e.ecx, e.edx], register))
+        let mut leaves = supported.iter();
+        let found = leaves.find(|leaf| leaf.function == function && leaf.index.unwrap_or(0) == 0);
+        found.map_or(0, |leaf| *of(&mut leaf.registers.clone(), register))
     };
     let promised = || PROMISES.iter().filter(|promise| promise.0 <= level);
     let lacks =
@@ -143,7 +151,7 @@ pub fn apply(supported: CpuId, template: CpuTemplate) -> Result<CpuId, Error> {
         missing.push("39 bits of physical addresses");
     }
     let (Some((_, signature)), true) = (signature, missing.is_empty()) else {
-        return Err(Error::CpuTemplate {
+        return Err(Lacks {
             template: name,
             missing: missing.join(", "),
         });
@@ -181,12 +189,7 @@ pub fn apply(supported: CpuId, template: CpuTemplate) -> Result<CpuId, Error> {
     for (leaf, register, mask) in GUARDS {
         *list.register(leaf, register) |= host(leaf, register) & mask;
     }
-    let entries = list.entries();
-    CpuId::from_entries(&entries).map_err(|_| Error::TooMany {
-        what: "cpuid entries",
-        count: entries.len(),
-        max: kvm_bindings::KVM_MAX_CPUID_ENTRIES,
-    })
+    Ok(list.leaves())
 }
 
 fn of([eax, ebx, ecx, edx]: &mut [u32; 4], register: Register) -> &mut u32 {
@@ -212,26 +215,17 @@ impl List {
         of(self.0.entry((leaf, 0)).or_default(), register)
     }
 
-    fn entries(&self) -> Vec<kvm_cpuid_entry2> {
-        let entry = |(&(function, index), &[eax, ebx, ecx, edx]): (&(u32, u32), &[u32; 4])| {
+    fn leaves(&self) -> Vec<Leaf> {
+        let leaf = |(&(function, index), &registers): (&(u32, u32), &[u32; 4])| {
             // The leaves in use here that have subleaves (KVM cpuid.rst).
             let indexed = matches!(function, 4 | 7 | 0xd);
-            kvm_cpuid_entry2 {
+            Leaf {
                 function,
-                index,
-                flags: if indexed {
-                    KVM_CPUID_FLAG_SIGNIFCANT_INDEX
-                } else {
-                    0
-                },
-                eax,
-                ebx,
-                ecx,
-                edx,
-                ..kvm_cpuid_entry2::default()
+                index: indexed.then_some(index),
+                registers,
             }
         };
-        self.0.iter().map(entry).collect()
+        self.0.iter().map(leaf).collect()
     }
 }
 
