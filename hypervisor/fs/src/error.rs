@@ -18,6 +18,9 @@ pub enum Error {
     /// A seccomp filter does not compile.
     #[error("cannot compile a seccomp filter: {0}")]
     Filter(#[from] seccompiler::BackendError),
+    /// The rules of the filter do not fit into one.
+    #[error(transparent)]
+    Rules(#[from] bulkhead_seccomp::TooLong),
     /// Neither a mount namespace nor Landlock would confine the process.
     #[error(
         "the host offers neither a mount namespace nor Landlock, one of which has to confine the \
@@ -49,7 +52,7 @@ impl Error {
             Self::Description(_) => "description-invalid",
             Self::Descriptor(error) => error.code(),
             Self::Jail(error) => error.code(),
-            Self::Filter(_) => "jail-seccomp",
+            Self::Filter(_) | Self::Rules(_) => "jail-seccomp",
             Self::Unconfined => "fs-unconfined",
             Self::Privileges(_) => "fs-privileges",
             Self::Host { .. } => "io-failed",
