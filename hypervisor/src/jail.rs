@@ -9,7 +9,7 @@
 //! 3. [`confine`], with one of [`filters`]: each vCPU thread puts its own in force when it starts,
 //!    and the event loop last.
 //!
-//! What each layer is for, and what it costs: docs/threat-model.md.
+//! What each layer is for, and what it costs: docs/security.md.
 
 use std::fs::File;
 use std::io;

@@ -5,13 +5,15 @@
 //! thread, which a test of the standard harness never is.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod subject;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode};
 
 use bulkhead_machine::{Jail, Memory};
 use hypervisor::jail::filters;
@@ -22,24 +24,18 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use seccompiler::{
     BpfProgram, BpfProgramRef, SeccompAction, SeccompFilter, TargetArch, apply_filter,
 };
+use subject::{SIGSYS, Subject, case, check, dies, say};
 
-/// First argument of the program when it runs as its own subject.
-const INSIDE: &str = "--inside";
 /// A user that owns nothing.
 const NOBODY: u32 = 65_534;
-/// `SIGSYS`, by which seccomp kills.
-const SIGSYS: i32 = 31;
 /// The stop signal, as glibc numbers it.
 const STOP: i32 = 34;
 /// What no jail lets a subject make.
 const DIRECTORY: &str = "/tmp/bulkhead-jail-test";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
-    if let [_, first, case] = arguments.as_slice()
-        && first == INSIDE
-    {
-        return inside(case);
+    if let Some(case) = case() {
+        return inside(&case);
     }
     libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
 }
@@ -108,10 +104,6 @@ fn refuse(number: i64, errno: i32) {
     )
     .unwrap();
     apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
-}
-
-fn say(fact: &str, value: impl std::fmt::Display) {
-    println!("{fact}={value}");
 }
 
 /// Tells the outcome and what can be seen from inside, then waits to be looked at from outside.
@@ -257,7 +249,7 @@ fn trials() -> Vec<Trial> {
             "map code",
         ] {
             let title = format!("{thread} dies of {act}");
-            trials.push(Trial::test(title, move || dies(thread, act)));
+            trials.push(Trial::test(title, move || dies(&format!("{thread} {act}"))));
         }
         trials.push(Trial::test(format!("{thread} may panic"), move || {
             panics(thread)
@@ -270,96 +262,10 @@ fn trials() -> Vec<Trial> {
     for thread in ["loop", "debugger"] {
         trials.push(Trial::test(
             format!("{thread} dies of run a vcpu"),
-            move || dies(thread, "run a vcpu"),
+            move || dies(&format!("{thread} run a vcpu")),
         ));
     }
     trials
-}
-
-fn check(holds: bool, what: impl std::fmt::Display) -> Result<(), Failed> {
-    if holds {
-        Ok(())
-    } else {
-        Err(what.to_string().into())
-    }
-}
-
-/// A subject, and what it said.
-struct Subject {
-    child: Child,
-    facts: BTreeMap<String, String>,
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Subject {
-    fn start(case: &str, user: Option<u32>) -> Self {
-        // Not by its path: another user may not be able to walk to where the test was built.
-        let mut command = Command::new("/proc/self/exe");
-        command.args([INSIDE, case]);
-        // A backtrace opens files, of which the process would die before it could abort.
-        command.env_remove("RUST_BACKTRACE");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        if let Some(id) = user {
-            command.uid(id).gid(id);
-        }
-        // SAFETY: the closure makes one system call, which is allowed between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                Ok(rustix::process::set_parent_process_death_signal(Some(
-                    Signal::KILL,
-                ))?)
-            });
-        }
-        let mut child = command.spawn().unwrap();
-        let mut facts = BTreeMap::new();
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            if let Some((fact, value)) = line.unwrap().split_once('=') {
-                facts.insert(fact.to_owned(), value.to_owned());
-                if fact == "end" {
-                    break;
-                }
-            }
-        }
-        Self { child, facts }
-    }
-
-    fn expect(&self, expected: &[(&str, &str)]) -> Result<(), Failed> {
-        for (fact, value) in expected {
-            let found = self.facts.get(*fact).map(String::as_str);
-            check(
-                found == Some(value),
-                format!("{fact} is not {value}: {:?}", self.facts),
-            )?;
-        }
-        Ok(())
-    }
-
-    fn proc(&self, file: &str) -> String {
-        format!("/proc/{}/{file}", self.child.id())
-    }
-
-    /// A field of /proc/PID/status.
-    fn status(&self, field: &str) -> String {
-        let status = fs::read_to_string(self.proc("status")).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.unwrap_or_default().trim().to_owned()
-    }
-
-    fn end(mut self) -> ExitStatus {
-        drop(self.child.stdin.take());
-        self.child.wait().unwrap()
-    }
 }
 
 fn none() -> Result<(), Failed> {
@@ -476,16 +382,6 @@ fn survives(thread: &str, act: &str) -> Result<(), Failed> {
     // Nothing handles the stop signal here, so that it ends the process.
     let fine = status.success() || act == "stop" && status.signal() == Some(STOP);
     check(fine, format!("it ended with {status}"))
-}
-
-fn dies(thread: &str, act: &str) -> Result<(), Failed> {
-    let subject = Subject::start(&format!("{thread} {act}"), None);
-    check(!subject.facts.contains_key("survived"), "it lived on")?;
-    let status = subject.end();
-    check(
-        status.signal() == Some(SIGSYS),
-        format!("it ended with {status}"),
-    )
 }
 
 fn panics(thread: &str) -> Result<(), Failed> {

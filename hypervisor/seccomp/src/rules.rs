@@ -1,4 +1,4 @@
-//! The system calls each kind of thread may make, and why. docs/threat-model.md shows this table,
+//! The system calls each kind of thread may make, and why. docs/security.md shows this table,
 //! and a test fails where the two differ.
 
 use super::Thread;
@@ -229,7 +229,7 @@ rules! {
 mod tests {
     use super::*;
 
-    /// Lines between which docs/threat-model.md holds the table.
+    /// Lines between which docs/security.md holds the table.
     const BEGIN: &str = "<!-- seccomp rules: begin -->\n";
     const END: &str = "<!-- seccomp rules: end -->\n";
 
@@ -274,8 +274,8 @@ mod tests {
     }
 
     #[test]
-    fn the_threat_model_shows_the_rules() {
-        let book = include_str!("../../../docs/threat-model.md");
+    fn the_book_shows_the_rules() {
+        let book = include_str!("../../../docs/security.md");
         let shown = book
             .split_once(BEGIN)
             .and_then(|(_, rest)| rest.split_once(END));

@@ -21,7 +21,7 @@ mod error;
 mod frame;
 mod gateway;
 pub mod host;
-mod jail;
+pub mod jail;
 mod outbox;
 mod process;
 mod rules;

@@ -63,7 +63,7 @@ impl JailError {
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub(crate) fn enter(description: &NetworkDescription) -> Result<Vec<String>, JailError> {
+pub fn enter(description: &NetworkDescription) -> Result<Vec<String>, JailError> {
     if description.jail == Jail::None {
         return Ok(Vec::new());
     }
