@@ -240,3 +240,49 @@ impl MutEventSubscriber for EjectWatch {
         let _ = self.0.event().read();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::devices::ged::Ged;
+    use crate::devices::pci::host::PciHost;
+    use crate::devices::pci::hotplug::{EJECT, HotPlugPorts};
+    use crate::devices::pci::testing::Recorder;
+    use crate::devices::virtio::rng::Entropy;
+    use crate::machine::bus::{Bus, BusDevice};
+    use crate::machine::memory;
+
+    #[test]
+    fn devices_plugged_in_while_others_leave_stay() {
+        let mut plug = Plug::new(memory::create(2).unwrap(), Workers::default());
+        let window = memory::LOW_END..0xd000_0000;
+        let host = Arc::new(PciHost::new(Arc::new(Bus::default()), vec![window]));
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let ged = Arc::new(Ged::new(event()));
+        let hotplug = Arc::new(HotPlug::new(host.clone(), ged, event()));
+        plug.set_pci(Pci {
+            host,
+            hotplug: hotplug.clone(),
+            platform: Arc::new(Recorder::default()),
+        });
+        let insert = |plug: &mut Plug, name: &str| {
+            let device = Box::new(Entropy::new());
+            plug.insert(name.into(), device).unwrap();
+        };
+        insert(&mut plug, "a");
+        insert(&mut plug, "b");
+        let mut event_loop = EventManager::<Task>::new().unwrap();
+        assert!(plug.settle(&mut event_loop).is_empty());
+        plug.detach("a", 1).unwrap();
+        plug.detach("b", 2).unwrap();
+        // Between the guest's letting go and the event loop's hearing of it.
+        HotPlugPorts(hotplug).write(EJECT, &[0xff; 4]);
+        insert(&mut plug, "c");
+        insert(&mut plug, "d");
+        assert_eq!(plug.settle(&mut event_loop), [1, 2]);
+        let left: Vec<_> = plug.devices().map(|(name, _)| name).collect();
+        assert_eq!(left, ["d", "c"]);
+    }
+}

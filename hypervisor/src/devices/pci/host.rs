@@ -8,12 +8,13 @@
 //! measures BARs does not make the host move them back and forth.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_machine::pc::pci::SLOTS;
 
 use super::config::{self, ConfigSpace, Identity};
-use super::{BarState, PciFunction};
+use super::{BarState, PciFunction, bit};
 use crate::machine::bus::{Bus, BusDevice};
 
 /// Offset of the data register.
@@ -47,6 +48,9 @@ pub struct PciHost {
     mmio: Arc<Bus>,
     windows: Vec<Range<u64>>,
     slots: Mutex<Vec<Option<Slot>>>,
+    /// A bit for each slot whose function is gone and whose owner has not been told yet: until then
+    /// nobody else gets it.
+    removed: AtomicU32,
 }
 
 struct Slot {
@@ -69,6 +73,7 @@ impl PciHost {
             mmio,
             windows,
             slots: Mutex::new(slots),
+            removed: AtomicU32::new(0),
         }
     }
 
@@ -78,8 +83,10 @@ impl PciHost {
     /// [`InsertError`]; the bus is as it was.
     pub fn insert(&self, function: Arc<dyn PciFunction>) -> Result<u8, InsertError> {
         let mut slots = self.slots();
-        let free = slots.iter().position(Option::is_none);
-        let free = free.ok_or(InsertError::NoSlot)?;
+        let removed = self.removed.load(Ordering::SeqCst);
+        let mut free = (0..).zip(slots.iter());
+        let free = free.find(|(slot, entry)| entry.is_none() && removed & bit(*slot) == 0);
+        let (free, _) = free.ok_or(InsertError::NoSlot)?;
         let mut slot = Slot {
             function,
             mapped: Vec::new(),
@@ -93,19 +100,27 @@ impl PciHost {
         }
         let command = config::MEMORY_SPACE.to_le_bytes();
         slot.function.write_config(config::COMMAND as u16, &command);
-        if let Some(entry) = slots.get_mut(free) {
+        if let Some(entry) = slots.get_mut(usize::from(free)) {
             *entry = Some(slot);
         }
-        Ok(free as u8)
+        Ok(free)
     }
 
-    /// Takes the function of `slot` off the bus. The host bridge stays.
+    /// Takes the function in `slot` off the bus; the slot is free once [`Self::take_removed`] has
+    /// told of it. The host bridge stays.
     pub fn remove(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
         let mut slots = self.slots();
         let entry = slots.get_mut(usize::from(slot)).filter(|_| slot != 0)?;
-        let mut slot = entry.take()?;
-        self.unmap(&mut slot);
-        Some(slot.function)
+        let mut taken = entry.take()?;
+        self.removed.fetch_or(bit(slot), Ordering::SeqCst);
+        self.unmap(&mut taken);
+        Some(taken.function)
+    }
+
+    /// The slots whose function was removed since the last call.
+    pub fn take_removed(&self) -> impl Iterator<Item = u8> {
+        let slots = self.removed.swap(0, Ordering::SeqCst);
+        (0..SLOTS).filter(move |slot| slots & bit(*slot) != 0)
     }
 
     /// Serves a read of the configuration space in `slot`: as PCI does, all ones where nobody is.

@@ -11,6 +11,7 @@ use bulkhead_machine::pc::ged::Cause;
 use bulkhead_machine::pc::pci::SLOTS;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::bit;
 use super::host::PciHost;
 use crate::devices::ged::Ged;
 use crate::machine::bus::BusDevice;
@@ -28,7 +29,6 @@ pub struct HotPlug {
     ged: Arc<Ged>,
     added: AtomicU32,
     eject_requested: AtomicU32,
-    ejected: AtomicU32,
     event: EventFd,
 }
 
@@ -40,13 +40,14 @@ impl HotPlug {
             ged,
             added: AtomicU32::new(0),
             eject_requested: AtomicU32::new(0),
-            ejected: AtomicU32::new(0),
             event,
         }
     }
 
-    /// Tells the guest of the device in `slot`.
+    /// Tells the guest of the device in `slot`. It is not asked to let go of it, whatever it was
+    /// asked of the device before.
     pub fn announce(&self, slot: u8) {
+        self.eject_requested.fetch_and(!bit(slot), Ordering::SeqCst);
         self.added.fetch_or(bit(slot), Ordering::SeqCst);
         self.ged.raise(Cause::PciHotPlug);
     }
@@ -64,23 +65,17 @@ impl HotPlug {
 
     /// The slots whose device has left the bus since the last call, from the lowest.
     pub fn take_ejected(&self) -> impl Iterator<Item = u8> {
-        let slots = self.ejected.swap(0, Ordering::SeqCst);
-        (0..SLOTS).filter(move |slot| slots & bit(*slot) != 0)
+        self.host.take_removed()
     }
 
     fn eject(&self, slots: u32) {
         for slot in (0..SLOTS).filter(|slot| slots & bit(*slot) != 0) {
             if self.host.remove(slot).is_some() {
-                self.ejected.fetch_or(bit(slot), Ordering::SeqCst);
                 // A full counter is signalled already.
                 let _ = self.event.write(1);
             }
         }
     }
-}
-
-fn bit(slot: u8) -> u32 {
-    1u32.checked_shl(slot.into()).unwrap_or(0)
 }
 
 /// The registers on the port bus.
@@ -114,6 +109,27 @@ mod tests {
     use super::super::testing::Function;
     use super::*;
     use crate::machine::bus::Bus;
+
+    #[test]
+    fn a_request_to_let_go_of_one_device_is_not_heard_by_the_next() {
+        let host = Arc::new(PciHost::new(Arc::new(Bus::default()), Vec::new()));
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let hotplug = Arc::new(HotPlug::new(
+            host.clone(),
+            Arc::new(Ged::new(event())),
+            event(),
+        ));
+        let slot = host.insert(Function::new(&[])).unwrap();
+        let mut ports = HotPlugPorts(hotplug.clone());
+        ports.write(EJECT, &[0xff; 4]);
+        hotplug.request_eject(slot);
+        assert_eq!(hotplug.take_ejected().collect::<Vec<_>>(), [slot]);
+        assert_eq!(host.insert(Function::new(&[])), Ok(slot));
+        hotplug.announce(slot);
+        let mut word = [0xee; 4];
+        ports.read(EJECT_REQUESTED, &mut word);
+        assert_eq!(word, [0; 4]);
+    }
 
     #[test]
     fn slots_come_and_go() {

@@ -16,6 +16,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use msix::Message;
 
+/// The bit of `slot` where each slot has one.
+fn bit(slot: u8) -> u32 {
+    1u32.checked_shl(slot.into()).unwrap_or(0)
+}
+
 /// A device on the bus: function 0 of its slot, and the only one.
 ///
 /// vCPU threads call it, several at once; the host calls the configuration space one access at a

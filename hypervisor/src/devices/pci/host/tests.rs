@@ -106,6 +106,9 @@ fn bars_get_room_in_the_windows() {
     assert!(guest.host.remove(7).is_some());
     assert!(guest.host.remove(7).is_none());
     assert!(guest.host.remove(0).is_none());
+    // The slot is free when its owner knows, and no sooner.
+    assert_eq!(guest.host.insert(small()), Err(InsertError::NoSlot));
+    assert_eq!(guest.host.take_removed().collect::<Vec<_>>(), [7]);
     assert_eq!(guest.host.insert(small()), Ok(7));
 }
 
