@@ -1,5 +1,5 @@
 //! The virtio device: queues whose chains are FUSE requests, and the vhost-user connection
-//! (virtio 1.2, section 5.11). Called by `serve` alone.
+//! (virtio 1.2, section 5.11). Called by `run`; the fuzz target that plays a guest drives a [`Device`].
 //!
 //! One worker thread serves all queues, one request after another; the thread of the connection
 //! only sets queues and memory up. Guest memory is copied from and to, never referred to, so that a
@@ -27,7 +27,8 @@ use crate::error::Error;
 use crate::jail;
 use crate::server::{MAX_MESSAGE, Server};
 
-type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+/// Guest memory, as the front end shares it.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Loaded = GuestMemoryLoadGuard<GuestMemoryMmap>;
 
 /// Accepts one connection on `socket`, and serves until the front end closes it.
@@ -64,13 +65,14 @@ struct Worker {
 }
 
 /// The device.
-struct Device {
+pub struct Device {
     worker: Mutex<Worker>,
     memory: Memory,
 }
 
 impl Device {
-    fn new(server: Server, memory: Memory) -> Self {
+    /// A device that serves requests in `memory` by `server`.
+    pub fn new(server: Server, memory: Memory) -> Self {
         Self {
             worker: Mutex::new(Worker {
                 server,

@@ -3,12 +3,11 @@
 //! work again.
 #![no_main]
 
-mod driver;
+mod script;
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use driver::Script;
 use hypervisor::devices::pci::host::PciHost;
 use hypervisor::devices::pci::msix::Message;
 use hypervisor::devices::pci::{Platform, config};
@@ -19,6 +18,7 @@ use hypervisor::devices::virtio::rng::Entropy;
 use hypervisor::devices::virtio::transport::Transport;
 use hypervisor::machine::bus::Bus;
 use libfuzzer_sys::fuzz_target;
+use script::Script;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -12,7 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use bulkhead_machine::control::vsock::{Connect, Connected};
-use driver::{Script, drive_beside};
+use driver::{Host, Script, drive_on};
 use hypervisor::devices::virtio::vsock::Vsock;
 use libfuzzer_sys::fuzz_target;
 use rustix::net::{
@@ -49,7 +49,7 @@ fuzz_target!(init: outlive_peers(), |bytes: &[u8]| {
         peers.borrow_mut().push(peer);
     }
     let turns = Cell::new(0u32);
-    drive_beside(Box::new(device), script, &|| {
+    let elsewhere = || {
         turns.set(turns.get() + 1);
         while let Some(peer) = answer(&supervisor, shape) {
             peers.borrow_mut().push(peer);
@@ -68,7 +68,12 @@ fuzz_target!(init: outlive_peers(), |bytes: &[u8]| {
         if shape & 32 != 0 && turns.get() % 4 == 0 {
             peers.pop();
         }
-    });
+    };
+    let host = Host {
+        elsewhere: &elsewhere,
+        ..Host::default()
+    };
+    drive_on(host, Box::new(device), script);
 });
 
 /// Answers a question, if there is one; the other side of the connection.

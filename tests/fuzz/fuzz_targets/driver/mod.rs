@@ -1,11 +1,16 @@
 //! A virtio driver that does what the fuzzer says: it writes registers, rings, descriptors and
 //! memory, right or wrong, and lets the device work in between.
 
+#[path = "../script/mod.rs"]
+mod script;
+
 use std::sync::Arc;
 
 use hypervisor::devices::virtio::VirtioDevice;
 use hypervisor::devices::virtio::mmio::MmioTransport;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub use script::Script;
 
 /// Two regions that meet, so that buffers may lie in both.
 const REGIONS: [(u64, usize); 2] = [(0, 0xc000), (0xc000, 0x4000)];
@@ -14,58 +19,50 @@ const SIZE: u16 = 16;
 
 const QUEUE_NOTIFY: u64 = 0x50;
 const STATUS: u64 = 0x70;
+/// The bit of the status that says that a device has failed.
+const NEEDS_RESET: u8 = 64;
 
-/// The fuzzer's bytes, taken from the front; zeros when they are used up.
-pub struct Script<'a>(pub &'a [u8]);
+/// What a device stands on.
+pub struct Host<'e> {
+    /// All of guest memory.
+    pub memory: GuestMemoryMmap,
+    /// What happens on the host between two turns.
+    pub elsewhere: &'e dyn Fn(),
+    /// The device may break for good.
+    pub breaks: bool,
+}
 
-impl Script<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut out = [0; N];
-        let len = self.0.len().min(N);
-        let (now, later) = self.0.split_at(len);
-        out[..len].copy_from_slice(now);
-        self.0 = later;
-        out
-    }
-
-    pub fn byte(&mut self) -> u8 {
-        self.bytes::<1>()[0]
-    }
-
-    fn short(&mut self) -> u16 {
-        u16::from_le_bytes(self.bytes())
-    }
-
-    fn word(&mut self) -> u32 {
-        u32::from_le_bytes(self.bytes())
+impl Default for Host<'_> {
+    fn default() -> Self {
+        let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
+        Self {
+            memory: GuestMemoryMmap::from_ranges(&regions).expect("memory"),
+            elsewhere: &|| (),
+            breaks: false,
+        }
     }
 }
 
 struct Driver<'e> {
-    memory: GuestMemoryMmap,
+    host: Host<'e>,
     transport: Arc<MmioTransport>,
     queues: u16,
-    /// What happens on the host between two turns.
-    elsewhere: &'e dyn Fn(),
 }
 
 /// Drives `device` by `script`, to its end.
 #[allow(dead_code, reason = "each target uses one of the two")]
 pub fn drive(device: Box<dyn VirtioDevice>, script: Script<'_>) {
-    drive_beside(device, script, &|| ());
+    drive_on(Host::default(), device, script);
 }
 
-/// As [`drive`], for a device whose host side acts too: `elsewhere` is called before each turn.
-pub fn drive_beside(device: Box<dyn VirtioDevice>, mut script: Script<'_>, elsewhere: &dyn Fn()) {
+/// As [`drive`], on a host of its own.
+pub fn drive_on(host: Host<'_>, device: Box<dyn VirtioDevice>, mut script: Script<'_>) {
     let queues = device.queue_max_sizes().len() as u16;
-    let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
-    let memory = GuestMemoryMmap::from_ranges(&regions).expect("memory");
-    let transport = Arc::new(MmioTransport::new(device, memory.clone()).expect("transport"));
+    let transport = MmioTransport::new(device, host.memory.clone()).expect("transport");
     let driver = Driver {
-        memory,
-        transport,
+        host,
+        transport: Arc::new(transport),
         queues,
-        elsewhere,
     };
     let features = script.byte();
     driver.bring_up(features);
@@ -90,7 +87,7 @@ impl Driver<'_> {
             }
             0x30..0x60 => {
                 let (address, value) = (script.short(), script.bytes::<8>());
-                let _ = self.memory.write(&value, GuestAddress(address.into()));
+                let _ = self.host.memory.write(&value, GuestAddress(address.into()));
             }
             op @ 0x60..0xa0 => {
                 let (queue, index) = (u16::from(op) % self.queues, script.byte());
@@ -99,11 +96,15 @@ impl Driver<'_> {
                 let high = if op & 0x10 == 0 { 0 } else { script.word() };
                 let address = u64::from(script.short()) | u64::from(high) << 32;
                 let len = u32::from(script.short()) | high & 0xffff_0000;
-                let _ = self.memory.write_obj(address, GuestAddress(at));
-                let _ = self.memory.write_obj(len, GuestAddress(at + 8));
-                let _ = self.memory.write_obj(script.word(), GuestAddress(at + 12));
+                let _ = self.host.memory.write_obj(address, GuestAddress(at));
+                let _ = self.host.memory.write_obj(len, GuestAddress(at + 8));
+                let _ = self
+                    .host
+                    .memory
+                    .write_obj(script.word(), GuestAddress(at + 12));
             }
             op @ 0xa0..0xe0 => self.offer(u16::from(op) % self.queues, script.byte().into()),
+            0xf0..0xf8 => self.transport.transport().quiesce(),
             _ => self.serve(),
         }
     }
@@ -111,15 +112,18 @@ impl Driver<'_> {
     fn offer(&self, queue: u16, head: u16) {
         let [_, avail, _] = rings(queue);
         let index: u16 = self
+            .host
             .memory
             .read_obj(GuestAddress(avail + 2))
             .expect("in memory");
         let slot = avail + 4 + 2 * u64::from(index % SIZE);
-        self.memory
+        self.host
+            .memory
             .write_obj(head, GuestAddress(slot))
             .expect("in memory");
         let next = index.wrapping_add(1);
-        self.memory
+        self.host
+            .memory
             .write_obj(next, GuestAddress(avail + 2))
             .expect("in memory");
         self.transport
@@ -128,7 +132,7 @@ impl Driver<'_> {
 
     /// What the event loop would do, once for each queue and each backend.
     fn serve(&self) {
-        (self.elsewhere)();
+        (self.host.elsewhere)();
         for queue in 0..usize::from(self.queues) + 1 {
             let _ = self.transport.transport().process_queue(queue);
         }
@@ -161,7 +165,8 @@ impl Driver<'_> {
         for queue in 0..self.queues {
             let [table, avail, used] = rings(queue);
             for address in [avail, used] {
-                self.memory
+                self.host
+                    .memory
                     .write_obj(0u32, GuestAddress(address))
                     .expect("in memory");
             }
@@ -179,7 +184,11 @@ impl Driver<'_> {
         self.set(STATUS, 15);
         let mut status = [0; 4];
         self.transport.read(STATUS, &mut status);
-        assert_eq!(status, [15, 0, 0, 0], "a proper driver is served");
+        let broken = self.host.breaks && status[0] & NEEDS_RESET != 0;
+        assert!(
+            broken || status == [15, 0, 0, 0],
+            "a proper driver is served"
+        );
     }
 }
 
