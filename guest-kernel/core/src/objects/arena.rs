@@ -1,21 +1,28 @@
-//! Memory for the tests: a vector of words at a guest-physical address, and interrupts that come
-//! when a test says so.
+//! Memory for the tests: pages from a guest-physical address on, and interrupts that come when a
+//! test says so.
 
 extern crate std;
-use std::vec;
+use std::boxed::Box;
 use std::vec::Vec;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::UNIT;
 use super::memory::{Memory, Ref, Stored};
 
 /// Where the arena's memory begins.
 pub(crate) const BASE: u64 = 0x10_0000;
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+/// A page, aligned as the objects in it need it.
+type Page = [u128; PAGE as usize / 16];
+
 #[derive(Clone, Debug)]
 pub(crate) struct Arena {
-    /// Aligned as the objects in it need it.
-    words: Vec<[u128; 4]>,
+    /// A box each, since Miri looks at all of what a reference is taken into. Objects lie on
+    /// multiples of their size, so none reaches into a second page.
+    pages: Vec<Box<Page>>,
     /// After so many more questions the answer is once that an interrupt waits.
     pub(crate) interrupt_in: Option<u32>,
     /// Bytes that were zeroed.
@@ -25,21 +32,30 @@ pub(crate) struct Arena {
 impl Arena {
     pub(crate) fn new(bytes: u64) -> Self {
         Self {
-            words: vec![[0; 4]; usize::try_from(bytes / 64).unwrap()],
+            pages: (0..bytes / PAGE)
+                .map(|_| Box::new([0; PAGE as usize / 16]))
+                .collect(),
             interrupt_in: None,
             zeroed: 0,
         }
     }
 
     pub(crate) fn bytes(&self, address: u64, len: u64) -> &[u8] {
-        let start = usize::try_from(address - BASE).unwrap();
-        &self.words.as_bytes()[start..][..usize::try_from(len).unwrap()]
+        let (page, start, end) = place(address, len);
+        &self.pages[page].as_bytes()[start..end]
     }
 
     pub(crate) fn bytes_mut(&mut self, address: u64, len: u64) -> &mut [u8] {
-        let start = usize::try_from(address - BASE).unwrap();
-        &mut self.words.as_mut_bytes()[start..][..usize::try_from(len).unwrap()]
+        let (page, start, end) = place(address, len);
+        &mut self.pages[page].as_mut_bytes()[start..end]
     }
+}
+
+/// The page, and the bytes in it.
+fn place(address: u64, len: u64) -> (usize, usize, usize) {
+    let offset = address - BASE;
+    let start = (offset % PAGE) as usize;
+    ((offset / PAGE) as usize, start, start + len as usize)
 }
 
 impl Memory for Arena {
@@ -61,7 +77,9 @@ impl Memory for Arena {
 
     fn zero(&mut self, address: u64, bytes: u64) {
         self.zeroed += bytes;
-        self.bytes_mut(address, bytes).fill(0);
+        for unit in (address..address + bytes).step_by(UNIT as usize) {
+            self.bytes_mut(unit, UNIT).fill(0);
+        }
     }
 
     fn preemption_pending(&mut self) -> bool {

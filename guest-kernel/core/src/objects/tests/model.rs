@@ -341,10 +341,10 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 400 }))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn the_objects_do_what_the_model_does(
-        steps in prop::collection::vec(any::<(u8, u16, u16, u16)>(), 1..if cfg!(miri) { 40 } else { 300 })
+        steps in prop::collection::vec(any::<(u8, u16, u16, u16)>(), 1..300)
     ) {
         let mut pair = Pair::new();
         for step in steps {

@@ -172,10 +172,10 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 600 }))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
     #[test]
     fn every_thread_stands_where_its_state_says(
-        steps in prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..if cfg!(miri) { 30 } else { 400 })
+        steps in prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..400)
     ) {
         let mut world = World::new();
         for step in steps {
