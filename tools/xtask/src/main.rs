@@ -7,7 +7,9 @@ mod bench;
 mod build;
 mod count;
 mod failure;
+mod fuzz;
 mod lab;
+mod page;
 mod process;
 mod repo;
 mod say;
@@ -50,6 +52,11 @@ enum Chore {
     },
     /// Count the VMM's lines of code; fails where there are more than it may have
     Count,
+    /// Run the fuzz targets, or write down what they reached
+    Fuzz {
+        #[command(flatten)]
+        options: fuzz::Options,
+    },
     /// Build, then run `bulkhead` with these arguments
     Run {
         /// What `bulkhead` gets
@@ -114,6 +121,7 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
             setup::try_all(repo);
             test::run_all(repo, &options)
         }
+        Chore::Fuzz { options } => fuzz::run_chore(repo, &options),
         Chore::Run { arguments } => {
             build::run_all(repo)?;
             become_built(repo, "bulkhead", &arguments)

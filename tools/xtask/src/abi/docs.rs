@@ -3,7 +3,8 @@
 use super::description::{Convention, Description, Module, Operation, Value};
 use super::place::Place;
 use super::text::{last, links};
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
+use crate::page::put;
 
 /// `page` with every table as the description has it.
 pub(super) fn fill(page: &str, description: &Description) -> Result<String> {
@@ -20,20 +21,7 @@ pub(super) fn fill(page: &str, description: &Description) -> Result<String> {
     }
     let mut page = page.to_owned();
     for (name, table) in tables {
-        let (begin, end) = (
-            format!("<!-- abi {name}: begin -->\n"),
-            format!("<!-- abi {name}: end -->\n"),
-        );
-        let parts = page.split_once(&begin).and_then(|(before, rest)| {
-            let (_, after) = rest.split_once(&end)?;
-            Some(format!("{before}{begin}{table}{end}{after}"))
-        });
-        page = parts.ok_or_else(|| {
-            Failure::new(format!(
-                "docs/kernel-abi.md has no place for the table {name}"
-            ))
-            .remedy(format!("add the lines\n{begin}{end}"))
-        })?;
+        page = put(&page, "docs/kernel-abi.md", &format!("abi {name}"), &table)?;
     }
     Ok(page)
 }

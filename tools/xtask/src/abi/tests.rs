@@ -289,7 +289,7 @@ fn a_page_without_a_place_for_a_table_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("no place for the table conventions"),
+        error.contains("no place for the table abi conventions"),
         "{error}"
     );
 }

@@ -1,22 +1,20 @@
 //! The checks that need no guest: format, lints, licences, documentation, tests of the host tier,
 //! Miri, fuzzing.
 
-use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use super::libtest::Reader;
 use super::summary::Counts;
 use super::watch;
-use crate::failure::{At, Result};
+use crate::failure::Result;
+use crate::fuzz::{self, nightly};
 use crate::process::{cargo, output, which};
 use crate::repo::{BARE, Repo, in_ci};
 use crate::say::Say;
 
 /// Bound on one check.
 pub(super) const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// Bound on one fuzz target, its build included.
-const FUZZ_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How long one fuzz target runs, in seconds.
 const FUZZ_SECONDS: u32 = 20;
 /// Packages without `unsafe` of their own making that Miri can run in reasonable time.
@@ -140,21 +138,6 @@ pub(crate) fn host(repo: &Repo, filter: Option<&str>) -> Result<Counts> {
     Ok(counts)
 }
 
-/// `rustup run nightly cargo`, free of what the outer cargo set for its own toolchain.
-fn nightly(repo: &Repo) -> Command {
-    let mut command = Command::new("rustup");
-    command.args(["run", "nightly", "cargo"]);
-    command.current_dir(repo.root());
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        let keep = ["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&text.as_ref());
-        if (text.starts_with("CARGO") || text.starts_with("RUST")) && !keep {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
 /// The kernel's logic under Miri.
 pub(crate) fn miri(repo: &Repo) -> Result<Counts> {
     let there = || output(nightly(repo).args(["miri", "--version"])).is_ok();
@@ -182,42 +165,22 @@ pub(crate) fn miri(repo: &Repo) -> Result<Counts> {
 
 /// Every fuzz target for [`FUZZ_SECONDS`].
 pub(crate) fn fuzz(repo: &Repo, say: &Say) -> Result<Counts> {
-    if output(nightly(repo).arg("--version")).is_err() {
-        return Ok(Counts::skipped(
-            "no nightly compiler: rustup toolchain install nightly",
-        ));
-    }
-    if output(nightly(repo).args(["fuzz", "--version"])).is_err() {
-        if !in_ci() {
-            return Ok(Counts::skipped(
-                "no cargo-fuzz: cargo install --locked cargo-fuzz",
-            ));
-        }
+    if output(nightly(repo).arg("--version")).is_ok()
+        && output(nightly(repo).args(["fuzz", "--version"])).is_err()
+        && in_ci()
+    {
         say.line("installing cargo-fuzz");
         let mut install = cargo(repo.root());
         check(install.args(["install", "--quiet", "--locked", "cargo-fuzz"]))?;
     }
-    let list = output(nightly(repo).args(["fuzz", "list", "--fuzz-dir", "tests/fuzz"]))?;
+    if let Err(failure) = fuzz::require_tools(repo) {
+        return Ok(Counts::skipped(failure.to_string()));
+    }
     let mut counts = Counts::default();
-    for target in list.lines() {
-        say.line(&format!("fuzzing {target} for {FUZZ_SECONDS} s"));
-        let mut command = nightly(repo);
-        command.args(["fuzz", "run", "--fuzz-dir", "tests/fuzz"]);
-        command.arg("--target-dir").arg(repo.target().join("fuzz"));
-        // The first corpus takes what is found; the second is in the tree, and may be absent.
-        let [found, seeds] =
-            ["corpus", "seeds"].map(|kind| repo.root().join("tests/fuzz").join(kind).join(target));
-        fs::create_dir_all(&found).at("create", &found)?;
-        command.arg(target).arg(found);
-        if seeds.is_dir() {
-            command.arg(seeds);
-        }
-        command.args(["--", "-print_final_stats=1"]);
-        command.arg(format!("-max_total_time={FUZZ_SECONDS}"));
-        counts.add(match watch::run(&mut command, FUZZ_LIMIT, |_| ())? {
-            Some(status) if status.success() => Counts::passed(),
-            Some(status) => Counts::failed(format!("{target}: {status}")),
-            None => Counts::failed(format!("{target}: did not end")),
+    for outcome in fuzz::run_all(repo, say, FUZZ_SECONDS)? {
+        counts.add(match outcome.failure {
+            None => Counts::passed(),
+            Some(failure) => Counts::failed(format!("{}: {failure}", outcome.target)),
         });
     }
     Ok(counts)

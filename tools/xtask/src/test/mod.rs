@@ -6,7 +6,7 @@ mod image;
 mod libtest;
 mod suites;
 mod summary;
-mod watch;
+pub(crate) mod watch;
 
 use std::time::Instant;
 
