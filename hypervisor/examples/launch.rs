@@ -148,7 +148,8 @@ fn main() -> ExitCode {
     }
     let offered = HostCpu::ask().expect("/dev/kvm").offer(template);
     description.cpuid = offered.unwrap_or_else(|lacks| panic!("{lacks}"));
-    let kernel = fds.open(&kernel.expect("--kernel is needed"));
+    let image = File::open(kernel.expect("--kernel is needed")).expect("the kernel");
+    let kernel = fds.pass(image.try_clone().unwrap());
     let initrd = initramfs.map(|path| fds.open(&path));
     description.boot = match protocol.as_str() {
         "bulkhead" => {
@@ -177,6 +178,9 @@ fn main() -> ExitCode {
         other => panic!("unknown protocol {other}"),
     };
 
+    if let Err(error) = bulkhead_image::provide(&mut description, &image) {
+        panic!("the kernel image {error}");
+    }
     let pass = |pc: &MachineDescription| bulkhead_acpi::file(pc).map(|file| fds.pass(file));
     bulkhead_acpi::provide(&mut description, pass).unwrap();
     let mut json = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());

@@ -5,7 +5,7 @@
 
 use bulkhead_machine::Fd;
 
-use crate::boot::{elf::ElfError, linux::LinuxError};
+use crate::boot::linux::LinuxError;
 use crate::devices::virtio::ResizeError;
 use crate::devices::virtio::blk::DiskError;
 use crate::devices::virtio::net::NetError;
@@ -74,9 +74,15 @@ pub enum Error {
     /// The host refused the memory.
     #[error("cannot set up guest memory: {0}")]
     Memory(String),
-    /// The kernel image is not one this boot protocol can load.
-    #[error("the kernel image {0}")]
-    Elf(#[from] ElfError),
+    /// A segment of the kernel image lies outside guest memory.
+    #[error("the kernel image does not fit into memory: a segment ends at {end:#x}")]
+    KernelOutsideMemory {
+        /// Physical end address of the segment.
+        end: u64,
+    },
+    /// The kernel image could not be read.
+    #[error("the kernel image cannot be read: {0}")]
+    KernelUnreadable(std::io::Error),
     /// The Linux kernel image, command line or initial RAM filesystem cannot be used.
     #[error("{0}")]
     Linux(#[from] LinuxError),
@@ -155,7 +161,8 @@ impl Error {
             Self::HugepagesTooFew { .. } => "memory-hugepages",
             Self::MemoryTooSmall { .. } => "memory-too-small",
             Self::Memory(_) => "memory-refused",
-            Self::Elf(e) => e.code(),
+            Self::KernelOutsideMemory { .. } => "kernel-outside-memory",
+            Self::KernelUnreadable(_) => "kernel-unreadable",
             Self::Linux(e) => e.code(),
             Self::Io { .. } => "io-failed",
             Self::TooMany { .. } => "too-many",

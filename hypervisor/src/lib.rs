@@ -119,27 +119,15 @@ fn read(fd: Fd) -> Result<(MachineDescription, File, Descriptors), Error> {
 
 /// Every descriptor that `description` names.
 fn named(description: &MachineDescription) -> Vec<i32> {
-    let mut fds = vec![description.kvm, description.control];
-    match &description.boot {
-        Boot::Bulkhead {
-            kernel, modules, ..
-        } => {
-            fds.push(*kernel);
-            fds.extend(modules.iter().map(|module| module.file));
-        }
-        Boot::Linux {
-            kernel,
-            initrd,
-            acpi,
-            ..
-        } => {
-            fds.extend([kernel, acpi]);
+    let boot = &description.boot;
+    let mut fds = vec![description.kvm, description.control, boot.kernel()];
+    match boot {
+        Boot::Bulkhead { modules, .. } => fds.extend(modules.iter().map(|module| module.file)),
+        Boot::Linux { initrd, acpi, .. } => {
+            fds.push(*acpi);
             fds.extend(initrd);
         }
-        Boot::Pvh { kernel, initrd, .. } => {
-            fds.push(*kernel);
-            fds.extend(initrd);
-        }
+        Boot::Pvh { initrd, .. } => fds.extend(initrd),
     }
     if let Some(console) = &description.console {
         fds.push(console.output);

@@ -62,8 +62,9 @@ impl Vmm {
         let open = |path: &Path| File::open(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let mut fds = Inherited::default();
+        let kernel = open(&bulkhead.library("linux/vmlinuz"));
         let boot = Boot::Linux {
-            kernel: fds.pass(open(&bulkhead.library("linux/vmlinuz"))),
+            kernel: fds.pass(&kernel),
             initrd: Some(fds.pass(open(initrd))),
             cmdline: "console=ttyS0 quiet panic=-1 reboot=k".into(),
             acpi: Fd(-1),
@@ -81,6 +82,7 @@ impl Vmm {
             ports: Vec::new(),
         });
         change(&mut description, &mut fds);
+        bulkhead_image::provide(&mut description, &kernel).unwrap();
         let pass = |pc: &MachineDescription| bulkhead_acpi::file(pc).map(|file| fds.pass(file));
         bulkhead_acpi::provide(&mut description, pass).unwrap();
         let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());

@@ -127,6 +127,29 @@ mod kvm {
         before.expect_nothing_new();
     }
 
+    #[test]
+    fn a_dump_is_a_core_file_with_the_partitions_memory() {
+        let (bulkhead, scratch) = (Bulkhead::built(), Scratch::new());
+        let before = Census::take();
+        start(&bulkhead, &scratch, "");
+        expect_more(&bulkhead);
+        let core = scratch.path().join("core");
+        let name = core.to_str().unwrap().to_owned();
+        bulkhead.run(["dump", "acts/one", &name]).expect_status(0);
+        expect_more(&bulkhead);
+        bulkhead.run(["down", "acts"]).expect_status(0);
+        let bytes = fs::read(&core).unwrap();
+        // ELF64, little-endian; a core file, for x86-64.
+        assert_eq!(&bytes[..6], b"\x7fELF\x02\x01");
+        assert_eq!(&bytes[16..20], &[4, 0, 62, 0]);
+        let headers = u16::from_le_bytes([bytes[56], bytes[57]]);
+        assert!(headers >= 2, "{headers} program headers");
+        // What the guest was told to run is nowhere but in its memory.
+        let told = b"while :; do echo tick; done";
+        assert!(bytes.windows(told.len()).any(|part| part == told));
+        before.expect_nothing_new();
+    }
+
     /// Directories of control groups of our systems.
     fn groups() -> Vec<PathBuf> {
         let mut found = Vec::new();

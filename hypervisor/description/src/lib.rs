@@ -18,7 +18,7 @@ use cpu::Leaf;
 use device::Device;
 
 /// Version of this format; the VMM refuses any other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Smallest partition memory in MiB.
 pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most vCPUs of one partition.
@@ -52,6 +52,9 @@ pub struct MachineDescription {
     pub memory: Memory,
     /// What runs first.
     pub boot: Boot,
+    /// What its kernel is as an ELF file; absent: it is a bzImage.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// The console, with the `console` grant.
     pub console: Option<Console>,
     /// With the `time` grant: wall-clock time (RTC and kvmclock for Linux, `BootInfo` otherwise).
@@ -94,6 +97,7 @@ impl MachineDescription {
             cpuid,
             memory: Memory::of_mib(mib),
             boot,
+            image: None,
             console: None,
             time: false,
             entropy: false,
@@ -189,6 +193,63 @@ pub enum Boot {
         /// The command line.
         cmdline: String,
     },
+}
+
+/// A kernel image, as whoever starts the VMM has found it in an ELF file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Address of the first instruction, as linked.
+    pub entry: u64,
+    /// Physical address of the first instruction by PVH, which is then how the kernel is entered.
+    pub pvh_entry: Option<u32>,
+    /// What is loaded, ascending by address, without overlap.
+    pub segments: Vec<Segment>,
+}
+
+impl Image {
+    /// First and last (exclusive) physical address of all segments.
+    pub fn physical_range(&self) -> (u64, u64) {
+        let start = self.segments.first().map_or(0, |s| s.address);
+        let end = self.segments.last().map_or(0, Segment::end);
+        (start, end)
+    }
+}
+
+/// A segment of a kernel image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// Where its bytes begin in the file.
+    pub offset: u64,
+    /// Bytes in the file.
+    pub file_len: u64,
+    /// Physical address it is loaded at.
+    pub address: u64,
+    /// Bytes in memory; those beyond `file_len` are zero.
+    pub memory_len: u64,
+    /// Wants to be written to.
+    pub write: bool,
+    /// Wants to be executed.
+    pub execute: bool,
+}
+
+impl Segment {
+    /// Physical address behind its last byte.
+    pub fn end(&self) -> u64 {
+        self.address.saturating_add(self.memory_len)
+    }
+}
+
+impl Boot {
+    /// The kernel image.
+    pub fn kernel(&self) -> Fd {
+        match self {
+            Self::Bulkhead { kernel, .. }
+            | Self::Linux { kernel, .. }
+            | Self::Pvh { kernel, .. } => *kernel,
+        }
+    }
 }
 
 /// A module of the Bulkhead boot protocol.

@@ -21,12 +21,12 @@ use bulkhead_abi::layout::{
     DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, LARGE_PAGE_SIZE, MAX_MODULES, PAGE_SIZE,
 };
 use bulkhead_abi::machine::{ConsoleMailbox, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE};
-use bulkhead_machine::ModuleKind;
+use bulkhead_machine::{Image, ModuleKind};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use zerocopy::IntoBytes;
 
-use super::elf::{ElfError, Image, Wanted};
 use super::page_tables::{PageTables, Rights};
+use super::segments;
 use crate::error::Error;
 use crate::machine::memory::{FileAt, GuestMemory, expect_dense};
 
@@ -36,8 +36,6 @@ pub const MAILBOX: u64 = 0x1000;
 pub const BOOT_INFO: u64 = 0x2000;
 /// Bytes of the stack that is active at entry.
 pub const BOOT_STACK_BYTES: u64 = 16 * 1024;
-/// Kernel images end below this physical address: what `KERNEL_BASE` has room for.
-const KERNEL_END: u64 = 1 << 30;
 
 const _: () = assert!(MAILBOX + size_of::<ConsoleMailbox>() as u64 <= BOOT_INFO);
 const _: () = assert!(BOOT_INFO + abi::MAX_SIZE as u64 + BOOT_STACK_BYTES <= KERNEL_LOAD);
@@ -91,6 +89,7 @@ pub struct Loaded {
 pub fn load(
     memory: &GuestMemory,
     kernel: &File,
+    image: &Image,
     modules: &[(ModuleKind, File)],
 ) -> Result<Loaded, Error> {
     if modules.len() > MAX_MODULES {
@@ -100,15 +99,13 @@ pub fn load(
             max: MAX_MODULES,
         });
     }
-    let image = Image::parse(kernel, Wanted::X86_64)?;
-    check_link_addresses(&image)?;
-    image.load(memory)?;
+    segments::load(memory, kernel, image)?;
     let (start, end) = image.physical_range();
     let kernel = range(start, end);
 
     let mut tables = PageTables::new(end.next_multiple_of(PAGE_SIZE));
     map_ram(&mut tables, memory);
-    map_kernel(&mut tables, &image)?;
+    map_kernel(&mut tables, image);
     let page_tables = PhysRange {
         start: tables.root(),
         len: tables.bytes(),
@@ -230,35 +227,6 @@ impl Loaded {
     }
 }
 
-/// The image must be linked as the protocol says: the VMM maps it there and nowhere else.
-fn check_link_addresses(image: &Image<'_>) -> Result<(), ElfError> {
-    let (start, end) = image.physical_range();
-    if start < KERNEL_LOAD || end > KERNEL_END {
-        return Err(ElfError::Invalid(
-            "it is not linked between 2 MiB and 1 GiB",
-        ));
-    }
-    for segment in &image.segments {
-        if segment.virtual_address != KERNEL_BASE + segment.physical_address {
-            return Err(ElfError::Invalid(
-                "a segment's virtual address is not the kernel base plus its physical address",
-            ));
-        }
-        if segment.write && segment.execute {
-            return Err(ElfError::Invalid("a segment is writable and executable"));
-        }
-    }
-    let holds_entry = image.segments.iter().any(|s| {
-        s.execute && (s.virtual_address..s.virtual_address + s.memory_len).contains(&image.entry)
-    });
-    if !holds_entry {
-        return Err(ElfError::Invalid(
-            "its entry point is in no executable segment",
-        ));
-    }
-    Ok(())
-}
-
 /// Maps RAM at [`DIRECT_MAP`] by 2 MiB pages.
 fn map_ram(tables: &mut PageTables, memory: &GuestMemory) {
     let rights = Rights {
@@ -274,24 +242,18 @@ fn map_ram(tables: &mut PageTables, memory: &GuestMemory) {
 }
 
 /// Maps each segment with its own rights by 4 KiB pages.
-fn map_kernel(tables: &mut PageTables, image: &Image<'_>) -> Result<(), ElfError> {
-    let mut free_from = 0;
+fn map_kernel(tables: &mut PageTables, image: &Image) {
     for segment in &image.segments {
-        let start = segment.physical_address / PAGE_SIZE * PAGE_SIZE;
-        if start < free_from {
-            return Err(ElfError::Invalid("two segments share a page"));
-        }
-        free_from = segment.physical_end().next_multiple_of(PAGE_SIZE);
+        let start = segment.address / PAGE_SIZE * PAGE_SIZE;
         let rights = Rights {
             write: segment.write,
             execute: segment.execute,
             global: true,
         };
-        for at in (start..free_from).step_by(PAGE_SIZE as usize) {
+        for at in (start..segment.end()).step_by(PAGE_SIZE as usize) {
             tables.map_page(KERNEL_BASE + at, at, rights);
         }
     }
-    Ok(())
 }
 
 fn load_modules(

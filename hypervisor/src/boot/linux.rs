@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use bulkhead_machine::Image;
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::elf::{self, Image, Wanted};
 use super::page_tables::{PageTables, Rights};
 use super::ram::{self, CMDLINE, GDT, HIGH_RAM_START, Kind, MapEntry, PAGE_TABLES, ZERO_PAGE};
+use super::segments;
 use crate::error::Error;
 use crate::machine::memory::{FileAt, GuestMemory, expect_dense};
 
@@ -21,8 +22,6 @@ const SETUP_HEADER: u64 = 0x1f1;
 const HDRS: u32 = u32::from_le_bytes(*b"HdrS");
 /// `version` from which `xloadflags` and `pref_address` exist: 2.12.
 const OLDEST_VERSION: u16 = 0x020c;
-/// `xloadflags`: the kernel has a 64-bit entry point.
-const XLF_KERNEL_64: u16 = 1 << 0;
 /// Distance of the 64-bit entry point from the load address.
 const ENTRY_64: u64 = 0x200;
 /// `type_of_loader`: no loader with a number of its own.
@@ -31,7 +30,6 @@ const LOADER_OTHER: u8 = 0xff;
 const BOOT_FLAG: u16 = 0xaa55;
 /// The command line's limit for a vmlinux, which does not tell its own: Linux on x86.
 const VMLINUX_CMDLINE_MAX: usize = 2047;
-const SECTOR: u64 = 512;
 
 /// GDT with a null entry, 64-bit code at 0x10 and data at 0x18, as the protocol wants it.
 const GDT_ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
@@ -41,28 +39,9 @@ pub const GDT_LIMIT: u16 = (size_of::<[u64; 4]>() - 1) as u16;
 /// Why a Linux kernel cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
-    /// Neither an ELF file nor a bzImage.
-    #[error("the kernel image is neither a bzImage nor an ELF file")]
-    Format,
-    /// A bzImage that is too old, or not for 64 bits.
-    #[error(
-        "the kernel image has no 64-bit entry point; use an x86-64 kernel of Linux 3.8 or later"
-    )]
-    NotX86_64,
-    /// The file is shorter than its header says.
-    #[error("the kernel image is cut off: it needs {needed} bytes and has {size}")]
-    Truncated {
-        /// Bytes that its header speaks of.
-        needed: u64,
-        /// Bytes there are.
-        size: u64,
-    },
     /// linux-loader refused it.
     #[error("the kernel image cannot be loaded: {0}")]
     Loader(String),
-    /// It cannot be read.
-    #[error("the kernel image cannot be read: {0}")]
-    Read(io::Error),
     /// The initial RAM filesystem cannot be read.
     #[error("the initial RAM filesystem cannot be read: {0}")]
     Initrd(io::Error),
@@ -92,11 +71,7 @@ impl LinuxError {
     /// Stable code for the control socket.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Format => "kernel-format",
-            Self::NotX86_64 => "kernel-architecture",
-            Self::Truncated { .. } => "kernel-truncated",
             Self::Loader(_) => "kernel-invalid",
-            Self::Read(_) => "kernel-unreadable",
             Self::Initrd(_) => "initrd-unreadable",
             Self::Acpi(_) => "acpi-unreadable",
             Self::DoesNotFit { .. } => "memory-too-small",
@@ -134,15 +109,15 @@ struct Loaded {
 pub fn load(
     memory: &GuestMemory,
     kernel: &File,
+    image: Option<&Image>,
     initrd: Option<&File>,
     cmdline: &str,
     map: &[MapEntry],
     rsdp: u64,
 ) -> Result<Entry, Error> {
-    let loaded = if elf::is_elf(kernel) {
-        load_vmlinux(memory, kernel)?
-    } else {
-        load_bzimage(memory, kernel)?
+    let loaded = match image {
+        Some(image) => load_vmlinux(memory, kernel, image)?,
+        None => load_bzimage(memory, kernel)?,
     };
     ram::write_cmdline(memory, cmdline, loaded.cmdline_max)?;
     let mut params = boot_params {
@@ -209,9 +184,8 @@ fn identity_map() -> PageTables {
     tables
 }
 
-fn load_vmlinux(memory: &GuestMemory, kernel: &File) -> Result<Loaded, Error> {
-    let image = Image::parse(kernel, Wanted::X86_64)?;
-    image.load(memory)?;
+fn load_vmlinux(memory: &GuestMemory, kernel: &File, image: &Image) -> Result<Loaded, Error> {
+    segments::load(memory, kernel, image)?;
     let (_, end) = image.physical_range();
     Ok(Loaded {
         entry: image.entry,
@@ -228,32 +202,11 @@ fn load_vmlinux(memory: &GuestMemory, kernel: &File) -> Result<Loaded, Error> {
 }
 
 fn load_bzimage(memory: &GuestMemory, kernel: &File) -> Result<Loaded, Error> {
-    let size = kernel.metadata().map_err(LinuxError::Read)?.len();
-    if size == 0 {
-        return Err(super::elf::ElfError::Empty.into());
-    }
+    let size = kernel.metadata().map_err(Error::KernelUnreadable)?.len();
     let mut header = setup_header::default();
-    let header_end = SETUP_HEADER + size_of::<setup_header>() as u64;
-    if size < header_end {
-        return Err(LinuxError::Format.into());
-    }
     kernel
         .read_exact_at(header.as_mut_slice(), SETUP_HEADER)
-        .map_err(LinuxError::Read)?;
-    if header.header != HDRS {
-        return Err(LinuxError::Format.into());
-    }
-    if header.version < OLDEST_VERSION || header.xloadflags & XLF_KERNEL_64 == 0 {
-        return Err(LinuxError::NotX86_64.into());
-    }
-    let setup_sectors = match header.setup_sects {
-        0 => 4,
-        n => u64::from(n),
-    };
-    let needed = (setup_sectors + 1) * SECTOR + u64::from(header.syssize) * 16;
-    if size < needed {
-        return Err(LinuxError::Truncated { needed, size }.into());
-    }
+        .map_err(Error::KernelUnreadable)?;
     // The decompressor works in place at `pref_address`; it needs `init_size` there.
     let in_place_end = header.pref_address.saturating_add(header.init_size.into());
     if in_place_end > ram::low_end(memory) {
@@ -279,8 +232,8 @@ fn load_bzimage(memory: &GuestMemory, kernel: &File) -> Result<Loaded, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::tests::{file, image};
     use super::super::page_tables::tests::walk;
+    use super::super::testing::{file, image};
     use super::*;
 
     const RSDP: u64 = 0xe_0000;
@@ -295,7 +248,7 @@ mod tests {
             version: 0x020f,
             loadflags: 1,
             code32_start: 0x10_0000,
-            xloadflags: XLF_KERNEL_64,
+            xloadflags: 1,
             initrd_addr_max: 0x7fff_ffff,
             cmdline_size: 2047,
             pref_address: 0x20_0000,
@@ -316,6 +269,7 @@ mod tests {
             &memory,
             &file(kernel),
             None,
+            None,
             "",
             &ram::pc_map(&memory),
             RSDP,
@@ -328,7 +282,7 @@ mod tests {
         let initrd = file(b"cpio");
         let map = ram::pc_map(&memory);
         let kernel = file(&bzimage(|_| {}));
-        let entry = load(&memory, &kernel, Some(&initrd), "quiet", &map, RSDP).unwrap();
+        let entry = load(&memory, &kernel, None, Some(&initrd), "quiet", &map, RSDP).unwrap();
         assert_eq!((entry.rip, entry.rsi), (0x10_0200, ZERO_PAGE));
         let params: boot_params = memory.read_obj(GuestAddress(ZERO_PAGE)).unwrap();
         let header = params.hdr;
@@ -348,24 +302,21 @@ mod tests {
 
     #[test]
     fn a_vmlinux_is_entered_where_it_says() {
-        let kernel = image(0x10_0100, &[(1, 5, 0, 0x10_0000, b"code", 0x1000)]);
-        assert_eq!(try_load(&kernel).unwrap().rip, 0x10_0100);
+        let memory = crate::machine::memory::create(4).unwrap();
+        let (kernel, image) = image(0x10_0100, &[("x", 0x10_0000, b"code", 0x1000)]);
+        let map = ram::pc_map(&memory);
+        let entry = load(&memory, &kernel, Some(&image), None, "", &map, RSDP).unwrap();
+        assert_eq!(entry.rip, 0x10_0100);
     }
 
     #[test]
-    fn what_is_no_kernel_is_named() {
-        let cut = bzimage(|_| {});
+    fn a_bzimage_that_cannot_be_loaded_is_named() {
         for (kernel, code) in [
-            (Vec::new(), "kernel-empty"),
-            (b"#!/bin/sh\n".to_vec(), "kernel-format"),
-            (vec![0; 4096], "kernel-format"),
-            (cut[..cut.len() - 1].to_vec(), "kernel-truncated"),
-            (bzimage(|h| h.xloadflags = 0), "kernel-architecture"),
-            (bzimage(|h| h.version = 0x0200), "kernel-architecture"),
+            (Vec::new(), "kernel-unreadable"),
+            (vec![0; 4096], "kernel-invalid"),
             (bzimage(|h| h.init_size = 0x1000_0000), "memory-too-small"),
             (bzimage(|h| h.pref_address = u64::MAX), "memory-too-small"),
             (bzimage(|h| h.loadflags = 0), "kernel-invalid"),
-            (bzimage(|h| h.syssize = u32::MAX), "kernel-truncated"),
         ] {
             assert_eq!(try_load(&kernel).unwrap_err().code(), code);
         }
@@ -379,7 +330,7 @@ mod tests {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] = value;
-                let _ = load(&memory, &file(&bytes), None, "", &[], RSDP);
+                let _ = load(&memory, &file(&bytes), None, None, "", &[], RSDP);
             }
         }
     }

@@ -4,8 +4,10 @@
 //! knows nothing of KVM. The machine calls loaders before any vCPU runs.
 
 pub mod bulkhead;
-pub mod elf;
 pub mod linux;
 pub mod page_tables;
 pub mod pvh;
 pub mod ram;
+pub mod segments;
+#[cfg(test)]
+pub(crate) mod testing;

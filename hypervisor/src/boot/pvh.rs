@@ -3,6 +3,7 @@
 
 use std::fs::File;
 
+use bulkhead_machine::Image;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::start_info::{
@@ -11,9 +12,9 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::GuestAddress;
 
-use super::elf::{self, ElfError, Image, Wanted};
 use super::linux::LinuxError;
 use super::ram::{self, CMDLINE, Kind, MEMORY_MAP, MODULE_LIST, MapEntry, START_INFO};
+use super::segments;
 use crate::error::Error;
 use crate::machine::memory::GuestMemory;
 
@@ -26,36 +27,20 @@ pub struct Entry {
     pub ebx: u32,
 }
 
-/// Whether `kernel` is an ELF image with a PVH entry point.
-///
-/// # Errors
-/// It is an ELF image that cannot be used.
-pub fn is_offered(kernel: &File) -> Result<bool, ElfError> {
-    if !elf::is_elf(kernel) {
-        return Ok(false);
-    }
-    match Image::parse(kernel, Wanted::X86)?.pvh_entry() {
-        Ok(_) => Ok(true),
-        Err(ElfError::NoPvhNote) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Loads the image, its module and command line, and what it is told.
+/// Loads the image with its entry point `eip`, its module and command line, and what it is told.
 ///
 /// # Errors
 /// A file cannot be used or does not fit.
 pub fn load(
     memory: &GuestMemory,
     kernel: &File,
+    (image, eip): (&Image, u32),
     initrd: Option<&File>,
     cmdline: &str,
     map: &[MapEntry],
     rsdp: Option<u64>,
 ) -> Result<Entry, Error> {
-    let image = Image::parse(kernel, Wanted::X86)?;
-    let eip = image.pvh_entry()?;
-    image.load(memory)?;
+    segments::load(memory, kernel, image)?;
     ram::write_cmdline(memory, cmdline, usize::MAX)?;
     let mut info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
@@ -109,48 +94,20 @@ fn entry((addr, size, kind): &MapEntry) -> hvm_memmap_table_entry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::tests::{file, image};
+    use super::super::testing::{file, image};
     use super::*;
     use vm_memory::Bytes;
-
-    fn probe() -> File {
-        let mut note = Vec::new();
-        for word in [4u32, 4, 18] {
-            note.extend(word.to_le_bytes());
-        }
-        note.extend(b"Xen\0");
-        note.extend(0x10_0000u32.to_le_bytes());
-        file(&image(
-            0x10_0000,
-            &[
-                (1, 7, 0x10_0000, 0x10_0000, b"\xf4", 0x1000),
-                (4, 4, 0, 0, &note, 0),
-            ],
-        ))
-    }
-
-    #[test]
-    fn an_entry_is_offered_by_an_elf_image_with_the_note() {
-        let plain = file(&image(
-            0x10_0000,
-            &[(1, 5, 0x10_0000, 0x10_0000, b"\xf4", 1)],
-        ));
-        assert!(is_offered(&probe()).unwrap());
-        assert!(!is_offered(&plain).unwrap());
-        for other in [&b""[..], b"\x7fEL", b"a bzImage"] {
-            assert!(!is_offered(&file(other)).unwrap(), "{other:?}");
-        }
-        assert!(is_offered(&file(b"\x7fELF, cut off")).is_err());
-    }
 
     #[test]
     fn start_info_tells_what_was_loaded() {
         let memory = crate::machine::memory::create(4).unwrap();
         let initrd = file(b"archive");
         let map = ram::pc_map(&memory);
+        let (kernel, image) = image(0, &[("x", 0x10_0000, b"\xf4", 0x1000)]);
         let entry = load(
             &memory,
-            &probe(),
+            &kernel,
+            (&image, 0x10_0000),
             Some(&initrd),
             "a=b",
             &map,
@@ -178,13 +135,5 @@ mod tests {
             .read_obj(GuestAddress(info.memmap_paddr + 24))
             .unwrap();
         assert_eq!((reserved.addr, reserved.type_), (0xe_0000, 2));
-    }
-
-    #[test]
-    fn images_without_the_note_are_refused() {
-        let memory = crate::machine::memory::create(4).unwrap();
-        let plain = file(&image(0, &[(1, 5, 0, 0x10_0000, b"x", 1)]));
-        let error = load(&memory, &plain, None, "", &[], None).unwrap_err();
-        assert_eq!(error.code(), "kernel-not-pvh");
     }
 }

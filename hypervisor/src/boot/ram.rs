@@ -186,7 +186,7 @@ fn read(memory: &GuestMemory, start: u64, file: &File, len: u64) -> io::Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::tests::file;
+    use super::super::testing::file;
     use super::*;
 
     #[test]

@@ -52,7 +52,9 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
             parts.descriptors.take("a module", module.file)?,
         ));
     }
-    let loaded = load(&parts.memory, &kernel, &modules)?;
+    let image = parts.description.image.as_ref();
+    let image = image.ok_or_else(|| Error::Description("it has no kernel image".into()))?;
+    let loaded = load(&parts.memory, &kernel, image, &modules)?;
     parts.trace.mark(phase::LOAD);
 
     add_console(parts)?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bulkhead_abi::machine::EXIT_PORT;
 use bulkhead_machine::pc as layout;
-use bulkhead_machine::{Fd, Transport, trace as phase};
+use bulkhead_machine::{Fd, Image, Transport, trace as phase};
 use kvm_ioctls::VcpuFd;
 
 use super::{Parts, interrupts, pci, plug, registers, virtio};
@@ -83,11 +83,12 @@ pub(super) fn build(
     ram::write_generation_id(&parts.memory)?;
     let cmdline = cmdline(parts, guest.cmdline, boot_cpu)?;
     let (memory, initrd) = (&parts.memory, initrd.as_ref());
-    let entry = if pvh::is_offered(&kernel)? {
-        let entry = pvh::load(memory, &kernel, initrd, &cmdline, &map, Some(rsdp))?;
+    let entry = if let Some(image) = pvh_image(parts) {
+        let entry = pvh::load(memory, &kernel, image, initrd, &cmdline, &map, Some(rsdp))?;
         registers::Entry::Pvh(entry)
     } else {
-        let entry = linux::load(memory, &kernel, initrd, &cmdline, &map, rsdp)?;
+        let image = parts.description.image.as_ref();
+        let entry = linux::load(memory, &kernel, image, initrd, &cmdline, &map, rsdp)?;
         registers::Entry::Linux(entry)
     };
     parts.trace.mark(phase::LOAD);
@@ -115,11 +116,19 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<Vec
     parts.trace.mark(phase::DEVICES);
     let (kernel, initrd) = open(parts, guest)?;
     let map = ram::bare_map(&parts.ram);
-    let initrd = initrd.as_ref();
-    let entry = pvh::load(&parts.memory, &kernel, initrd, guest.cmdline, &map, None)?;
+    let image = pvh_image(parts)
+        .ok_or_else(|| Error::Description("its kernel image has no PVH entry".into()))?;
+    let (memory, initrd) = (&parts.memory, initrd.as_ref());
+    let entry = pvh::load(memory, &kernel, image, initrd, guest.cmdline, &map, None)?;
     parts.trace.mark(phase::LOAD);
     registers::set(boot_cpu, registers::Entry::Pvh(entry), features)?;
     Ok(vcpus)
+}
+
+/// The kernel image and its PVH entry point, where it has one.
+fn pvh_image<'a>(parts: &Parts<'a>) -> Option<(&'a Image, u32)> {
+    let image = parts.description.image.as_ref()?;
+    Some((image, image.pvh_entry?))
 }
 
 fn open(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<(File, Option<File>), Error> {

@@ -151,11 +151,12 @@ impl Vmm {
         .unwrap();
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let (console, output) = std::io::pipe().unwrap();
+        let image = file(kernel);
         let kept = [
             inherit(kvm.unwrap()),
             inherit(theirs),
             inherit(output),
-            inherit(file(kernel)),
+            inherit(image.try_clone().unwrap()),
         ];
         let [kvm, control, output, kernel] = kept.each_ref().map(|fd| Fd(fd.as_raw_fd()));
         let boot = Boot::Pvh {
@@ -174,6 +175,7 @@ impl Vmm {
             ports: Vec::new(),
         });
         change(&mut description);
+        bulkhead_image::provide(&mut description, &image).unwrap();
         let mut tables = None;
         let provided = bulkhead_acpi::provide(&mut description, |pc| {
             let file = inherit(bulkhead_acpi::file(pc)?);

@@ -13,7 +13,9 @@ use bulkhead_machine::device::{
     Balloon, BaseImage, Block, Device, DeviceKind, ImageFormat, Net, NetBackend, Overlay, Pmem,
     VhostUser, VhostUserDevice, Vsock,
 };
-use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Memory, Module, ModuleKind};
+use bulkhead_machine::{
+    Boot, Console, Fd, Image, Jail, MachineDescription, Memory, Module, ModuleKind,
+};
 use bulkhead_manifest as manifest;
 use bulkhead_manifest::{
     Disk, Kernel, KernelKind, LinuxBoot, Network, Partition, Program, Share, Source,
@@ -81,6 +83,9 @@ pub(crate) enum Want<'p> {
 /// Who opens what a description needs, and says under which number the VMM has it.
 pub(crate) trait Descriptors {
     fn open(&mut self, partition: &Partition, want: Want<'_>) -> Result<Fd, Error>;
+
+    /// What the VMM has to know of the kernel that `boot` names.
+    fn image(&self, partition: &Partition, boot: &Boot) -> Result<Option<Image>, Error>;
 }
 
 /// What does not come from the manifest.
@@ -160,6 +165,7 @@ pub(crate) fn compile(
         });
     }
     bulkhead_acpi::provide(&mut description, |pc| open(Want::AcpiTables(pc)))?;
+    description.image = descriptors.image(partition, &description.boot)?;
     Ok(description)
 }
 
@@ -384,6 +390,10 @@ pub(crate) mod tests {
             };
             self.0.push(want);
             Ok(Fd(2 + self.0.len() as i32))
+        }
+
+        fn image(&self, _: &Partition, _: &Boot) -> Result<Option<Image>, Error> {
+            Ok(None)
         }
     }
 

@@ -123,6 +123,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A kernel that the VMM could not enter.
+    #[error("partition `{partition}`: the kernel image {source}")]
+    KernelImage {
+        /// The partition.
+        partition: String,
+        /// What is wrong with it.
+        source: bulkhead_image::ImageError,
+    },
     /// A program that cannot run in its partition.
     #[error("program `{}` {}", path.display(), problem.clause())]
     Program {
@@ -313,6 +321,7 @@ impl Error {
             Self::Connect { .. } => "backend-not-reached",
             Self::PmemSize { .. } => "pmem-size",
             Self::Limits { .. } => "limits",
+            Self::KernelImage { source, .. } => source.code(),
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "program-not-elf",
                 ProgramProblem::Truncated => "program-truncated",
@@ -419,6 +428,7 @@ impl Error {
             | Self::Open { .. }
             | Self::Pack { .. }
             | Self::Spawn { .. }
+            | Self::KernelImage { .. }
             | Self::System { .. } => return None,
         };
         Some(help.to_owned())

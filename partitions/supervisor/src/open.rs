@@ -12,7 +12,7 @@ use crate::library::Library;
 use crate::linux;
 use crate::tap::open_tap;
 use crate::vsock::Vsock;
-use bulkhead_machine::{Fd, Jail};
+use bulkhead_machine::{Boot, Fd, Image, Jail};
 use bulkhead_manifest::{GuestPath, Partition, Program};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -227,6 +227,18 @@ impl Descriptors for Opened<'_> {
             }
         };
         Ok(self.keep(file))
+    }
+
+    fn image(&self, partition: &Partition, boot: &Boot) -> Result<Option<Image>, Error> {
+        let number = boot.kernel().0;
+        let kernel = self.descriptors.iter().find(|fd| fd.as_raw_fd() == number);
+        let closed = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let kernel = kernel.ok_or_else(closed).and_then(OwnedFd::try_clone);
+        let kernel = File::from(kernel.map_err(Error::system("look at the kernel image"))?);
+        bulkhead_image::image(&kernel, boot).map_err(|source| Error::KernelImage {
+            partition: partition.name.clone(),
+            source,
+        })
     }
 }
 

@@ -19,6 +19,9 @@ pub(crate) enum Error {
         /// What KVM answered.
         source: kvm_ioctls::Error,
     },
+    /// The kernel is none.
+    #[error("the kernel image {0}")]
+    Image(#[from] bulkhead_image::ImageError),
     /// A subject ended, or was ended, before its first byte.
     #[error("{0} ended without a byte from its guest")]
     Silent(String),

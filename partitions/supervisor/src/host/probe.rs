@@ -46,6 +46,9 @@ pub(super) enum ProbeError {
     /// The VMM could not be started.
     #[error(transparent)]
     Start(#[from] crate::Error),
+    /// The probe is no kernel.
+    #[error("the kernel image {0}")]
+    Image(#[from] bulkhead_image::ImageError),
     /// The VMM gave up.
     #[error("{0}")]
     Vmm(String),
@@ -134,12 +137,15 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
         fd
     };
     let (kvm, theirs_control) = (hand_over(kvm.into()), hand_over(their_control));
+    let of_probe = probe
+        .try_clone()
+        .map_err(io_error("duplicating a descriptor"))?;
     let boot = BootProtocol::Pvh {
-        kernel: hand_over(probe.into()),
+        kernel: hand_over(of_probe.into()),
         initrd: None,
         cmdline: format!("probe={what}"),
     };
-    let description = MachineDescription {
+    let mut description = MachineDescription {
         console: Some(Console {
             input: None,
             output: hand_over(theirs.into()),
@@ -150,6 +156,7 @@ pub(super) fn boot(installation: &Installation, what: &str) -> Result<Boot, Prob
         jail: Jail::BestEffort,
         ..MachineDescription::new("probe", kvm, theirs_control, cpu.all(), MEMORY_MIB, boot)
     };
+    bulkhead_image::provide(&mut description, &probe)?;
     let path = installation.file("bulkhead-vmm");
     let mut vmm = Vmm::spawn(&path, &description, control, descriptors, None)?;
     watch(&mut vmm, output)

@@ -9,6 +9,7 @@ use crate::control::{Act, Answer, NewDevice, act, status};
 use crate::down::down;
 use crate::end::STATUS_STOPPED;
 use crate::state_dir::Standing;
+use bulkhead_abi::layout;
 use bulkhead_machine::control::Ended;
 use std::fs;
 use std::io::Write;
@@ -43,6 +44,22 @@ fn program(path: &Path, text: &str) {
     file.write_all(text.as_bytes()).unwrap();
 }
 
+/// The least that is a kernel by either protocol: a segment of one byte.
+fn kernel() -> Vec<u8> {
+    const ENTRY: u64 = layout::KERNEL_BASE + layout::KERNEL_LOAD;
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).as_flattened());
+    let rest = [0u16, 0, 64, 56, 1, 64, 0, 0];
+    image.extend(rest.map(u16::to_le_bytes).as_flattened());
+    image.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    let segment = [64 + 56, ENTRY, layout::KERNEL_LOAD, 1, 1, 4096];
+    image.extend(segment.map(u64::to_le_bytes).as_flattened());
+    image.push(0xf4);
+    image
+}
+
 struct House {
     dir: TempDir,
     library: Library,
@@ -56,9 +73,8 @@ impl House {
         let lib = dir.path().join("lib");
         fs::create_dir(&lib).unwrap();
         program(&lib.join("bulkhead-vmm"), &format!("{PRELUDE}{script}\n"));
-        for name in ["kernel", "linux-personality"] {
-            fs::write(lib.join(name), "x").unwrap();
-        }
+        fs::write(lib.join("kernel"), kernel()).unwrap();
+        fs::write(lib.join("linux-personality"), "x").unwrap();
         let library = Library::at(&lib).unwrap();
         // The socket's path has to be short, whatever the place of temporary files is.
         let root = StateRoot::at(&dir.path().join("s")).unwrap();
@@ -76,7 +92,7 @@ impl House {
         self.start_text(&text, keep_logs)
     }
 
-    /// Starts a partition `a` of kernel `linux`, which boots what is no kernel, with these lines.
+    /// Starts a partition `a` of kernel `linux`, which boots the native one, with these lines.
     fn start_linux(&self, lines: &str, keep_logs: bool) -> Supervisor {
         let image = self.library.path().join("kernel");
         let text = format!(
@@ -145,6 +161,39 @@ fn a_cpu_that_the_host_cannot_be_is_refused_before_anything_runs() {
     assert!(said.starts_with(sentence), "{said}");
     assert!(house.is_clean());
     assert!(!house.library.path().join("bulkhead-vmm.ran").exists());
+}
+
+#[test]
+fn a_kernel_that_is_none_starts_no_vmm() {
+    let house = House::new("boots; running; ended 7");
+    let kernel = house.library.path().join("kernel");
+    let text = "name = \"test\"\n[[partition]]\nname = \"a\"\nkernel = \"linux-abi\"\n\
+                command = [\"/x\"]\n";
+    let whole = fs::read(&kernel).unwrap();
+    let mut foreign = whole.clone();
+    foreign[18] = 183;
+    for (bytes, code, message) in [
+        (&b""[..], "kernel-empty", "the kernel image is empty"),
+        (b"x", "kernel-format", "the kernel image is no ELF file"),
+        (
+            &whole[..whole.len() - 1],
+            "kernel-truncated",
+            "the kernel image is cut off: it needs 121 bytes and has 120",
+        ),
+        (
+            &foreign,
+            "kernel-architecture",
+            "the kernel image is for another processor (ELF machine 183); 64-bit x86 is needed",
+        ),
+    ] {
+        fs::write(&kernel, bytes).unwrap();
+        let error = house.try_start(text, false).unwrap_err();
+        assert_eq!(error.code(), code);
+        assert_eq!(error.to_string(), format!("partition `a`: {message}"));
+        assert!(house.is_clean());
+    }
+    let boots = house.library.path().join("bulkhead-vmm.boots");
+    assert!(!boots.exists());
 }
 
 #[test]

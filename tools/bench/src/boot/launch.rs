@@ -37,23 +37,26 @@ impl Guest {
         }
     }
 
+    fn kernel(self, library: &Path) -> Result<File, Error> {
+        open(&library.join(match self {
+            Self::Probe => "probe",
+            Self::Native => "kernel",
+        }))
+    }
+
     fn boot(self, library: &Path, handover: &mut Handover) -> Result<Boot, Error> {
-        let mut open = |name: &str| {
-            let path = library.join(name);
-            let file = File::open(&path);
-            handover.give(file.map_err(Error::io(format!("opening {}", path.display())))?)
-        };
+        let kernel = handover.give(self.kernel(library)?)?;
         Ok(match self {
             Self::Probe => Boot::Pvh {
-                kernel: open("probe")?,
+                kernel,
                 initrd: None,
                 cmdline: String::new(),
             },
             Self::Native => Boot::Bulkhead {
-                kernel: open("kernel")?,
+                kernel,
                 modules: vec![Module {
                     kind: ModuleKind::Program,
-                    file: open("examples/hello-native")?,
+                    file: handover.give(open(&library.join("examples/hello-native"))?)?,
                 }],
                 args: vec!["hello-native".into()],
                 env: vec![],
@@ -61,6 +64,10 @@ impl Guest {
             },
         })
     }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(Error::io(format!("opening {}", path.display())))
 }
 
 /// Boots `guest` once.
@@ -80,7 +87,7 @@ pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBo
     let their_control = handover.give(their_control)?;
     let boot = guest.boot(library, &mut handover)?;
     let network = (host.network.as_ref()).map(|network| handover.give(network));
-    let description = MachineDescription {
+    let mut description = MachineDescription {
         console: Some(Console {
             input: None,
             output: handover.give(their_console)?,
@@ -100,6 +107,7 @@ pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBo
             boot,
         )
     };
+    bulkhead_image::provide(&mut description, &guest.kernel(library)?)?;
     let mut file = memfd("description")?;
     serde_json::to_writer(&file, &description)
         .map_err(io::Error::from)

@@ -181,8 +181,9 @@ fn ours(
         None,
     )
     .map_err(Error::io("creating the control socket"))?;
+    let kernel = open(&guest.kernel, false)?;
     let boot = Boot::Linux {
-        kernel: handover.give(open(&guest.kernel, false)?)?,
+        kernel: handover.give(&kernel)?,
         initrd: Some(handover.give(open(&guest.initrd, false)?)?),
         cmdline: guest.cmdline.clone(),
         acpi: Fd(-1),
@@ -220,6 +221,7 @@ fn ours(
         network_namespace: network.transpose()?,
         ..MachineDescription::new("bench", kvm, theirs, host.cpu.all(), guest.memory_mib, boot)
     };
+    bulkhead_image::provide(&mut description, &kernel)?;
     bulkhead_acpi::provide(&mut description, |pc| {
         let tables = bulkhead_acpi::file(pc).map_err(Error::io("writing the ACPI tables"))?;
         handover.give(tables)

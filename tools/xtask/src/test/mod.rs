@@ -62,6 +62,9 @@ pub(crate) fn run_all(repo: &Repo, options: &Options) -> Result<i32> {
             step("dependencies", Tier::Host, &mut || {
                 checks::dependencies(repo, &say)
             });
+            step("count", Tier::Host, &mut || {
+                crate::count::run(repo).map(|()| Counts::passed())
+            });
             step("docs", Tier::Host, &mut || checks::docs(repo));
         }
         step("host tests", Tier::Host, &mut || checks::host(repo, filter));
