@@ -113,6 +113,24 @@ impl Connection {
         self.until = Instant::now() + PATIENCE;
     }
 
+    /// Looks at a connection that was announced to be readable while nobody asks. The announcement
+    /// may be that of a reply that was taken meanwhile.
+    pub(super) fn look(&self) -> Result<(), BackendError> {
+        loop {
+            return match recv(
+                &self.socket,
+                &mut [0; 1][..],
+                RecvFlags::DONTWAIT | RecvFlags::PEEK,
+            ) {
+                Err(Errno::AGAIN) => Ok(()),
+                Err(Errno::INTR) => continue,
+                Ok((0, _)) => Err(BackendError::Gone),
+                Ok(_) => Err(BackendError::Unasked),
+                Err(errno) => Err(errno.into()),
+            };
+        }
+    }
+
     /// Ends the connection, for good.
     pub(super) fn give_up(&mut self) {
         self.alive = false;

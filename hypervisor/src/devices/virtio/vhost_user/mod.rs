@@ -415,8 +415,11 @@ impl VirtioDevice for VhostUser {
         } else if fd == self.errors.as_raw_fd() {
             return Err(self.failed(&BackendError::Queue));
         } else {
-            // Every reply is taken by who asked.
-            return Err(self.failed(&BackendError::Unasked));
+            // Every reply is taken by who asked: a driver that resets the device and sets it up again
+            // does so on another thread, while this one has been told that there is one.
+            self.connection
+                .look()
+                .map_err(|error| self.failed(&error))?;
         }
         Ok(Progress::Idle)
     }

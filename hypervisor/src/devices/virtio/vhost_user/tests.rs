@@ -425,6 +425,21 @@ fn what_comes_unasked_breaks_the_device() {
     }
 }
 
+/// The event loop is told of a reply that a vCPU waits for, and comes when the vCPU has taken it.
+#[test]
+fn a_reply_that_was_taken_meanwhile_is_not_held_against_the_back_end() {
+    let mut device = connect(|_| Act::Well).unwrap();
+    let mut rig = Rig::shared(2);
+    let doorbells = doorbells();
+    activate(&mut device, &mut rig, &doorbells).unwrap();
+    device.reset();
+    activate(&mut device, &mut rig, &doorbells).unwrap();
+    let socket = device.connection.socket().as_raw_fd();
+    let progress = device.process_backend(socket, &mut rig.io()).unwrap();
+    assert_eq!(progress, Progress::Idle);
+    assert!(device.connection.alive());
+}
+
 #[test]
 fn queues_that_a_back_end_reports_broken_break_the_device() {
     let mut device = connect(|_| Act::Well).unwrap();
