@@ -39,8 +39,11 @@ pub struct Pmem {
     defer: Defer,
     /// Requests that the next flush answers.
     waiting: Vec<Chain>,
-    /// Requests that the flush under way answers; it is under way when there are any.
+    /// Requests that the flush under way answers: none where the driver has reset the device since.
     flushing: Vec<Chain>,
+    /// A flush is under way. There is never more than one, however often the device is reset: each
+    /// is work that waits for its turn.
+    under_way: bool,
     finished: Receiver<bool>,
     finish: Sender<bool>,
     /// Written when a flush is over.
@@ -67,6 +70,7 @@ impl Pmem {
             defer,
             waiting: Vec::new(),
             flushing: Vec::new(),
+            under_way: false,
             finished,
             finish,
             event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
@@ -77,9 +81,10 @@ impl Pmem {
 
     /// Begins a flush for all that wait, unless one is under way.
     fn begin(&mut self) {
-        if self.waiting.is_empty() || !self.flushing.is_empty() {
+        if self.waiting.is_empty() || self.under_way {
             return;
         }
+        self.under_way = true;
         self.flushing = std::mem::take(&mut self.waiting);
         let (file, finish, event) = (self.file.clone(), self.finish.clone(), self.event.clone());
         let deferred = (self.defer)(Box::new(move || {
@@ -96,6 +101,7 @@ impl Pmem {
 
     /// Answers the requests of a flush that is over.
     fn end(&mut self, done: bool, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        self.under_way = false;
         self.flushes += 1;
         self.failed += u64::from(!done);
         for chain in std::mem::take(&mut self.flushing) {
@@ -151,7 +157,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        while !self.flushing.is_empty() {
+        while self.under_way {
             let done = self.finished.recv().unwrap_or(false);
             self.end(done, io)?;
             self.begin();
@@ -204,12 +210,10 @@ impl VirtioDevice for Pmem {
         self.process_queue(0, io)
     }
 
-    /// A flush that is under way is of no interest any more; its end must not be taken for that of
-    /// another.
+    /// A flush that is under way answers nobody any more; the next begins when it is over.
     fn reset(&mut self) {
         self.waiting.clear();
         self.flushing.clear();
-        (self.finish, self.finished) = channel();
     }
 }
 

@@ -150,6 +150,26 @@ fn a_flush_from_before_a_reset_answers_nothing() {
     assert_eq!(rig.used(0), [(2, 4)]);
 }
 
+/// The disk may be slow, and a driver quick.
+#[test]
+fn resets_do_not_pile_up_flushes() {
+    let mut rig = Rig::new(1);
+    let deferred = Deferred::default();
+    let mut device = pmem(deferred.defer());
+    for _ in 0..4 {
+        request(&rig, 0, REQ_FLUSH);
+        serve(&mut device, &mut rig);
+        device.reset();
+    }
+    assert_eq!(deferred.run(), 1);
+    request(&rig, 2, REQ_FLUSH);
+    serve(&mut device, &mut rig);
+    finish(&mut device, &mut rig);
+    assert_eq!(deferred.run(), 1);
+    finish(&mut device, &mut rig);
+    assert_eq!(rig.used(0), [(2, 4)]);
+}
+
 #[test]
 fn no_more_requests_wait_than_the_queue_holds() {
     let mut rig = Rig::new(1);
