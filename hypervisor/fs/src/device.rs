@@ -88,9 +88,8 @@ impl Device {
     }
 
     /// Serves what the driver has made available; returns whether there was anything.
-    fn process(&self, vring: &VringMutex) -> io::Result<bool> {
+    fn process(&self, worker: &mut Worker, vring: &VringMutex) -> io::Result<bool> {
         let memory = self.memory.memory();
-        let mut worker = self.worker();
         let mut any = false;
         loop {
             // The ring is not held while a request is served: the connection may want to stop it.
@@ -178,8 +177,8 @@ impl VhostUserBackend for Device {
         Ok(())
     }
 
-    /// Waits for the request that is being served: the guest may use its buffers for something
-    /// else afterwards.
+    /// Waits for the request that is being served, and for all that follows from it: the guest may
+    /// use buffers and ring for something else afterwards.
     fn stop_vring(&self, _index: u32) -> io::Result<()> {
         drop(self.worker());
         Ok(())
@@ -189,7 +188,8 @@ impl VhostUserBackend for Device {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
-    /// A ring that breaks the format is not served any further; the others are.
+    /// A ring that breaks the format is not served any further, until it is set up anew; the others
+    /// are.
     fn handle_event(
         &self,
         index: u16,
@@ -200,11 +200,20 @@ impl VhostUserBackend for Device {
         let Some(vring) = vrings.get(usize::from(index)) else {
             return Ok(());
         };
-        let serve = || -> io::Result<()> {
+        // Held to the end. Let go of earlier, it would let the connection stop the ring and set it up
+        // anew, and what is said of the old one here would be taken for the new one's.
+        let mut worker = self.worker();
+        if !vring.get_ref().get_queue().ready() {
+            // It was stopped before its event had its turn.
+            return Ok(());
+        }
+        let mut serve = || -> io::Result<()> {
             loop {
                 vring.disable_notification().map_err(io::Error::other)?;
-                self.process(vring)?;
-                if !vring.enable_notification().map_err(io::Error::other)? {
+                self.process(&mut worker, vring)?;
+                // One that is stopped meanwhile may hold requests for ever.
+                let ready = vring.get_ref().get_queue().ready();
+                if !ready || !vring.enable_notification().map_err(io::Error::other)? {
                     return Ok(());
                 }
             }
@@ -213,5 +222,83 @@ impl VhostUserBackend for Device {
             vring.set_enabled(false);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bulkhead_share::Ownership;
+    use rustix::fs::{Mode, OFlags, open};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::server::Options;
+
+    const SIZE: u64 = 0x1_0000;
+    const TABLE: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+
+    fn directory(path: &Path) -> OwnedFd {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(path, flags, Mode::empty()).unwrap()
+    }
+
+    /// A device of an empty directory, its memory, and a ring there that is set up.
+    fn device() -> (Device, Memory, VringMutex) {
+        let shared = tempfile::tempdir().unwrap();
+        let options = Options {
+            read_only: false,
+            ownership: Ownership::Exporter { uid: 7, gid: 8 },
+            max_nodes: 10,
+            max_handles: 10,
+        };
+        let root = directory(shared.path());
+        let server = Server::new(root, directory(Path::new("/proc/self/fd")), options).unwrap();
+        let ranges = [(GuestAddress(0), SIZE as usize)];
+        let memory = Memory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let vring = VringMutex::new(memory.clone(), QUEUE_SIZE).unwrap();
+        vring.set_queue_size(8);
+        vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+        (Device::new(server, memory.clone()), memory, vring)
+    }
+
+    fn kick(device: &Device, vring: &VringMutex) {
+        let rings = [vring.clone()];
+        device.handle_event(0, EventSet::IN, &rings, 0).unwrap();
+    }
+
+    fn enabled(vring: &VringMutex) -> bool {
+        vring.get_ref().is_enabled()
+    }
+
+    /// Says in `memory` that more is available than the ring has room for.
+    fn jump(memory: &Memory) {
+        let index = GuestAddress(AVAIL + 2);
+        memory.memory().write_obj(9u16, index).unwrap();
+    }
+
+    #[test]
+    fn a_ring_that_jumps_is_given_up() {
+        let (device, memory, vring) = device();
+        jump(&memory);
+        kick(&device, &vring);
+        assert!(!enabled(&vring));
+    }
+
+    /// Its event may come late, when the guest has something else where the ring was.
+    #[test]
+    fn a_ring_that_was_stopped_is_left_alone() {
+        let (device, memory, vring) = device();
+        jump(&memory);
+        vring.set_queue_ready(false);
+        // Nothing can be said to the driver there.
+        vring.set_queue_info(TABLE, AVAIL, SIZE).unwrap();
+        kick(&device, &vring);
+        assert!(enabled(&vring), "the one that is set up next is given up");
     }
 }
