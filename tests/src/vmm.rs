@@ -46,6 +46,15 @@ impl Inherited {
         self.0.push(high);
         number
     }
+
+    /// As [`Self::pass`], for `description` as JSON.
+    pub fn describe(&mut self, description: &impl serde::Serialize) -> Fd {
+        let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
+        text.write_all(&serde_json::to_vec(description).unwrap())
+            .unwrap();
+        std::io::Seek::rewind(&mut text).unwrap();
+        self.pass(text)
+    }
 }
 
 impl Vmm {
@@ -55,6 +64,19 @@ impl Vmm {
         initrd: &Path,
         change: impl FnOnce(&mut MachineDescription, &mut Inherited),
     ) -> Self {
+        let cmdline = "console=ttyS0 quiet panic=-1 reboot=k";
+        let kernel = bulkhead.library("linux/vmlinuz");
+        Self::pc(bulkhead, &kernel, Some(initrd), cmdline, change)
+    }
+
+    /// Boots a PC with `kernel`.
+    pub fn pc(
+        bulkhead: &Bulkhead,
+        kernel: &Path,
+        initrd: Option<&Path>,
+        cmdline: &str,
+        change: impl FnOnce(&mut MachineDescription, &mut Inherited),
+    ) -> Self {
         let flags = SocketFlags::CLOEXEC;
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let (ours, theirs) = pair.unwrap();
@@ -62,11 +84,11 @@ impl Vmm {
         let open = |path: &Path| File::open(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let mut fds = Inherited::default();
-        let kernel = open(&bulkhead.library("linux/vmlinuz"));
+        let image = open(kernel);
         let boot = Boot::Linux {
-            kernel: fds.pass(&kernel),
-            initrd: Some(fds.pass(open(initrd))),
-            cmdline: "console=ttyS0 quiet panic=-1 reboot=k".into(),
+            kernel: fds.pass(&image),
+            initrd: initrd.map(|path| fds.pass(open(path))),
+            cmdline: cmdline.into(),
             acpi: Fd(-1),
         };
         let (kvm, control) = (fds.pass(kvm.unwrap()), fds.pass(theirs));
@@ -82,15 +104,14 @@ impl Vmm {
             ports: Vec::new(),
         });
         change(&mut description, &mut fds);
-        bulkhead_image::provide(&mut description, &kernel).unwrap();
+        bulkhead_image::provide(&mut description, &image).unwrap();
         let pass = |pc: &MachineDescription| bulkhead_acpi::file(pc).map(|file| fds.pass(file));
         bulkhead_acpi::provide(&mut description, pass).unwrap();
-        let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
-        text.write_all(&serde_json::to_vec(&description).unwrap())
-            .unwrap();
-        std::io::Seek::rewind(&mut text).unwrap();
         let child = Process::new(bulkhead.library("bulkhead-vmm"))
-            .args(["--description-fd", &fds.pass(text).0.to_string()])
+            .args([
+                "--description-fd",
+                &fds.describe(&description).0.to_string(),
+            ])
             .spawn()
             .unwrap();
         let mut vmm = Self {
@@ -115,10 +136,22 @@ impl Vmm {
 
     /// Asks, with descriptors, and waits for the answer.
     pub fn request(&mut self, command: Command, descriptors: &[BorrowedFd<'_>]) -> Reply {
-        let asked = self.next_id;
+        let asked = self.ask(command, descriptors);
+        match self.event() {
+            Event::Reply { id, outcome } if id == asked => outcome,
+            other => panic!("{other:?} is no reply to {asked}: {}", self.said),
+        }
+    }
+
+    /// Asks for something that has no reply.
+    pub fn send(&mut self, command: Command) {
+        self.ask(command, &[]);
+    }
+
+    fn ask(&mut self, command: Command, descriptors: &[BorrowedFd<'_>]) -> u64 {
+        let id = self.next_id;
         self.next_id += 1;
-        let request = Request { id: asked, command };
-        let text = serde_json::to_vec(&request).unwrap();
+        let text = serde_json::to_vec(&Request { id, command }).unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
@@ -126,10 +159,7 @@ impl Vmm {
         }
         let parts = [IoSlice::new(&text)];
         sendmsg(&self.control, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        match self.event() {
-            Event::Reply { id, outcome } if id == asked => outcome,
-            other => panic!("{other:?} is no reply to {asked}: {}", self.said),
-        }
+        id
     }
 
     /// As [`Self::request`], for what has to be done.
@@ -149,11 +179,25 @@ impl Vmm {
 
     /// MiB of the host's memory that the VMM has, its guest's included.
     pub fn resident_mib(&self) -> u64 {
+        self.status_kib("VmRSS:") / 1024
+    }
+
+    /// KiB of private memory that the VMM has: its own, where its guest's is shared.
+    pub fn private_kib(&self) -> u64 {
+        self.status_kib("RssAnon:")
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|line| line.split_whitespace().next());
-        kib.unwrap().parse::<u64>().unwrap() / 1024
+        kib.unwrap().parse().unwrap()
+    }
+
+    /// Waits for the process; its exit code.
+    pub fn wait(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// Waits until `done` holds, which `what` describes.

@@ -2,9 +2,11 @@
 //! user-mode network process, and the guest learns when that is gone.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
+mod tap;
+
 mod lab {
     use std::fs::{self, File};
-    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::os::fd::OwnedFd;
     use std::path::Path;
     use std::process::{Child, Command};
     use std::thread;
@@ -21,6 +23,8 @@ mod lab {
         AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
     };
 
+    use super::tap::{self, ip};
+
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
     fn run(command: &mut Command) -> String {
@@ -28,10 +32,6 @@ mod lab {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{command:?}: {output:?}");
         text
-    }
-
-    fn ip(words: &str) {
-        run(Command::new("ip").args(words.split(' ')));
     }
 
     fn sha256(path: &Path) -> String {
@@ -43,26 +43,6 @@ mod lab {
         let mut file = File::create(path).unwrap();
         let mut source = std::io::Read::take(File::open("/dev/urandom").unwrap(), bytes);
         std::io::copy(&mut source, &mut file).unwrap();
-    }
-
-    /// A queue of the tap `name`, which is made with the first.
-    fn tap(name: &str) -> OwnedFd {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .expect("the lab has tun");
-        // SAFETY: zeros are a valid `ifreq`.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes an `ifreq`.
-        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        file.into()
     }
 
     fn powers_off(mut vmm: Vmm) {
@@ -123,7 +103,7 @@ until wget -q -O /dev/null http://{host}:8080/done; do sleep 1; done"
         let initrd = with_script(&bulkhead, &scratch, &[], &script);
         let mut vmm = Vmm::linux(&bulkhead, &initrd, |description, fds| {
             description.jail = Jail::Full;
-            let taps: Vec<_> = (0..queue_pairs).map(|_| tap(name)).collect();
+            let taps: Vec<_> = (0..queue_pairs).map(|_| tap::queue(name)).collect();
             ip(&format!("address add {host}/24 dev {name}"));
             ip(&format!("link set {name} up"));
             let queues = taps.into_iter().map(|tap| fds.pass(tap)).collect();

@@ -1,8 +1,10 @@
-//! The machine as the driver needs it: a piece of memory, device registers, the console, the end.
+//! The machine as the driver needs it: a piece of memory, device registers, ports, the console, the
+//! end.
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_abi::boot::{BootInfoView, MAX_SIZE, REGION_UNTYPED};
 use bulkhead_abi::layout::{DIRECT_MAP, KERNEL_BASE};
@@ -15,12 +17,17 @@ pub(crate) const BYTES: u64 = 2 << 20;
 /// Where it keeps a page directory in there; rings and data lie before it.
 const DIRECTORY: u64 = BYTES - 4096;
 /// Present, writable.
-const TABLE: u64 = 0x3;
+const PAGE_TABLE: u64 = 0x3;
 /// Present, writable, not cached, a large page.
 const DEVICE_PAGE: u64 = 0x93;
 const PAGE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Where the mailbox page lies (docs/boot-protocol.md).
 const MAILBOX: u64 = 0x1000;
+/// The first serial port of a PC.
+const COM1: u16 = 0x3f8;
+
+/// The console is a serial port.
+static ON_PC: AtomicBool = AtomicBool::new(false);
 
 // The VMM enters with a stack and the boot information's address in RDI.
 global_asm!(
@@ -45,10 +52,30 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
-fn out(port: u16, value: u8) {
+pub(crate) fn out(port: u16, value: u8) {
     // SAFETY: the ports that this program names belong to the VMM, which touches no memory of
     // ours but the mailbox.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack)) };
+}
+
+pub(crate) fn out_word(port: u16, value: u32) {
+    // SAFETY: as in `out`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) };
+}
+
+pub(crate) fn in_word(port: u16) -> u32 {
+    let value;
+    // SAFETY: as in `out`.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack)) };
+    value
+}
+
+/// Waits for the VMM to be told to end.
+pub(crate) fn rest() -> ! {
+    loop {
+        // SAFETY: with interrupts off, nothing comes of it but time.
+        unsafe { asm!("hlt", options(nomem, nostack)) };
+    }
 }
 
 /// Memory of our own, by guest-physical address.
@@ -66,6 +93,13 @@ impl Memory {
         unsafe { ptr::write_volatile((DIRECT_MAP + self.start + offset) as *mut T, value) };
     }
 
+    /// Stores bytes from `offset` on.
+    pub(crate) fn put_bytes(&self, offset: u64, bytes: &[u8]) {
+        for (byte, at) in bytes.iter().zip(offset..) {
+            self.put(at, *byte);
+        }
+    }
+
     /// Loads from `offset`.
     pub(crate) fn get<T: Copy>(&self, offset: u64) -> T {
         // SAFETY: as in `put`; every value in there is an integer.
@@ -73,23 +107,27 @@ impl Memory {
     }
 }
 
-/// The registers of one virtio-mmio window.
-pub(crate) struct Registers(u64);
+/// Device registers, by guest-physical address.
+#[derive(Clone, Copy)]
+pub(crate) struct Window(u64);
 
-impl Registers {
-    /// Those at `start`, which [`set_up`] has mapped.
+impl Window {
+    /// Those at `start`, which [`set_up`] or the entry of a PC has mapped.
     pub(crate) fn new(start: u64) -> Self {
         Self(DIRECT_MAP + start)
     }
 
-    pub(crate) fn read(&self, offset: u64) -> u32 {
-        // SAFETY: the window is mapped; reads of device registers touch no memory of ours.
-        unsafe { ptr::read_volatile((self.0 + offset) as *const u32) }
+    /// Reads a register of the width of `T`.
+    pub(crate) fn get<T: Copy>(self, offset: u64) -> T {
+        // SAFETY: the window is mapped; reads of device registers touch no memory of ours, and any
+        // value is an integer.
+        unsafe { ptr::read_volatile((self.0 + offset) as *const T) }
     }
 
-    pub(crate) fn write(&self, offset: u64, value: u32) {
-        // SAFETY: as in `read`. What the device then writes lies in `Memory`, or is refused.
-        unsafe { ptr::write_volatile((self.0 + offset) as *mut u32, value) }
+    /// Writes a register of the width of `T`.
+    pub(crate) fn set<T: Copy>(self, offset: u64, value: T) {
+        // SAFETY: as in `get`. What the device then writes lies in `Memory`, or is refused.
+        unsafe { ptr::write_volatile((self.0 + offset) as *mut T, value) };
     }
 }
 
@@ -123,13 +161,22 @@ fn map_windows(memory: &Memory) {
     let table = unsafe { ptr::read_volatile(table) } & PAGE_ADDRESS;
     let entry = (DIRECT_MAP + table + index(30)) as *mut u64;
     // SAFETY: the entry belongs to addresses without RAM: nothing was mapped by it.
-    unsafe { ptr::write_volatile(entry, (memory.start + DIRECTORY) | TABLE) };
+    unsafe { ptr::write_volatile(entry, (memory.start + DIRECTORY) | PAGE_TABLE) };
+}
+
+/// From now on the console is a serial port.
+pub(crate) fn speak_by_serial_port() {
+    ON_PC.store(true, Ordering::Relaxed);
 }
 
 struct Console;
 
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if ON_PC.load(Ordering::Relaxed) {
+            text.bytes().for_each(|byte| out(COM1, byte));
+            return Ok(());
+        }
         let request = ConsoleMailbox {
             op: CONSOLE_WRITE,
             len: text.len() as u32,
