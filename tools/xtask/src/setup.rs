@@ -11,7 +11,7 @@ use crate::repo::{BARE, MUSL, Repo, in_ci};
 use crate::say::Say;
 
 /// Every package, and what for.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     (
         "gcc",
         "links programs of the host, compiles native ones in C",
@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &str); 9] = [
     ("libc6-dev", "links programs of the host"),
     ("binutils", "reads the kernel image in tests"),
     ("qemu-system-x86", "the lab's emulated host"),
+    ("qemu-utils", "disk images that tests read"),
     ("busybox-static", "the lab's commands, and a guest's"),
     ("e2fsprogs", "the lab's disk"),
     ("mmdebstrap", "the Debian that suites boot"),
