@@ -46,3 +46,4 @@ pub use lifecycle::{Lifecycle, State};
 pub use record::{PartitionRecord, SystemRecord};
 pub use state_dir::{Found, Standing, StateRoot, SystemDir};
 pub use supervisor::{Cause, Consoles, Options, Outcome, Supervisor};
+pub use tap::open_tap;

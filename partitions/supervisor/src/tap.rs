@@ -25,7 +25,7 @@ struct InterfaceRequest {
 }
 
 /// Opens `queues` descriptors of the interface, one for each pair of queues.
-pub(crate) fn open_tap(interface: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+pub fn open_tap(interface: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
     let failed = |source| Error::Tap {
         interface: interface.to_owned(),
         source,

@@ -9,6 +9,7 @@ mod clock;
 mod error;
 mod host;
 mod linux;
+mod memory;
 mod report;
 mod stats;
 

@@ -25,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) unit: &'static str,
     /// What was measured.
     pub(crate) subjects: Vec<Subject>,
+    /// Resident KiB of the probe's VMM at its first byte, but for the guest's memory.
+    pub(crate) own_kib: Option<Stats>,
     /// Why the figures may mislead.
     pub(crate) warnings: Vec<String>,
 }
@@ -92,6 +94,15 @@ impl Report {
                 "\n{}\n{}\n",
                 subject.what,
                 table("phase", "median us", "share", rows)
+            );
+        }
+        if let Some(own) = &self.own_kib {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                out,
+                "\nthe probe's VMM at the first byte: {:.0} KiB resident besides the guest's memory \
+                 (max {:.0})",
+                own.median, own.max
             );
         }
         for warning in &self.warnings {
@@ -220,10 +231,18 @@ mod tests {
                 subject("probe", 2_000.0, vec![phase]),
                 subject("qemu-microvm", 21_000.0, vec![]),
             ],
+            own_kib: Some(stats(1_234.0)),
             warnings: vec!["busy".into()],
         };
         let text = report.text();
-        for part in ["1.00", "10.50", "25 %", "native", "warning: busy\n"] {
+        for part in [
+            "1.00",
+            "10.50",
+            "25 %",
+            "native",
+            ": 1234 KiB",
+            "warning: busy\n",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

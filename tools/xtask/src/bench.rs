@@ -12,8 +12,10 @@ const QEMU_DATA: &str = "/usr/share/qemu";
 /// Disks that are measured lie in memory: what is seen is the VMM, not the lab's disk.
 /// QEMU looks for its data beside the directory of the program, which is `/sbin` there.
 const SCRIPT: &str = "mkdir -p /scratch /share/qemu && mount -t tmpfs scratch /scratch && \
-                      mount --bind qemu /share/qemu && exec bulkhead-bench linux \
-                      --boot debian --root /dev/nvme1n1 --scratch /scratch \"$@\"";
+                      mount --bind qemu /share/qemu && tunctl -t bench0 >/dev/null && \
+                      ip address add 10.9.0.1/24 dev bench0 && ip link set bench0 up && \
+                      exec bulkhead-bench linux --boot debian --root /dev/nvme1n1 \
+                      --scratch /scratch --tap bench0 \"$@\"";
 /// Bound on the whole, in seconds.
 const LIMIT_S: u64 = 3 * 60 * 60;
 

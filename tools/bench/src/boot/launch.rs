@@ -16,6 +16,7 @@ use crate::child::{Handover, Watched, memfd};
 use crate::clock::now_ns;
 use crate::error::Error;
 use crate::host::Host;
+use crate::memory::own_kib;
 
 /// How long a guest has for its first byte, in seconds.
 const PATIENCE_S: i64 = 10;
@@ -128,6 +129,11 @@ pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBo
     let mut child = Watched(child);
     drop(handover);
     let first_ns = first_byte(&mut console, "bulkhead-vmm")?;
+    // The probe goes on with its experiments for a while; the program may be over already.
+    let own_kib = match guest {
+        Guest::Probe => Some(own_kib(child.0.id(), guest.memory_mib() * 1024)?),
+        Guest::Native => None,
+    };
 
     drain(console);
     let status = child
@@ -147,6 +153,7 @@ pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBo
         total_ns: first_ns - spawned_ns,
         spawned_ns,
         marks: parse(&text)?,
+        own_kib,
     })
 }
 

@@ -45,6 +45,8 @@ struct TracedBoot {
     spawned_ns: u64,
     /// The VMM's marks.
     marks: BTreeMap<String, u64>,
+    /// Resident memory of the VMM at the first byte but for the guest's, where it was read.
+    own_kib: Option<u64>,
 }
 
 /// A guest that our VMM boots.
@@ -75,6 +77,11 @@ impl<'a> Bulkhead<'a> {
 
     fn totals(&self) -> Vec<u64> {
         self.boots.iter().map(|boot| boot.total_ns).collect()
+    }
+
+    fn own_kib(&self) -> Option<Stats> {
+        let samples = self.boots.iter().filter_map(|boot| boot.own_kib);
+        Stats::of_values(&samples.map(|kib| kib as f64).collect::<Vec<_>>())
     }
 
     /// How long each phase took. Marks are taken in the order of time, whatever order the VMM works in.
@@ -201,6 +208,7 @@ pub(crate) fn run(library: &Path, runs: u32) -> Result<Report, Error> {
         runs,
         unit: "us",
         subjects: subjects.into_iter().flatten().collect(),
+        own_kib: probe.own_kib(),
         warnings,
     })
 }

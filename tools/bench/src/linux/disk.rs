@@ -62,17 +62,21 @@ pub(super) const JOBS: [Job; 5] = [
     },
 ];
 
-impl Job {
-    /// What a shell runs as the first process.
-    pub(super) fn script(&self) -> String {
-        format!(
-            "mount -t proc proc /proc; mount -t sysfs sysfs /sys; echo {RESULT}$(fio --name=bench \
-             --filename=/dev/vdb --direct=1 --runtime=3 --time_based --ramp_time=1 \
-             --disk_util=0 --output-format=terse --terse-version=3 {} 2>&1 | tail -n 1); sleep 100",
-            self.options
-        )
+/// What a shell runs as the first process: all jobs, a line each.
+pub(super) fn script() -> String {
+    let mut script = format!(
+        "j(){{ echo {RESULT}$(fio --name=bench --filename=/dev/vdb --direct=1 --runtime=3 \
+         --time_based --ramp_time=1 --disk_util=0 --output-format=terse --terse-version=3 $@ 2>&1 \
+         | tail -n 1); }}"
+    );
+    for job in &JOBS {
+        script += "; j ";
+        script += job.options;
     }
+    script
+}
 
+impl Job {
     /// The figure in fio's line.
     pub(super) fn read(&self, line: &str) -> Result<f64, Error> {
         let field = line.trim().split(';').nth(self.field);

@@ -6,8 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Files;
-use super::disk::Job;
+use super::{Files, disk, net};
 use crate::error::Error;
 
 /// What the first process of [`Guest::until_first_process`] says.
@@ -21,6 +20,8 @@ pub(super) struct Guest {
     pub(super) memory_mib: u64,
     /// Path, and whether it is only read.
     pub(super) disks: Vec<(PathBuf, bool)>,
+    /// A tap that exists.
+    pub(super) tap: Option<String>,
 }
 
 /// The same for all: a serial console without chatter, and an end instead of a wait.
@@ -45,15 +46,16 @@ impl Guest {
             cmdline: CMDLINE.into(),
             memory_mib: 256,
             disks: Vec::new(),
+            tap: None,
         })
     }
 
-    /// The distribution's root filesystem, with fio on a second disk instead of an init.
-    pub(super) fn of_disk_job(files: &Files, job: &Job) -> Result<Self, Error> {
+    /// The distribution's root filesystem with what measures disk and network instead of an init.
+    pub(super) fn that_measures(files: &Files) -> Result<Self, Error> {
         let disk = files.scratch.join("disk.img");
         let file = File::create(&disk).map_err(Error::io("making a disk"))?;
         let chunk = vec![0x5a; 1 << 20];
-        for _ in 0..super::disk::DISK_MIB {
+        for _ in 0..disk::DISK_MIB {
             (&file)
                 .write_all(&chunk)
                 .map_err(Error::io("filling a disk"))?;
@@ -62,11 +64,14 @@ impl Guest {
             kernel: files.boot.join("vmlinuz"),
             initrd: files.boot.join("initrd.img"),
             cmdline: format!(
-                "{CMDLINE} root=/dev/vda ro init=/bin/sh -- -c \"{}\"",
-                job.script()
+                "{CMDLINE} root=/dev/vda ro init=/bin/sh -- -c \"mount -t proc proc /proc; \
+                 mount -t sysfs sysfs /sys; {}; {}; sleep 100\"",
+                disk::script(),
+                net::script()
             ),
             memory_mib: 256,
             disks: vec![(files.root.clone(), true), (disk, false)],
+            tap: Some(files.tap.clone()),
         })
     }
 }

@@ -1,11 +1,11 @@
 //! `linux`: a stock Linux kernel under our VMM and under QEMU's microvm, in turn. How long from exec
-//! to its first process, what the VMM itself costs in memory, and how fast disks are.
+//! to its first process, what the VMM itself costs in memory, and how fast disks and networks are.
 //!
 //! Made for the lab (`cargo xtask bench linux`): what it says about time there holds as a ratio only.
 
 mod disk;
 mod guest;
-mod memory;
+mod net;
 mod vmm;
 
 use std::path::Path;
@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::memory::own_kib;
 use crate::stats::Stats;
 use guest::Guest;
 use vmm::{QEMU, Vmm};
@@ -30,6 +31,9 @@ pub(crate) struct Files {
     /// the VMM.
     #[arg(long, value_name = "DIR")]
     scratch: std::path::PathBuf,
+    /// A tap of the host that is up and has the address 10.9.0.1/24.
+    #[arg(long, value_name = "INTERFACE")]
+    tap: String,
 }
 
 /// One figure of one VMM.
@@ -58,7 +62,7 @@ pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure
         for vmm in &vmms {
             let mut running = vmm.start(&idle)?;
             let boot_ns = running.line(guest::UP)?.0;
-            let own = memory::own_kib(running.pid(), idle.memory_mib)?;
+            let own = own_kib(running.pid(), idle.memory_mib * 1024)?;
             // The first round fills the page cache.
             if round > 0 {
                 figures.add(
@@ -71,14 +75,19 @@ pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure
             }
         }
     }
+    let peer = net::Peer::new()?;
     for round in 1..=runs {
-        for job in &disk::JOBS {
-            eprintln!("bulkhead-bench: {} {round} of {runs}", job.metric);
-            for vmm in &vmms {
-                let guest = Guest::of_disk_job(files, job)?;
-                let (_, line) = vmm.start(&guest)?.line(disk::RESULT)?;
-                let result = job.read(&line)?;
-                figures.add(job.metric, job.what, vmm, result);
+        for vmm in &vmms {
+            eprintln!("bulkhead-bench: {} {round} of {runs}", vmm.name());
+            let guest = Guest::that_measures(files)?;
+            let mut running = vmm.start(&guest)?;
+            for job in &disk::JOBS {
+                let (_, line) = running.line(disk::RESULT)?;
+                figures.add(job.metric, job.what, vmm, job.read(&line)?);
+            }
+            running.line(net::UP)?;
+            for ((metric, what), value) in net::METRICS.into_iter().zip(peer.measure()?) {
+                figures.add(metric, what, vmm, value);
             }
         }
     }
@@ -91,6 +100,7 @@ struct Figures(Vec<(&'static str, &'static str, &'static str, Vec<f64>)>);
 
 impl Figures {
     fn add(&mut self, metric: &'static str, what: &'static str, vmm: &Vmm, value: f64) {
+        eprintln!("bulkhead-bench: {} {metric} {value:.1}", vmm.name());
         let known = self
             .0
             .iter_mut()

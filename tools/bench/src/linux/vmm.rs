@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
-use bulkhead_machine::device::{Block, Device, DeviceKind, RateLimit};
+use bulkhead_machine::device::{Block, Device, DeviceKind, Net, NetBackend, RateLimit};
 use bulkhead_machine::{Boot, Console, Fd, Jail, MachineDescription, Transport};
+use bulkhead_supervisor::open_tap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -152,8 +153,11 @@ impl Running {
     }
 }
 
+/// The guest's address: a locally administered one.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
 /// How long a guest may be silent: no figure, but the end of a hang.
-const PATIENCE: Timespec = Timespec {
+pub(super) const PATIENCE: Timespec = Timespec {
     tv_sec: 180,
     tv_nsec: 0,
 };
@@ -201,6 +205,24 @@ fn ours(
                 overlay: None,
                 queues: 1,
                 rate: RateLimit::default(),
+            }),
+        });
+    }
+    if let Some(tap) = &guest.tap {
+        let queues = open_tap(tap, 1)
+            .map_err(|error| Error::io("opening the tap")(io::Error::other(error)))?
+            .into_iter()
+            .map(|queue| handover.give(queue))
+            .collect::<Result<_, _>>()?;
+        devices.push(Device {
+            name: "net".into(),
+            kind: DeviceKind::Net(Net {
+                backend: NetBackend::Tap { queues },
+                mac: MAC,
+                mtu: None,
+                queue_pairs: 1,
+                receive_rate: RateLimit::default(),
+                transmit_rate: RateLimit::default(),
             }),
         });
     }
@@ -276,6 +298,14 @@ fn qemu(program: &Path, guest: &Guest, console: OwnedFd) -> Command {
                 path.display()
             ))
             .args(["-device", &format!("virtio-blk-device,drive=disk{index}")]);
+    }
+    if let Some(tap) = &guest.tap {
+        let backend = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off");
+        let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
+        (command.args(["-netdev", &backend])).args([
+            "-device",
+            &format!("virtio-net-device,netdev=net,mac={mac}"),
+        ]);
     }
     command.stdin(Stdio::null()).stdout(console);
     command
