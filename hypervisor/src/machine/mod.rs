@@ -174,12 +174,7 @@ impl Machine {
                 cmdline,
                 acpi,
             } => {
-                let (kernel, initrd) = (*kernel, *initrd);
-                let guest = pc::Guest {
-                    kernel,
-                    initrd,
-                    cmdline,
-                };
+                let guest = pc::Guest(*kernel, *initrd, cmdline);
                 pc::build(&mut parts, &guest, *acpi)?
             }
             Boot::Pvh {
@@ -187,12 +182,7 @@ impl Machine {
                 initrd,
                 cmdline,
             } => {
-                let (kernel, initrd) = (*kernel, *initrd);
-                let guest = pc::Guest {
-                    kernel,
-                    initrd,
-                    cmdline,
-                };
+                let guest = pc::Guest(*kernel, *initrd, cmdline);
                 pc::build_bare(&mut parts, &guest)?
             }
         };

@@ -27,12 +27,8 @@ use crate::error::Error;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// What a guest is started with.
-pub(super) struct Guest<'a> {
-    pub(super) kernel: Fd,
-    pub(super) initrd: Option<Fd>,
-    pub(super) cmdline: &'a str,
-}
+/// What a guest is started with: kernel, initial RAM filesystem, command line.
+pub(super) struct Guest<'a>(pub(super) Fd, pub(super) Option<Fd>, pub(super) &'a str);
 
 /// Builds a PC with the tables in `acpi`; its boot CPU is ready to run.
 pub(super) fn build(
@@ -81,7 +77,7 @@ pub(super) fn build(
     let rsdp = ram::load_acpi(&parts.memory, &acpi)?;
     ram::write_reset_code(&parts.memory)?;
     ram::write_generation_id(&parts.memory)?;
-    let cmdline = cmdline(parts, guest.cmdline, boot_cpu)?;
+    let cmdline = cmdline(parts, guest.2, boot_cpu)?;
     let (memory, initrd) = (&parts.memory, initrd.as_ref());
     let entry = if let Some(image) = pvh_image(parts) {
         let entry = pvh::load(memory, &kernel, image, initrd, &cmdline, &map, Some(rsdp))?;
@@ -119,7 +115,7 @@ pub(super) fn build_bare(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<Vec
     let image = pvh_image(parts)
         .ok_or_else(|| Error::Description("its kernel image has no PVH entry".into()))?;
     let (memory, initrd) = (&parts.memory, initrd.as_ref());
-    let entry = pvh::load(memory, &kernel, image, initrd, guest.cmdline, &map, None)?;
+    let entry = pvh::load(memory, &kernel, image, initrd, guest.2, &map, None)?;
     parts.trace.mark(phase::LOAD);
     registers::set(boot_cpu, registers::Entry::Pvh(entry), features)?;
     Ok(vcpus)
@@ -132,8 +128,8 @@ fn pvh_image<'a>(parts: &Parts<'a>) -> Option<(&'a Image, u32)> {
 }
 
 fn open(parts: &mut Parts<'_>, guest: &Guest<'_>) -> Result<(File, Option<File>), Error> {
-    let kernel = parts.descriptors.take("the kernel", guest.kernel)?;
-    let initrd = match guest.initrd {
+    let kernel = parts.descriptors.take("the kernel", guest.0)?;
+    let initrd = match guest.1 {
         Some(fd) => Some(parts.descriptors.take("the initial RAM filesystem", fd)?),
         None => None,
     };
