@@ -4,7 +4,7 @@
 /// Where a line of a comment ends.
 const WIDTH: usize = 100;
 
-/// `doc` with every [`NAME`] replaced by what `name` makes of it.
+/// `doc` with every \[`NAME`\] replaced by what `name` makes of it.
 pub(super) fn links(doc: &str, name: impl Fn(&str) -> String) -> String {
     let mut out = String::new();
     let mut rest = doc;
