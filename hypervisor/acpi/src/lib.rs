@@ -68,7 +68,7 @@ pub fn file(description: &MachineDescription) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives a PC its tables: `pass` hands them to the VMM, by [`file`], and says under which number it has
+/// Gives a PC its tables: `pass` hands them to the VMM, by [`file()`], and says under which number it has
 /// them. Other machines have no tables.
 ///
 /// # Errors

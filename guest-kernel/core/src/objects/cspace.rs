@@ -84,7 +84,7 @@ impl<M: Memory> Objects<M> {
     /// Puts a second capability to the same object into `to`, with no more than `rights`.
     ///
     /// # Errors
-    /// [`Error::DeleteFirst`], [`Error::FailedLookup`]; what [`Objects::derived`] refuses.
+    /// [`Error::DeleteFirst`], [`Error::FailedLookup`]; what `Objects::derived` refuses.
     pub fn copy(&mut self, to: Ref<Slot>, from: Ref<Slot>, rights: Rights) -> Result<(), Error> {
         self.empty(to)?;
         let source = self.occupied(from)?;

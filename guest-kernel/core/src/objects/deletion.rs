@@ -3,7 +3,7 @@
 //! When the last capability to an object goes, the object goes. A CNode or a thread has slots of
 //! its own, with capabilities that may be the last to further CNodes, in any number and also in
 //! circles. So nothing here calls itself: the capability to a dying object with slots becomes a
-//! *zombie*, which counts the slots that are still to be emptied, and [`Objects::bury`] empties
+//! *zombie*, which counts the slots that are still to be emptied, and `Objects::bury` empties
 //! one at a time. Where a slot holds the last capability to another such object, that becomes a
 //! zombie too, on top of the first, and is finished before it.
 //!

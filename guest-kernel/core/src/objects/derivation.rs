@@ -3,7 +3,7 @@
 //!
 //! All slots in use stand in one doubly linked list, parents before children and every subtree in
 //! one piece. The tree is not stored: whether one capability is another's parent follows from
-//! what they name ([`is_parent`]), so no operation has to touch more than its neighbours. This is
+//! what they name (`is_parent`), so no operation has to touch more than its neighbours. This is
 //! the mapping database of seL4 (reference manual, section 3.1.4), whose rules we keep:
 //!
 //! - what is retyped from an untyped is its child, for as long as it lies in it;
