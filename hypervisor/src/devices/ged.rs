@@ -43,8 +43,6 @@ impl BusDevice for GedPorts {
             Err(_) => data.fill(0xff),
         }
     }
-
-    fn write(&mut self, _offset: u64, _data: &[u8]) {}
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod exit;
 pub mod ged;
 pub mod mailbox;
 pub mod pci;
+pub mod pit;
 pub mod pvpanic;
 pub mod rate_limiter;
 pub mod reset;

@@ -1,4 +1,7 @@
-//! The CMOS clock of a PC (Motorola MC146818), read-only: present with the `time` grant alone.
+//! The CMOS clock of a PC (Motorola MC146818), read-only. Without the `time` grant it stands at the
+//! first second of 1970, and ACPI says that there is none: to Linux, which looks all the same, the
+//! all ones of a port without a device are a clock that is about to tick, and it waits for seconds
+//! (`mc146818_avoid_UIP` in drivers/rtc/rtc-mc146818-lib.c).
 //!
 //! Linux reads the wall clock here once, at boot. Alarms, periodic interrupts and stores are absent.
 
@@ -18,14 +21,15 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// A clock that shows the host's time.
-    pub fn new() -> Self {
+    /// A clock that shows the host's time, or stands still.
+    pub fn new(runs: bool) -> Self {
+        let host = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            since.map_or(0, |t| t.as_secs())
+        };
         Self {
             index: 0,
-            now: || {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH);
-                since.map_or(0, |t| t.as_secs())
-            },
+            now: if runs { host } else { || 0 },
         }
     }
 
@@ -52,12 +56,6 @@ impl Rtc {
             _ => return 0,
         };
         (value / 10 % 10 * 16 + value % 10) as u8
-    }
-}
-
-impl Default for Rtc {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -109,6 +107,17 @@ mod tests {
             (47_541, (2100, 3, 1)),
         ] {
             assert_eq!(civil(days), want, "{days}");
+        }
+    }
+
+    #[test]
+    fn one_that_stands_still_is_never_about_to_tick() {
+        let mut rtc = Rtc::new(false);
+        for (index, want) in [(0x00, 0), (0x07, 1), (0x08, 1), (0x09, 0x70), (0x0a, 0)] {
+            rtc.write(0, &[index]);
+            let mut got = [0xff];
+            rtc.read(1, &mut got);
+            assert_eq!(got[0], want, "{index:#x}");
         }
     }
 

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 pub trait BusDevice: Send {
     /// The guest reads `data.len()` bytes at `offset` from the start of the device's range.
     fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// The guest writes `data` at `offset` from the start of the device's range.
-    fn write(&mut self, offset: u64, data: &[u8]);
+    /// The guest writes `data` at `offset` from the start of the device's range. A device that has
+    /// nothing to write to swallows it.
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
 }
 
 /// A device as the bus holds it: the event loop may hold the other reference.

@@ -15,6 +15,7 @@ use super::{Parts, interrupts, pci, plug, registers, virtio};
 use crate::boot::{linux, pvh, ram};
 use crate::devices::exit::ExitPort;
 use crate::devices::ged::{Ged, GedPorts};
+use crate::devices::pit::{self, NoPit};
 use crate::devices::pvpanic::PanicPort;
 use crate::devices::reset::{AcpiPorts, KEYBOARD_COMMAND, KeyboardController};
 use crate::devices::rtc::{self, Rtc};
@@ -52,11 +53,11 @@ pub(super) fn build(
     add_serial(parts, true)?;
     let reset = KeyboardController::new(parts.ending.clone());
     parts.add_ports(KEYBOARD_COMMAND, 1, reset)?;
+    parts.add_ports(pit::PORTS, pit::PORT_COUNT, NoPit)?;
     let (first, count) = (layout::reset::ACPI_PORTS, layout::reset::ACPI_PORT_COUNT);
     parts.add_ports(first, count, AcpiPorts::new(parts.ending.clone()))?;
-    if parts.description.time {
-        parts.add_ports(rtc::PORTS, rtc::PORT_COUNT, Rtc::new())?;
-    }
+    let clock = Rtc::new(parts.description.time);
+    parts.add_ports(rtc::PORTS, rtc::PORT_COUNT, clock)?;
     parts.add_ports(EXIT_PORT, 1, ExitPort::new(parts.ending.clone()))?;
     let panic_port = PanicPort::new(parts.notices.clone());
     parts.add_ports(layout::pvpanic::PORT, 1, panic_port)?;
@@ -147,11 +148,8 @@ fn cmdline(parts: &Parts<'_>, given: &str, boot_cpu: &VcpuFd) -> Result<String, 
         .map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
     let tsc = format!("tsc_early_khz={khz} tsc=reliable");
     // Behind ` -- ` stand the arguments of init.
-    Ok(match given.split_once(" -- ") {
-        Some((kernel, init)) => format!("{kernel} {tsc} -- {init}"),
-        None if given.is_empty() => tsc,
-        None => format!("{given} {tsc}"),
-    })
+    let (kernel, init) = given.split_at(given.find(" -- ").unwrap_or(given.len()));
+    Ok(format!("{kernel} {tsc}{init}"))
 }
 
 /// COM1, with the `console` grant. On a PC its input is the virtio console's to take.

@@ -110,7 +110,7 @@ impl Machine {
         let bytewise = |at: (u16, u16), device| ports.insert(at.0, at.1, device).expect("free");
         let wide = |at: (u16, u16), device| ports.insert_wide(at.0, at.1, device).expect("free");
         bytewise(PORTS[0], line);
-        bytewise(PORTS[1], Arc::new(Mutex::new(Rtc::new())));
+        bytewise(PORTS[1], Arc::new(Mutex::new(Rtc::new(true))));
         bytewise(
             PORTS[2],
             Arc::new(Mutex::new(KeyboardController::new(ending.clone()))),
