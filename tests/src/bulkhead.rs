@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// How long a command may take before the test fails for it. Nothing is timed by it: it only keeps
 /// a hang from stopping the suite. The lab is some twenty times slower than a machine, and a
 /// busy lab slower still.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Where the built tree is.
 pub(crate) fn dist() -> PathBuf {

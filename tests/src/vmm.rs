@@ -22,7 +22,7 @@ use rustix::net::{
 use crate::bulkhead::Bulkhead;
 
 /// How long a guest may be silent before a test gives up: this bounds a hang, and judges nothing.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A VMM with a stock kernel. Killed when it is dropped.
 pub struct Vmm {

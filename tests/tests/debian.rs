@@ -18,7 +18,7 @@ mod lab {
     /// How often a disk is plugged and unplugged.
     const PLUGS: usize = 50;
     /// Until something in the guest has happened: it only keeps a hang from stopping the suite.
-    const PATIENCE: Duration = Duration::from_secs(300);
+    const PATIENCE: Duration = Duration::from_secs(900);
 
     /// Kernel arguments: what Debian's own boot loader would pass, and memory that is used as it
     /// comes, in a way that lets it go again.

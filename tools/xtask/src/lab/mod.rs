@@ -102,73 +102,91 @@ pub(crate) fn missing() -> Option<String> {
 /// Runs `command` in the lab with our streams; its status.
 pub(crate) fn run_here(repo: &Repo, options: &Options, command: &[String]) -> Result<i32> {
     let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
-    run_into(repo, options, command, &mut stdout, &mut stderr, true)
+    Lab::get(repo, options)?.run(command, &mut stdout, &mut stderr, true)
 }
 
-/// Runs `command` in the lab; its output goes where the caller wants it.
-pub(crate) fn run_into(
-    repo: &Repo,
-    options: &Options,
-    command: &[String],
-    stdout: &mut impl Write,
-    stderr: &mut impl Write,
-    stdin: bool,
-) -> Result<i32> {
-    let say = Say::new("lab");
-    let kernel = Kernel::get(repo, &say)?;
-    let mut with = options.with.clone();
-    let mut scratch_disks = Vec::new();
-    if options.debian {
-        let debian = debian::get(repo, &say)?;
-        scratch_disks.push(debian.root);
-        with.push(debian.boot);
-    }
-    let root = image::get(repo, &kernel, &with, &options.program, &say)?;
-    let machine = Machine {
-        kernel: kernel.image,
-        root,
-        cpus: options.cpus,
-        memory_mib: options.memory,
-        scratch_disks,
-        disks: options.disk.clone(),
-    };
-    let out = repo.lab().join("out");
-    let archive = (!options.out.is_empty()).then(|| out.with_extension("tar"));
-    if let Some(archive) = &archive {
-        let _ = fs::remove_file(archive);
-    }
-    let job = Job {
-        command: command.to_vec(),
-        env: options.env.clone(),
-        out: options.out.clone(),
-        archive: archive.clone(),
-        timeout: Duration::from_secs(options.timeout),
-        boot_timeout: BOOT_TIMEOUT,
-        show_console: options.console,
-        stdin,
-    };
-    let mut end = session::run(&machine, &job, stdout, stderr, &say)?;
-    if let End::Stalled(console) = end {
-        let limit = BOOT_TIMEOUT.as_secs();
-        say.line(&format!(
-            "the boot stalled for {limit} s; trying once more\n{console}"
-        ));
-        end = session::run(&machine, &job, stdout, stderr, &say)?;
-    }
-    if let Some(archive) = archive {
-        unpack(&archive, &out)?;
-    }
-    match end {
-        End::Status(status) => Ok(status),
-        End::Stalled(console) => Err(Failure::new(format!(
-            "the emulated host does not boot\n{console}"
-        ))),
-        End::TimedOut(console) => {
-            let limit = options.timeout;
-            say.line(&format!("stopped after {limit} s (--timeout)\n{console}"));
-            Ok(TIMED_OUT)
+/// The emulated host, ready to boot: any number of times, also side by side, for no boot sees what
+/// another wrote.
+pub(crate) struct Lab {
+    machine: Machine,
+    options: Options,
+    out: PathBuf,
+}
+
+impl Lab {
+    /// Makes or finds its kernel and disks.
+    pub(crate) fn get(repo: &Repo, options: &Options) -> Result<Self> {
+        let say = Say::new("lab");
+        let kernel = Kernel::get(repo, &say)?;
+        let mut with = options.with.clone();
+        let mut scratch_disks = Vec::new();
+        if options.debian {
+            let debian = debian::get(repo, &say)?;
+            scratch_disks.push(debian.root);
+            with.push(debian.boot);
         }
-        End::Broken(failure) => Err(failure),
+        let root = image::get(repo, &kernel, &with, &options.program, &say)?;
+        Ok(Self {
+            machine: Machine {
+                kernel: kernel.image,
+                root,
+                cpus: options.cpus,
+                memory_mib: options.memory,
+                scratch_disks,
+                disks: options.disk.clone(),
+            },
+            options: options.clone(),
+            out: repo.lab().join("out"),
+        })
+    }
+
+    /// Boots it for one `command`; its status. Output goes where the caller wants it.
+    pub(crate) fn run(
+        &self,
+        command: &[String],
+        stdout: &mut impl Write,
+        stderr: &mut impl Write,
+        stdin: bool,
+    ) -> Result<i32> {
+        let say = Say::new("lab");
+        let Self { options, out, .. } = self;
+        let archive = (!options.out.is_empty()).then(|| out.with_extension("tar"));
+        if let Some(archive) = &archive {
+            let _ = fs::remove_file(archive);
+        }
+        let job = Job {
+            command: command.to_vec(),
+            env: options.env.clone(),
+            out: options.out.clone(),
+            archive: archive.clone(),
+            timeout: Duration::from_secs(options.timeout),
+            boot_timeout: BOOT_TIMEOUT,
+            show_console: options.console,
+            stdin,
+        };
+        let mut end = session::run(&self.machine, &job, stdout, stderr, &say)?;
+        if let End::Stalled(console) = end {
+            let limit = BOOT_TIMEOUT.as_secs();
+            say.line(&format!(
+                "the boot stalled for {limit} s; trying once more\n{console}"
+            ));
+            end = session::run(&self.machine, &job, stdout, stderr, &say)?;
+        }
+        if let Some(archive) = archive {
+            unpack(&archive, out)?;
+        }
+        match end {
+            End::Status(status) => Ok(status),
+            End::Stalled(console) => Err(Failure::new(format!(
+                "the emulated host does not boot\n{console}"
+            ))),
+            End::TimedOut(console) => {
+                let limit = options.timeout;
+                say.line(&format!("stopped after {limit} s (--timeout)\n{console}"));
+                Ok(TIMED_OUT)
+            }
+            End::Broken(failure) => Err(failure),
+        }
     }
 }
 

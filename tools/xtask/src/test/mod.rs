@@ -85,13 +85,13 @@ pub(crate) fn run_all(repo: &Repo, options: &Options) -> Result<i32> {
                 suites::on_host(repo, filter)
             } else {
                 say.line("/dev/kvm cannot be used here: these suites run in the lab");
-                suites::in_lab(repo, &["kvm"], filter)
+                suites::in_lab(repo, &["kvm"], filter, &say)
             }
         });
     }
     if built && wants(Choice::Lab) {
         step("suites", Tier::Lab, &mut || {
-            suites::in_lab(repo, &["kvm", "lab"], filter)
+            suites::in_lab(repo, &["kvm", "lab"], filter, &say)
         });
     }
     if wants(Choice::Host) && everything && !options.quick {

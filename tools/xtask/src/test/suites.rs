@@ -4,18 +4,24 @@
 use std::fs;
 use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::checks::tests;
 use super::libtest::Reader;
 use super::summary::Counts;
 use crate::failure::{At, Failure, Result};
-use crate::lab;
+use crate::lab::{self, Lab};
 use crate::process::{cargo, output};
 use crate::repo::{MUSL, Repo, in_ci};
+use crate::say::Say;
 
-/// Bound on the suites of one tier.
-const LIMIT: Duration = Duration::from_secs(45 * 60);
+/// Bound on the suites on this machine's KVM.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Bound on one suite in the lab, boot included. The longest takes 5 minutes on an idle machine.
+const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// True where this machine's `/dev/kvm` can be used by us.
 pub(crate) fn kvm_usable() -> bool {
@@ -37,8 +43,14 @@ pub(crate) fn on_host(repo: &Repo, filter: Option<&str>) -> Result<Counts> {
     tests(&mut command, LIMIT)
 }
 
-/// The suites' tests of these modules in the lab, in one boot.
-pub(crate) fn in_lab(repo: &Repo, modules: &[&str], filter: Option<&str>) -> Result<Counts> {
+/// The suites' tests of these modules in the lab: one boot a suite, several side by side, for the
+/// emulated host has one processor.
+pub(crate) fn in_lab(
+    repo: &Repo,
+    modules: &[&str],
+    filter: Option<&str>,
+    say: &Say,
+) -> Result<Counts> {
     if let Some(missing) = lab::missing() {
         return Ok(if in_ci() {
             Counts::failed(missing)
@@ -47,7 +59,6 @@ pub(crate) fn in_lab(repo: &Repo, modules: &[&str], filter: Option<&str>) -> Res
             Counts::skipped(missing)
         });
     }
-    let dir = suites(repo)?;
     let mut words: Vec<String> = match filter {
         None => modules.iter().map(|module| format!("{module}::")).collect(),
         Some(filter) => vec![filter.to_owned()],
@@ -57,59 +68,92 @@ pub(crate) fn in_lab(repo: &Repo, modules: &[&str], filter: Option<&str>) -> Res
             words.extend(["--skip".to_owned(), format!("{module}::")]);
         }
     }
-    // Every binary runs even after one failed.
-    let script = "status=0; for suite in suites/*; do echo \"Running $suite\"; \
-                  $suite --show-output --test-threads=1 \"$@\" || status=1; done; exit $status";
+    let dir = suites(repo)?;
+    let suites = with_tests(&dir, &words)?;
     let kernel = repo.dist().join("lib/bulkhead/kernel");
-    let hash = output(std::process::Command::new("sha256sum").arg(&kernel))?;
+    let hash = output(Command::new("sha256sum").arg(&kernel))?;
     let hash = hash.split_whitespace().next().unwrap_or_default();
-    let options = lab::Options {
-        timeout: LIMIT.as_secs(),
-        memory: 3072,
-        with: vec![dir],
-        debian: true,
-        env: vec![
-            "BULKHEAD_DIST=/opt/bulkhead".into(),
-            format!("BULKHEAD_KERNEL_SHA256={hash}"),
-        ],
-        ..lab::Options::default()
-    };
-    let mut command = ["sh", "-c", script, "sh"].map(str::to_owned).to_vec();
-    command.extend(words);
-    let mut tee = Tee::default();
-    let status = lab::run_into(repo, &options, &command, &mut tee, &mut stderr(), false);
-    let (ok, note) = match status {
-        Ok(status) => (status == 0, None),
-        Err(failure) => (false, Some(failure.to_string())),
-    };
-    let mut counts = tee.reader.finish(ok);
-    counts.notes.extend(note);
-    Ok(counts)
-}
-
-/// Passes output on and reads it line by line.
-#[derive(Default)]
-struct Tee {
-    reader: Reader,
-    line: Vec<u8>,
-}
-
-impl Write for Tee {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        stdout().write_all(bytes)?;
-        for byte in bytes {
-            self.line.push(*byte);
-            if *byte == b'\n' {
-                self.reader.line(&String::from_utf8_lossy(&self.line));
-                self.line.clear();
-            }
+    let lab = Lab::get(
+        repo,
+        &lab::Options {
+            timeout: LAB_LIMIT.as_secs(),
+            memory: 3072,
+            with: vec![dir],
+            debian: true,
+            env: vec![
+                "BULKHEAD_DIST=/opt/bulkhead".into(),
+                format!("BULKHEAD_KERNEL_SHA256={hash}"),
+            ],
+            ..lab::Options::default()
+        },
+    )?;
+    let lanes = thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(suites.into_iter());
+    let total = Mutex::new(Counts::default());
+    thread::scope(|scope| {
+        for _ in 0..lanes {
+            scope.spawn(|| {
+                while let Some(suite) = next(&queue) {
+                    let counts = one_in_lab(&lab, &suite, &words, say);
+                    (total.lock().unwrap_or_else(PoisonError::into_inner)).add(counts);
+                }
+            });
         }
-        Ok(bytes.len())
-    }
+    });
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        stdout().flush()
+fn next(queue: &Mutex<impl Iterator<Item = String>>) -> Option<String> {
+    (queue.lock().unwrap_or_else(PoisonError::into_inner)).next()
+}
+
+/// Runs one suite in a boot of its own and prints what it printed when it is over, whole.
+fn one_in_lab(lab: &Lab, suite: &str, words: &[String], say: &Say) -> Counts {
+    say.line(&format!("suite {suite} in the lab"));
+    let since = Instant::now();
+    let mut command = vec![format!("suites/{suite}")];
+    command.extend(["--show-output", "--test-threads=1"].map(str::to_owned));
+    command.extend_from_slice(words);
+    let (mut out, mut chatter) = (Vec::new(), Vec::new());
+    let status = lab.run(&command, &mut out, &mut chatter, false);
+    {
+        let (mut to, mut errors) = (stdout().lock(), stderr().lock());
+        // Nobody is left to tell when these streams are gone; the counts do not depend on them.
+        let _ = writeln!(to, "     Running {suite} in the lab").and_then(|()| to.write_all(&out));
+        let _ = to.flush().and_then(|()| errors.write_all(&chatter));
     }
+    let mut reader = Reader::default();
+    (String::from_utf8_lossy(&out).lines()).for_each(|line| reader.line(line));
+    let mut counts = reader.finish(matches!(status, Ok(0)));
+    for note in &mut counts.notes {
+        *note = format!("{suite}: {note}");
+    }
+    (counts.notes).extend(status.err().map(|failure| format!("{suite}: {failure}")));
+    let seconds = since.elapsed().as_secs();
+    let word = if counts.failed > 0 {
+        "FAILED"
+    } else {
+        "passed"
+    };
+    say.line(&format!("suite {suite} {word} after {seconds} s"));
+    counts
+}
+
+/// The suites in `dir` that have a test `words` select, in order: the others need no boot.
+fn with_tests(dir: &Path, words: &[String]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).at("read", dir)? {
+        let path = entry.at("read", dir)?.path();
+        let listed = output(Command::new(&path).arg("--list").args(words))?;
+        if listed.lines().any(|line| line.ends_with(": test")) {
+            names.extend(
+                path.file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Builds the suites statically and gathers them in one directory.
