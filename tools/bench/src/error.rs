@@ -1,5 +1,7 @@
 //! What can go wrong while measuring.
 
+use std::path::PathBuf;
+
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -28,6 +30,15 @@ pub(crate) enum Error {
     /// A measuring program's answer cannot be understood.
     #[error("no figure: {0}")]
     Answer(String),
+    /// The kernel's image does not say where its entries are.
+    #[error("{0} is no kernel image with its symbols")]
+    Symbols(PathBuf),
+    /// The VMM's debugger did not do its part.
+    #[error("the VMM's debugger: {0}")]
+    Debugger(String),
+    /// A path was not what can be counted.
+    #[error("the path {0}")]
+    Path(String),
     /// The VMM's trace cannot be understood.
     #[error("the VMM wrote no usable trace; is it of this build? {0}")]
     Trace(String),

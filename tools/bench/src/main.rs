@@ -8,6 +8,7 @@ mod child;
 mod clock;
 mod error;
 mod host;
+mod instructions;
 mod linux;
 mod memory;
 mod report;
@@ -41,6 +42,15 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// How many instructions the microkernel takes for each of its paths; the same in each run.
+    Instructions {
+        /// The installed library directory; by default that of BULKHEAD_LIB or of this build.
+        #[arg(long)]
+        lib: Option<PathBuf>,
+        /// How to print the result.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// A stock Linux kernel beside QEMU's microvm: boot, the VMM's memory, disks.
     Linux {
         /// The installed library directory; by default that of BULKHEAD_LIB or of this build.
@@ -64,6 +74,11 @@ impl Benchmark {
             Self::Boot { lib, runs, format } => {
                 let report = boot::run(&lib.unwrap_or_else(default_library), runs).map_err(said)?;
                 format.print(&report, report::Report::text)
+            }
+            Self::Instructions { lib, format } => {
+                let lib = lib.unwrap_or_else(default_library);
+                let counted = instructions::run(&lib).map_err(said)?;
+                format.print(&counted, report::instructions)
             }
             Self::Linux {
                 lib,

@@ -6,6 +6,7 @@ use bulkhead_supervisor::host::KvmKind;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::instructions::Counted;
 use crate::linux::Figure;
 use crate::stats::Stats;
 
@@ -70,12 +71,7 @@ impl Report {
             });
             row(subject.what, &subject.stats, ratio)
         });
-        let kind = match self.kvm {
-            KvmKind::Native => "native",
-            KvmKind::Interpreted => "interpreted by KVM",
-            KvmKind::Absent => "absent",
-            KvmKind::Unknown => "not measured",
-        };
+        let kind = kind(self.kvm);
         let mut out = format!(
             "{}: medians of {} rounds; guest kernel mode: {kind}\n\n{}\n",
             self.benchmark,
@@ -136,6 +132,35 @@ pub(crate) fn figures(figures: &[Figure]) -> String {
         let _ = writeln!(out, "{}\n", table(ours.what, "median", "ratio", rows));
     }
     out
+}
+
+/// Each path's instructions, beside the most that they may be.
+pub(crate) fn instructions(counted: &Counted) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["path", "entries", "instructions", "at most"]);
+    table.add_rows(counted.paths.iter().map(|path| {
+        [
+            path.name.clone(),
+            path.entries.to_string(),
+            path.instructions.to_string(),
+            path.bar.map_or(String::new(), |bar| bar.to_string()),
+        ]
+    }));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let kind = kind(counted.kvm);
+    format!("instructions of the microkernel; guest kernel mode: {kind}\n\n{table}\n")
+}
+
+fn kind(kvm: KvmKind) -> &'static str {
+    match kvm {
+        KvmKind::Native => "native",
+        KvmKind::Interpreted => "interpreted by KVM",
+        KvmKind::Absent => "absent",
+        KvmKind::Unknown => "not measured",
+    }
 }
 
 fn row(what: &str, stats: &Stats, last: String) -> [String; 6] {

@@ -27,7 +27,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 9] = [
+const HOSTED: [Program; 10] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -61,10 +61,15 @@ const HOSTED: [Program; 9] = [
         "vsock-peer",
         "lib/bulkhead/tests/vsock-peer",
     ),
+    program(
+        "bulkhead-paths",
+        "paths",
+        "lib/bulkhead/tests/paths-linux-abi",
+    ),
 ];
 
 /// What runs without an operating system below it.
-const BARE_METAL: [Program; 6] = [
+const BARE_METAL: [Program; 7] = [
     program("bulkhead-kernel", "kernel", "lib/bulkhead/kernel"),
     program(
         "bulkhead-linux",
@@ -82,6 +87,7 @@ const BARE_METAL: [Program; 6] = [
         "conformance",
         "lib/bulkhead/tests/conformance",
     ),
+    program("bulkhead-paths", "paths", "lib/bulkhead/tests/paths"),
     program(
         "bulkhead-hostile-driver",
         "hostile-driver",

@@ -8,6 +8,7 @@ mod build;
 mod count;
 mod failure;
 mod fuzz;
+mod instructions;
 mod lab;
 mod page;
 mod process;
@@ -56,6 +57,12 @@ enum Chore {
     Fuzz {
         #[command(flatten)]
         options: fuzz::Options,
+    },
+    /// Build, count the kernel's instructions on each of its paths, and hold them against
+    /// docs/kernel-instructions.md
+    Instructions {
+        #[command(flatten)]
+        options: instructions::Options,
     },
     /// Build, then run `bulkhead` with these arguments
     Run {
@@ -122,6 +129,7 @@ fn run(chore: Chore, repo: &Repo) -> Result<i32> {
             test::run_all(repo, &options)
         }
         Chore::Fuzz { options } => fuzz::run_chore(repo, &options),
+        Chore::Instructions { options } => instructions::run_chore(repo, &options),
         Chore::Run { arguments } => {
             build::run_all(repo)?;
             become_built(repo, "bulkhead", &arguments)

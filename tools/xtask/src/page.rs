@@ -1,4 +1,5 @@
-//! Tables of the documentation that are made by a chore: each stands between two comments.
+//! Tables of the documentation that are made by a chore: each stands between two comments. Numbers
+//! in them are written alike.
 
 use crate::failure::{Failure, Result};
 
@@ -21,6 +22,19 @@ pub(crate) fn get<'t>(text: &'t str, file: &str, marker: &str) -> Result<&'t str
     table
         .map(|(table, _)| table)
         .ok_or_else(|| no_place(file, marker))
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 fn markers(marker: &str) -> (String, String) {

@@ -5,10 +5,10 @@ use std::fs;
 use std::process::Command;
 
 use super::coverage::Lines;
-use super::log::{Log, thousands};
+use super::log::Log;
 use super::targets::{self, Target};
 use crate::failure::{At, Result};
-use crate::page;
+use crate::page::{self, thousands};
 use crate::process::output;
 use crate::repo::Repo;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::failure::{At, Failure, Result};
+use crate::page::thousands;
 
 /// The figures of a target's runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,17 +66,4 @@ impl Log {
             thousands(self.inputs),
         )
     }
-}
-
-/// `1234567` as `1,234,567`.
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

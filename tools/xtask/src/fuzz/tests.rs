@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::coverage::{Lines, lines_of};
-use super::log::thousands;
 use super::targets::first_sentence;
 use super::*;
+use crate::page::thousands;
 
 #[test]
 fn the_page_names_every_target() {

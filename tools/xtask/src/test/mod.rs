@@ -16,6 +16,9 @@ use crate::repo::{Repo, in_ci};
 use crate::say::Say;
 use summary::{Counts, Summary, Tier};
 
+/// The step that counts the kernel's instructions.
+const INSTRUCTIONS: &str = "instructions";
+
 /// Options of `cargo xtask test`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -88,6 +91,10 @@ pub(crate) fn run_all(repo: &Repo, options: &Options) -> Result<i32> {
                 suites::in_lab(repo, &["kvm"], filter, &say)
             }
         });
+    }
+    let named = filter.is_none_or(|filter| INSTRUCTIONS.contains(filter));
+    if built && wants(Choice::Kvm) && named {
+        step(INSTRUCTIONS, Tier::Kvm, &mut || suites::instructions(repo));
     }
     if built && wants(Choice::Lab) {
         step("suites", Tier::Lab, &mut || {

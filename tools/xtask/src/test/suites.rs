@@ -13,6 +13,7 @@ use super::checks::tests;
 use super::libtest::Reader;
 use super::summary::Counts;
 use crate::failure::{At, Failure, Result};
+use crate::instructions;
 use crate::lab::{self, Lab};
 use crate::process::{cargo, output};
 use crate::repo::{MUSL, Repo, in_ci};
@@ -43,6 +44,29 @@ pub(crate) fn on_host(repo: &Repo, filter: Option<&str>) -> Result<Counts> {
     tests(&mut command, LIMIT)
 }
 
+/// The kernel's instructions: on this machine's KVM, in the lab where there is none.
+pub(crate) fn instructions(repo: &Repo) -> Result<Counts> {
+    let in_lab = !kvm_usable();
+    if in_lab && let Some(missing) = lab::missing() {
+        return Ok(no_lab(missing));
+    }
+    let problems = instructions::check(repo, in_lab)?;
+    Ok(if problems.is_empty() {
+        Counts::passed()
+    } else {
+        Counts::failed(problems.join("; "))
+    })
+}
+
+/// What counts instead of what only the lab could do.
+fn no_lab(missing: String) -> Counts {
+    if in_ci() {
+        return Counts::failed(missing);
+    }
+    eprintln!("test: THE LAB TIER IS SKIPPED: {missing}; run `cargo xtask setup`");
+    Counts::skipped(missing)
+}
+
 /// The suites' tests of these modules in the lab: one boot a suite, several side by side, for the
 /// emulated host has one processor.
 pub(crate) fn in_lab(
@@ -52,12 +76,7 @@ pub(crate) fn in_lab(
     say: &Say,
 ) -> Result<Counts> {
     if let Some(missing) = lab::missing() {
-        return Ok(if in_ci() {
-            Counts::failed(missing)
-        } else {
-            eprintln!("test: THE LAB TIER IS SKIPPED: {missing}; run `cargo xtask setup`");
-            Counts::skipped(missing)
-        });
+        return Ok(no_lab(missing));
     }
     let mut words: Vec<String> = match filter {
         None => modules.iter().map(|module| format!("{module}::")).collect(),
