@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) script: VecDeque<Step>,
     pub(crate) results: Vec<u64>,
     pub(crate) slept_ns: u64,
+    /// Calls of `sleep`.
+    pub(crate) sleeps: usize,
     pub(crate) map_calls: usize,
     /// Calls of `map`, `protect` and `unmap`.
     pub(crate) kernel_calls: usize,
@@ -52,6 +54,7 @@ impl Machine {
             script: VecDeque::new(),
             results: Vec::new(),
             slept_ns: 0,
+            sleeps: 0,
             map_calls: 0,
             kernel_calls: 0,
             refuses_protect: None,
@@ -199,6 +202,7 @@ impl Platform for Machine {
         5_000_000_000
     }
     fn sleep(&mut self, ns: u64) {
+        self.sleeps += 1;
         self.slept_ns = self.slept_ns.saturating_add(ns);
     }
     fn hardware_random(&mut self) -> Option<u64> {

@@ -110,6 +110,7 @@ fn wait(
     }
     if ready == 0 {
         match timeout_ns {
+            Some(0) => {}
             Some(ns) => p.platform.sleep(ns),
             None => super::process::deadlock(p, "it polls for what cannot happen"),
         }

@@ -479,6 +479,18 @@ fn signals_to_itself_end_the_program_unless_ignored() {
     assert_eq!(machine.error, b"bulkhead: ended by signal 6\n");
 }
 
+/// The runtime of every Rust program polls its standard files like this as it starts.
+#[test]
+fn a_poll_that_is_not_to_wait_does_not_sleep() {
+    let mut machine = Machine::new();
+    with(granted(), &mut machine, |p| {
+        put(p, SCRATCH, &[1, 0, 0, 0, 0, 0, 9, 9]);
+        assert_eq!(call(p, "poll", &[SCRATCH, 1, 0]), Ok(0));
+        assert_eq!(get(p, SCRATCH + 6, 2), [0, 0], "no event was asked for");
+    });
+    assert_eq!(machine.sleeps, 0);
+}
+
 #[test]
 fn a_wait_that_nobody_can_end_is_reported() {
     for (name, arguments) in [
