@@ -150,7 +150,11 @@ fn tell_file_size_limit() {
     };
     setrlimit(Resource::Fsize, limit).unwrap();
     // Shared memory is a file, and thus under the limit.
-    let outcome = hypervisor::machine::memory::map(&Memory::of_mib(2), true);
+    let shared = Memory {
+        shared: true,
+        ..Memory::of_mib(2)
+    };
+    let outcome = hypervisor::machine::memory::map(&shared);
     say("code", outcome.err().unwrap().code());
 }
 

@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 
 use bulkhead_machine::control::{Command, Reply};
 use bulkhead_machine::device::{
-    Balloon, Block, Device, DeviceKind, Net, NetBackend, RateLimit, TokenBucket,
+    Balloon, Block, Device, DeviceKind, Net, NetBackend, RateLimit, TokenBucket, VhostUser,
+    VhostUserDevice,
 };
 use bulkhead_machine::{Boot, Fd, Transport};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -154,6 +155,16 @@ fn what_cannot_be_plugged_in_is_refused() {
     let attach = |vmm: &mut Vmm, name, kind| code(vmm.request(device(name, kind), &[image]));
     assert_eq!(attach(&mut vmm, "data", disk()), "device-exists");
     assert_eq!(attach(&mut vmm, "more", balloon), "device-not-pluggable");
+    let share = DeviceKind::VhostUser(VhostUser {
+        socket: Fd(0),
+        device: VhostUserDevice::Fs {
+            tag: "share".to_owned(),
+            queues: 1,
+        },
+        queue_size: 64,
+    });
+    // Its process could not map the memory.
+    assert_eq!(attach(&mut vmm, "more", share), "vhost-user-backend");
     let none = code(vmm.request(device("more", disk()), &[]));
     assert_eq!(none, "descriptor-closed");
     let unknown = Command::Detach {

@@ -277,6 +277,7 @@ impl Attack {
         let mut world = None;
         let mut vmm = Vmm::pc(&bulkhead, &kernel, None, &cmdline, |machine, fds| {
             machine.transport = transport;
+            machine.memory.shared = true;
             world = Some(World::new(&bulkhead, machine, fds, tap));
         });
         // So that there is something to plug.

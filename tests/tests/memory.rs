@@ -47,6 +47,7 @@ mod lab {
     fn start(script: &str, transport: Transport, device: Device) -> Vmm {
         linux(script, |d, _| {
             d.transport = transport;
+            d.memory.shared = transport == Transport::Pci;
             d.devices.push(device);
         })
     }

@@ -18,7 +18,7 @@ use cpu::Leaf;
 use device::Device;
 
 /// Version of this format; the VMM refuses any other.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Smallest partition memory in MiB.
 pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most vCPUs of one partition.
@@ -113,7 +113,7 @@ impl MachineDescription {
 }
 
 /// Guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
     /// MiB from the start, at least [`MIN_MEMORY_MIB`].
@@ -127,6 +127,9 @@ pub struct Memory {
     /// Touch every page before the guest starts.
     #[serde(default)]
     pub prefault: bool,
+    /// Other processes may map it, as devices there (vhost-user) need.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl Memory {
@@ -134,9 +137,7 @@ impl Memory {
     pub fn of_mib(mib: u64) -> Self {
         Self {
             mib,
-            pluggable_mib: 0,
-            hugepages: false,
-            prefault: false,
+            ..Self::default()
         }
     }
 }

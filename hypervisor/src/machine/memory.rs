@@ -4,9 +4,9 @@
 //! virtio windows and the interrupt controllers. Above RAM come the region that virtio-mem plugs
 //! memory into, then persistent memory ([`super::pmem`]).
 //!
-//! Three backings. A partition all of whose devices live in this process has private anonymous
-//! memory: the quickest to touch, and nobody else can map it. One that has, or may be given, a device
-//! in another process (vhost-user) has a sealed memfd, which that process maps. One that asks for
+//! Three backings. Private anonymous memory is the quickest to touch, since the host gives it huge
+//! pages, and nobody else can map it. A partition that has, or may be given, a device in another process
+//! (vhost-user) has a sealed memfd, which that process maps. One that asks for
 //! huge pages has a memfd of the host's pool; they are reserved here, so that a pool that is too small
 //! is found before the guest starts. docs/memory.md has the figures behind this.
 //!
@@ -44,6 +44,8 @@ pub const ALIGNMENT: u64 = 128 * MIB;
 /// Bytes of a huge page of the host's pool.
 pub const HUGEPAGE: u64 = 2 * MIB;
 
+/// Attempts to begin a region on a huge page; where none succeeds, it is slower and no more.
+const ALIGNING: usize = 8;
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
@@ -57,17 +59,17 @@ pub struct Mapped {
     pub pluggable: Option<(GuestAddress, u64)>,
 }
 
-/// Maps zeroed memory as `wanted` says; `shared` when other processes have to map it as well.
+/// Maps zeroed memory as `wanted` says.
 ///
 /// # Errors
 /// [`Error::MemoryTooLarge`], [`Error::HugepagesTooFew`], or [`Error::Memory`] when the host refuses.
-pub fn map(wanted: &Memory, shared: bool) -> Result<Mapped, Error> {
+pub fn map(wanted: &Memory) -> Result<Mapped, Error> {
     let total_mib = wanted.mib.saturating_add(wanted.pluggable_mib);
     check_host_has(total_mib, host_mib())?;
     let bytes = total_mib
         .checked_mul(MIB)
         .ok_or_else(|| Error::Memory(format!("{total_mib} MiB overflow an address")))?;
-    let file = if shared || wanted.hugepages {
+    let file = if wanted.shared || wanted.hugepages {
         Some(Arc::new(memfd(bytes, wanted.hugepages)?))
     } else {
         None
@@ -102,7 +104,7 @@ pub fn map(wanted: &Memory, shared: bool) -> Result<Mapped, Error> {
 /// # Errors
 /// As [`map`].
 pub fn create(mib: u64) -> Result<GuestMemory, Error> {
-    map(&Memory::of_mib(mib), false).map(|mapped| mapped.ram)
+    map(&Memory::of_mib(mib)).map(|mapped| mapped.ram)
 }
 
 fn memfd(bytes: u64, hugepages: bool) -> Result<File, Error> {
@@ -132,20 +134,34 @@ fn region(
     if !wanted.hugepages {
         flags |= libc::MAP_NORESERVE;
     }
-    let mut builder = MmapRegionBuilder::new(len as usize)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(flags)
-        .with_hugetlbfs(wanted.hugepages);
-    if let Some(file) = file {
-        builder = builder.with_file_offset(file);
+    let build = || {
+        let mut builder = MmapRegionBuilder::new(len as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags)
+            .with_hugetlbfs(wanted.hugepages);
+        if let Some(file) = &file {
+            builder = builder.with_file_offset(file.clone());
+        }
+        builder.build().map_err(|e| match e {
+            MmapRegionError::Mmap(source) if wanted.hugepages => Error::HugepagesTooFew {
+                wanted_mib: wanted.mib + wanted.pluggable_mib,
+                source,
+            },
+            other => Error::Memory(other.to_string()),
+        })
+    };
+    let mut mapping = build()?;
+    // KVM maps a huge page of the host as one only where the guest's begin where the host's do. The
+    // kernel puts mappings one below the other, and before Linux 6.7 on any page: what is above the
+    // multiple is filled until the memory is in its place.
+    let mut fill = Vec::new();
+    let misplaced = |at: *mut u8| at as usize % HUGEPAGE as usize;
+    while misplaced(mapping.as_ptr()) > 0 && fill.len() < ALIGNING {
+        let above = misplaced(mapping.as_ptr());
+        drop(mapping);
+        fill.push(MmapRegionBuilder::<()>::new(above).build());
+        mapping = build()?;
     }
-    let mapping = builder.build().map_err(|e| match e {
-        MmapRegionError::Mmap(source) if wanted.hugepages => Error::HugepagesTooFew {
-            wanted_mib: wanted.mib + wanted.pluggable_mib,
-            source,
-        },
-        other => Error::Memory(other.to_string()),
-    })?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| Error::Memory(format!("{len:#x} bytes at {start:#x} overflow an address")))
 }
@@ -199,22 +215,27 @@ pub fn expect_dense(memory: &GuestMemory, start: GuestAddress, len: u64) {
         return;
     };
     let offset = start.unchecked_offset_from(region.start_addr()) / PAGE * PAGE;
-    let (end, advice) = match region.file_offset() {
-        Some(_) => (offset.saturating_add(len), Advice::LinuxPopulateWrite),
-        None => (dense_end(offset, len), Advice::LinuxHugepage),
+    let (from, to, advice) = match (region.file_offset(), dense(offset, len)) {
+        (Some(_), _) => (
+            offset,
+            offset.saturating_add(len),
+            Advice::LinuxPopulateWrite,
+        ),
+        (None, (from, to)) => (from, to, Advice::LinuxHugepage),
     };
-    let end = end.min(region.len());
-    if end <= offset {
-        return;
-    }
-    let host = region.as_ptr().wrapping_add(offset as usize);
-    // SAFETY: the range lies in the mapping of `region`; neither advice changes contents.
-    let _ = unsafe { madvise(host.cast(), (end - offset) as usize, advice) };
+    let len = to.min(region.len()).saturating_sub(from);
+    let host = region.as_ptr().wrapping_add(from as usize);
+    // SAFETY: the range lies in the mapping of `region`, or is empty; neither advice changes contents.
+    let _ = unsafe { madvise(host.cast(), len as usize, advice) };
 }
 
-/// Where huge pages end of which at least half lies in the `len` bytes from `offset`.
-fn dense_end(offset: u64, len: u64) -> u64 {
-    offset.saturating_add(len).saturating_add(HUGEPAGE / 2) / HUGEPAGE * HUGEPAGE
+/// Where huge pages begin and end of which at least half lies in the `len` bytes from `offset`. They
+/// are whole: an advice for a part of one would leave it without.
+fn dense(offset: u64, len: u64) -> (u64, u64) {
+    let round = |at: u64, half: u64| at.saturating_add(half) / HUGEPAGE * HUGEPAGE;
+    let from = round(offset, HUGEPAGE / 2 - 1);
+    let to = round(offset.saturating_add(len), HUGEPAGE / 2);
+    (from, if len < HUGEPAGE / 2 { from } else { to })
 }
 
 /// A region of guest memory as who reaches it by DMA needs to know it: a vhost-user back end, and
@@ -403,7 +424,7 @@ mod tests {
             pluggable_mib: 256,
             ..Memory::of_mib(2)
         };
-        let mapped = map(&wanted, false).unwrap();
+        let mapped = map(&wanted).unwrap();
         assert_eq!(
             mapped.pluggable,
             Some((GuestAddress(HIGH_START), 256 * MIB))
@@ -412,6 +433,21 @@ mod tests {
         assert_eq!(mapped.all.num_regions(), 2);
         assert_eq!(above(&mapped.ram), GuestAddress(HIGH_START));
         assert_eq!(above(&mapped.all), GuestAddress(HIGH_START + 256 * MIB));
+    }
+
+    #[test]
+    fn the_guests_huge_pages_are_those_of_the_host() {
+        // Something of an odd size before them.
+        let _odd = MmapRegionBuilder::<()>::new(3 * PAGE as usize).build();
+        for shared in [false, true] {
+            for mib in [2, 3, 64] {
+                let plain = Memory::of_mib(mib);
+                let memory = map(&Memory { shared, ..plain }).unwrap().all;
+                for region in regions(&memory) {
+                    assert_eq!(region.host as u64 % HUGEPAGE, 0, "{mib} MiB, {shared}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -428,10 +464,7 @@ mod tests {
                 pluggable_mib,
                 ..Memory::of_mib(mib)
             };
-            assert_eq!(
-                map(&wanted, false).err().unwrap().code(),
-                "memory-too-large"
-            );
+            assert_eq!(map(&wanted).err().unwrap().code(), "memory-too-large");
         }
     }
 
@@ -440,9 +473,10 @@ mod tests {
         for shared in [false, true] {
             let wanted = Memory {
                 pluggable_mib: 128,
+                shared,
                 ..Memory::of_mib(2)
             };
-            let memory = map(&wanted, shared).unwrap().all;
+            let memory = map(&wanted).unwrap().all;
             assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1f_fff8)).unwrap(), 0);
             let files: Vec<_> = regions(&memory).map(|r| r.file.cloned()).collect();
             for (file, start) in files.into_iter().zip([0, 2 * MIB]) {
@@ -471,9 +505,10 @@ mod tests {
         for shared in [false, true] {
             let wanted = Memory {
                 prefault: true,
+                shared,
                 ..Memory::of_mib(2)
             };
-            let memory = map(&wanted, shared).unwrap().ram;
+            let memory = map(&wanted).unwrap().ram;
             assert_eq!(resident(&memory), 2 * MIB, "prefault touches everything");
             memory.write_obj(7u8, GuestAddress(0x1fff)).unwrap();
             memory.write_obj(7u8, GuestAddress(0x2000)).unwrap();
@@ -498,15 +533,20 @@ mod tests {
 
     #[test]
     fn a_huge_page_is_for_what_fills_half_of_it() {
-        for (offset, len, end) in [
-            (0, 0, 0),
-            (0, MIB - 1, 0),
-            (0, MIB, HUGEPAGE),
-            (0, 3 * MIB - 1, HUGEPAGE),
-            (HUGEPAGE, 3 * MIB, 3 * HUGEPAGE),
-            (HUGEPAGE, u64::MAX, u64::MAX / HUGEPAGE * HUGEPAGE),
+        for (offset, len, from, to) in [
+            (0, 0, 0, 0),
+            (0, MIB - 1, 0, 0),
+            (0, MIB, 0, HUGEPAGE),
+            (0, 3 * MIB - 1, 0, HUGEPAGE),
+            (MIB, 3 * MIB, 0, 2 * HUGEPAGE),
+            (MIB - 1, MIB, 0, HUGEPAGE),
+            (MIB + 1, 3 * MIB, HUGEPAGE, 2 * HUGEPAGE),
+            (HUGEPAGE - PAGE, 2 * PAGE, HUGEPAGE, HUGEPAGE),
+            (MIB - PAGE, 2 * PAGE, 0, 0),
+            (HUGEPAGE, 3 * MIB, HUGEPAGE, 3 * HUGEPAGE),
+            (HUGEPAGE, u64::MAX, HUGEPAGE, u64::MAX / HUGEPAGE * HUGEPAGE),
         ] {
-            assert_eq!(dense_end(offset, len), end, "{offset:#x} {len:#x}");
+            assert_eq!(dense(offset, len), (from, to), "{offset:#x} {len:#x}");
         }
         let memory = create(2).unwrap();
         for (start, len) in [(0, 0), (0, u64::MAX), (2 * MIB, 1), (u64::MAX, u64::MAX)] {
@@ -522,7 +562,7 @@ mod tests {
             hugepages: true,
             ..Memory::of_mib(host_mib() / 2 * 2)
         };
-        let e = map(&wanted, false).err().unwrap();
+        let e = map(&wanted).err().unwrap();
         assert!(
             ["memory-hugepages", "memory-refused"].contains(&e.code()),
             "{e}"

@@ -30,7 +30,6 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_machine::cpu::Leaf;
-use bulkhead_machine::device::DeviceKind;
 use bulkhead_machine::{
     Boot, Fd, Jail, MAX_VCPUS, MIN_MEMORY_MIB, MachineDescription, Transport, VERSION,
     trace as phase,
@@ -121,7 +120,7 @@ impl Machine {
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         drop(kvm);
         trace.mark(phase::VM);
-        let mapped = memory::map(&description.memory, memory_is_shared(description))?;
+        let mapped = memory::map(&description.memory)?;
         memory::register(&vm, &mapped.all)?;
         let pmem = pmem::map(&vm, &mapped.all, &description.devices, descriptors)?;
         let pmem_end = pmem.last().map_or(0, |last| last.start.0 + last.len);
@@ -434,15 +433,6 @@ fn check_addresses(cpuid: &[Leaf], last: u64) -> Result<(), Error> {
         )));
     }
     Ok(())
-}
-
-/// Whether another process may have to map guest memory: one that serves a device over vhost-user,
-/// now or, where devices can be plugged in, later.
-fn memory_is_shared(description: &MachineDescription) -> bool {
-    let is_pc = matches!(description.boot, Boot::Linux { .. });
-    let mut devices = description.devices.iter();
-    is_pc && description.transport == Transport::Pci
-        || devices.any(|device| matches!(device.kind, DeviceKind::VhostUser(_)))
 }
 
 fn open_kvm(fd: Fd, descriptors: &mut Descriptors) -> Result<Kvm, Error> {

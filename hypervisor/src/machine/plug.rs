@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use bulkhead_machine::device::{Device, DeviceKind, VhostUserDevice};
+use bulkhead_machine::device::{Device, DeviceKind};
 use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
+use super::memory::regions;
 use super::pci::Pci;
 use super::{Task, virtio};
 use crate::descriptors::Descriptors;
@@ -22,6 +23,7 @@ use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::pci::PciTransport;
 use crate::devices::virtio::subscriber::VirtioSubscriber;
 use crate::devices::virtio::transport::{Transport, TransportError};
+use crate::devices::virtio::vhost_user::BackendError;
 use crate::error::Error;
 
 /// Descriptors that devices plugged in may have, all together: what they are sent, and an eventfd for
@@ -153,18 +155,11 @@ impl Plug {
         if self.pci.is_none() {
             return Err(PlugError::Unsupported.into());
         }
-        let pluggable = match &device.kind {
-            DeviceKind::Block(_) | DeviceKind::Net(_) => true,
-            DeviceKind::VhostUser(vhost_user) => matches!(
-                vhost_user.device,
-                VhostUserDevice::Block { .. }
-                    | VhostUserDevice::Net { .. }
-                    | VhostUserDevice::Fs { .. }
-            ),
-            _ => false,
-        };
-        if !pluggable {
-            return Err(PlugError::Kind.into());
+        let is_shared = regions(&self.memory).all(|region| region.file.is_some());
+        match device.kind {
+            DeviceKind::VhostUser(_) if !is_shared => return Err(BackendError::Memory.into()),
+            DeviceKind::Block(_) | DeviceKind::Net(_) | DeviceKind::VhostUser(_) => {}
+            _ => return Err(PlugError::Kind.into()),
         }
         if self.devices().any(|(name, _)| name == device.name) {
             return Err(PlugError::Exists(device.name.clone()).into());

@@ -140,6 +140,7 @@ pub struct MemoryDraft {
     pub max: Option<At<String>>,
     pub hugepages: Option<At<bool>>,
     pub prefault: Option<At<bool>>,
+    pub shared: Option<At<bool>>,
     pub balloon: Option<At<BalloonDraft>>,
 }
 

@@ -60,7 +60,7 @@ const GRANT_KEYS: &[&str] = &[
 ];
 const BACKING_KEYS: &[&str] = &["path", "format"];
 const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
-const MEMORY_KEYS: &[&str] = &["size", "max", "hugepages", "prefault", "balloon"];
+const MEMORY_KEYS: &[&str] = &["size", "max", "hugepages", "prefault", "shared", "balloon"];
 const BALLOON_KEYS: &[&str] = &["size", "deflate_on_oom", "free_page_reporting"];
 const NETWORK_KEYS: &[&str] = &[
     "mac",
@@ -251,6 +251,7 @@ fn read_memory(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<
         max: reader.string("max"),
         hugepages: reader.boolean("hugepages"),
         prefault: reader.boolean("prefault"),
+        shared: reader.boolean("shared"),
         balloon: reader.value("balloon", read_balloon),
     })
 }

@@ -102,6 +102,8 @@ pub struct Memory {
     pub hugepages: bool,
     /// Touch every page before the guest starts.
     pub prefault: bool,
+    /// A device of another process can be plugged in later.
+    pub shared: bool,
     /// With a balloon.
     pub balloon: Option<Balloon>,
 }

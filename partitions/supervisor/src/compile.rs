@@ -119,6 +119,7 @@ pub(crate) fn compile(
             pluggable_mib: partition.memory.pluggable_mib,
             hugepages: partition.memory.hugepages,
             prefault: partition.memory.prefault,
+            shared: partition.memory.shared,
         },
         transport: partition.transport,
         watchdog: partition.watchdog,
@@ -152,7 +153,9 @@ pub(crate) fn compile(
         }
     }
     for granted in &partition.devices {
-        description.devices.push(device(granted, &mut open)?);
+        let device = device(granted, &mut open)?;
+        description.memory.shared |= matches!(device.kind, DeviceKind::VhostUser(_));
+        description.devices.push(device);
     }
     if let Some(balloon) = partition.memory.balloon {
         description.devices.push(Device {
@@ -530,7 +533,8 @@ pub(crate) mod tests {
     fn devices_have_what_they_name() {
         let linux = "kernel = \"linux\"\ncommand = [\"/x\"]\nvcpus = 2\ntransport = \"pci\"\n\
                      cpu = \"v2\"\nwatchdog = true\n\
-                     memory = { size = \"512MiB\", max = \"1GiB\", balloon = true, hugepages = true }\n";
+                     memory = { size = \"512MiB\", max = \"1GiB\", balloon = true, hugepages = true, \
+                     shared = true }\n";
         let (description, opened) = compiled(&format!(
             r#"{linux}grants = [
                 {{ capability = "block.write:b", format = "qcow2", overlay = "t", queues = 2 }},
@@ -591,6 +595,7 @@ pub(crate) mod tests {
         };
         assert_eq!((tap.queue_pairs, tap.mtu), (2, Some(9000)));
         assert!(description.watchdog && description.memory.hugepages);
+        assert!(description.memory.shared && !description.memory.prefault);
         assert_eq!(
             (description.memory.mib, description.memory.pluggable_mib),
             (512, 512)

@@ -70,8 +70,12 @@ fuzz_target!(|bytes: &[u8]| {
         let thread = scope.spawn(|| back_end.serve());
         if let Ok(device) = VhostUser::new(&described, ours.into()) {
             assert_eq!(device.features() >> 24, 0, "the transport's features");
+            let shared = Memory {
+                shared: true,
+                ..Memory::of_mib(2)
+            };
             let host = Host {
-                memory: memory::map(&Memory::of_mib(2), true).expect("memory").all,
+                memory: memory::map(&shared).expect("memory").all,
                 elsewhere: &|| signal(&given, shape),
                 breaks: true,
             };

@@ -94,6 +94,7 @@ pub(super) fn memory(
     let mut memory = plain(mib);
     memory.hugepages = draft.hugepages.as_ref().is_some_and(|at| at.value);
     memory.prefault = draft.prefault.as_ref().is_some_and(|at| at.value);
+    memory.shared = draft.shared.as_ref().is_some_and(|at| at.value);
     if let Some(max) = &draft.max {
         let most = size(max, mib..=MAX_MEMORY_MIB, refuse)?;
         memory.pluggable_mib = most - mib;
@@ -125,6 +126,7 @@ fn plain(mib: u64) -> Memory {
         pluggable_mib: 0,
         hugepages: false,
         prefault: false,
+        shared: false,
         balloon: None,
     }
 }

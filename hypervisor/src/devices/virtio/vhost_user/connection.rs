@@ -62,7 +62,7 @@ pub enum BackendError {
     #[error("a vhost-user device cannot have {0}")]
     Unsupported(String),
     /// Guest memory is not a shared file.
-    #[error("guest memory cannot be shared with a vhost-user back end")]
+    #[error("a device of another process, as a shared directory is, needs `shared` memory")]
     Memory,
     /// The host refused.
     #[error("the connection to the vhost-user back end failed: {0}")]

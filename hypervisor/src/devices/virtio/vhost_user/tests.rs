@@ -401,7 +401,7 @@ fn a_back_end_that_fails_at_activation_breaks_its_device() {
 fn memory_that_is_not_shared_is_refused() {
     let mut device = connect(|_| Act::Well).unwrap();
     let error = activate(&mut device, &mut Rig::new(2), &doorbells()).unwrap_err();
-    assert!(error.to_string().contains("cannot be shared"), "{error}");
+    assert!(error.to_string().contains("`shared` memory"), "{error}");
 }
 
 #[test]
