@@ -10,8 +10,10 @@ use crate::repo::Repo;
 /// Data of QEMU's package, of which the lab has the program alone.
 const QEMU_DATA: &str = "/usr/share/qemu";
 /// Disks that are measured lie in memory: what is seen is the VMM, not the lab's disk.
-/// QEMU looks for its data beside the directory of the program, which is `/sbin` there.
-const SCRIPT: &str = "mkdir -p /scratch /share/qemu && mount -t tmpfs scratch /scratch && \
+/// KVM counts exits in debugfs. QEMU looks for its data beside the directory of the program, which is
+/// `/sbin` there.
+const SCRIPT: &str = "mount -t debugfs debugfs /sys/kernel/debug && \
+                      mkdir -p /scratch /share/qemu && mount -t tmpfs scratch /scratch && \
                       mount --bind qemu /share/qemu && tunctl -t bench0 >/dev/null && \
                       ip address add 10.9.0.1/24 dev bench0 && ip link set bench0 up && \
                       exec bulkhead-bench linux --boot debian --root /dev/nvme1n1 \

@@ -4,6 +4,7 @@
 //! Made for the lab (`cargo xtask bench linux`): what it says about time there holds as a ratio only.
 
 mod disk;
+mod exits;
 mod guest;
 mod net;
 mod vmm;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::memory::own_kib;
 use crate::stats::Stats;
+use exits::{Counters, METRICS};
 use guest::Guest;
 use vmm::{QEMU, Vmm};
 
@@ -34,6 +36,9 @@ pub(crate) struct Files {
     /// A tap of the host that is up and has the address 10.9.0.1/24.
     #[arg(long, value_name = "INTERFACE")]
     tap: String,
+    /// Only boots: neither disks nor networks.
+    #[arg(long)]
+    quick: bool,
 }
 
 /// One figure of one VMM.
@@ -62,6 +67,8 @@ pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure
         for vmm in &vmms {
             let mut running = vmm.start(&idle)?;
             let boot_ns = running.line(guest::UP)?.0;
+            let counters = Counters::of(running.pid())?;
+            let counts = METRICS.map(|(.., names)| counters.sum(names));
             let own = own_kib(running.pid(), idle.memory_mib * 1024)?;
             // The first round fills the page cache.
             if round > 0 {
@@ -71,9 +78,15 @@ pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure
                     vmm,
                     boot_ns as f64 / 1e6,
                 );
+                for ((metric, what, _), count) in METRICS.into_iter().zip(counts) {
+                    figures.add(metric, what, vmm, count? as f64);
+                }
                 figures.add("memory", "the VMM's own memory, KiB", vmm, own as f64);
             }
         }
+    }
+    if files.quick {
+        return Ok(figures.finish());
     }
     let peer = net::Peer::new()?;
     for round in 1..=runs {
