@@ -35,7 +35,22 @@ pub struct BootInfoView<'a> {
     env: &'a [u8],
 }
 
+/// Slots of a program's first CNode in bits: at least.
+pub const ROOT_RADIX_MIN: u32 = 10;
+/// Slots of a program's first CNode in bits: at most.
+pub const ROOT_RADIX_MAX: u32 = 16;
+
 impl<'a> BootInfoView<'a> {
+    /// Slots of the program's first CNode in bits: one for each 16 KiB of free memory, within
+    /// bounds.
+    #[must_use]
+    pub fn root_radix(&self) -> u32 {
+        let free = self.regions().iter().filter(|r| r.kind == REGION_UNTYPED);
+        let bytes = free.fold(0_u64, |sum, region| sum.saturating_add(region.range.len));
+        let radix = bytes.max(1).ilog2().saturating_sub(14);
+        radix.clamp(ROOT_RADIX_MIN, ROOT_RADIX_MAX)
+    }
+
     /// Checks `blob`, which may be longer than the `size` it names.
     ///
     /// # Errors
@@ -223,7 +238,7 @@ mod tests {
         };
         assert_eq!(parse(|_| {}), Ok(()));
         assert_eq!(parse(|h| h.magic += 1), Err(BootInfoError::Magic));
-        assert_eq!(parse(|h| h.version = 2), Err(BootInfoError::Version));
+        assert_eq!(parse(|h| h.version += 1), Err(BootInfoError::Version));
         assert_eq!(parse(|h| h.size = 8), Err(BootInfoError::Size));
         assert_eq!(parse(|h| h.size += 8), Err(BootInfoError::Size));
         assert_eq!(parse(|h| h.size = MAX_SIZE + 1), Err(BootInfoError::Size));

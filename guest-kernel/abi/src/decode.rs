@@ -248,7 +248,7 @@ mod tests {
     fn calls_read_like_what_they_do() {
         assert_eq!(
             text(syscall::MAP, [2, 0x4000, 0x2000, 3]),
-            "map(untyped=UNTYPED, address=0x4000, length=0x2000, rights=READ|WRITE)"
+            "map(pool=UNTYPED, address=0x4000, length=0x2000, rights=READ|WRITE)"
         );
         assert_eq!(
             text(syscall::PROTECT, [77, 0, 0, 0xc]),
@@ -263,7 +263,7 @@ mod tests {
             text(syscall::COUNT, [9; 4]),
             format!("unknown call {:#x}", syscall::COUNT)
         );
-        // The number is the whole register.
+        // The number of an operation by registers is the whole of one.
         assert_eq!(
             text(1 << 32 | syscall::MAP, [0; 4]),
             "unknown call 0x100000003"
@@ -304,7 +304,21 @@ mod tests {
         assert_eq!(answer(syscall::MAP, 99, 0), "unknown status 0x63");
     }
 
-    /// The other convention that the description can say: several values in one register.
+    #[test]
+    fn messages_share_a_register() {
+        let call = Call(registers([
+            (Register::Rax, 7 << 32 | 2 << 16 | 3 << 8 | syscall::SEND),
+            (Register::Rdi, 9),
+            (Register::Rdx, 5),
+        ]))
+        .to_string();
+        assert!(
+            call.starts_with("send(endpoint=0x9, length=3, capabilities=2, label=7, word0=5,"),
+            "{call}"
+        );
+    }
+
+    /// Several values in one register.
     #[test]
     fn a_place_is_any_part_of_a_register() {
         let rax = registers([(Register::Rax, 0x1234_5678_9abc_def0)]);
@@ -336,10 +350,10 @@ mod tests {
 
     #[test]
     fn statuses_survive_the_way_through_a_register() {
-        for raw in 0..9 {
+        for raw in 0..15 {
             assert_eq!(Status::from_raw(raw).map(|s| s as u64), Some(raw));
         }
-        for raw in [9, 10, 1 << 32, u64::MAX] {
+        for raw in [15, 16, 1 << 32, u64::MAX] {
             assert_eq!(Status::from_raw(raw), None);
         }
     }

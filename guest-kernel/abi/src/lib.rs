@@ -2,7 +2,7 @@
 //!
 //! Everybody may depend on this crate; it depends on nobody in the house. Each room is one
 //! agreement: [`boot`] (VMM to kernel), [`machine`] (paravirtual ports of a partition),
-//! [`layout`] (address spaces), [`syscall`] (program to kernel), [`restricted`] (Linux
+//! [`layout`] (address spaces), [`syscall`] and [`object`] (program to kernel), [`restricted`] (Linux
 //! personality to kernel). All types are plain integers in `repr(C)`, little endian, x86-64.
 //!
 //! Numbers and layouts are written down in `kernel.toml`, from which `cargo xtask abi` makes
@@ -17,9 +17,10 @@ mod generated {
     pub(crate) mod boot;
     pub mod layout;
     pub mod machine;
+    pub mod object;
     pub(crate) mod operations;
     pub mod restricted;
     pub mod syscall;
 }
 
-pub use generated::{layout, machine, restricted, syscall};
+pub use generated::{layout, machine, object, restricted, syscall};

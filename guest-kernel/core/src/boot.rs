@@ -9,11 +9,16 @@ use bulkhead_abi::layout::{
 use bulkhead_abi::machine::MAX_DEVICES;
 use bulkhead_abi::syscall::{Status, rights, slot};
 
-use crate::capability::Capability;
 use crate::elf::{ElfError, Image, Segment};
 use crate::frame::Frame;
 use crate::hardware::{Hardware, PhysPage};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, QUANTUM_MS, service};
+use crate::objects::Objects;
+use crate::objects::capability::{Capability, Kind, MAX_SIZE_BITS, Rights as CapabilityRights};
+use crate::objects::memory::Ref;
+use crate::objects::schedule::{MIN_BUDGET, PRIORITIES};
+use crate::objects::slot::Slot;
+use crate::objects::thread::{Thread, ThreadSlot};
 use crate::paging::{AddressSpace, Rights};
 use crate::user::UserRange;
 
@@ -68,8 +73,13 @@ pub fn program(info: &BootInfoView<'_>) -> Result<Module, StartError> {
         .ok_or(StartError::NoProgram)
 }
 
-impl Kernel {
-    /// Sets everything up; afterwards the first thread is ready to run.
+/// The first thread's priority; it may give any.
+const FIRST_PRIORITY: u64 = 128;
+/// Most untypeds that free memory becomes.
+const MAX_UNTYPEDS: u64 = slot::FREE - slot::MEMORY;
+
+impl<H: Hardware> Kernel<H> {
+    /// Sets everything up; afterwards the first thread runs.
     ///
     /// `program` are the bytes of the module that [`program`] found, `root` the page table root
     /// the VMM entered the kernel with.
@@ -78,54 +88,141 @@ impl Kernel {
     /// See [`StartError`].
     pub fn start(
         &mut self,
-        hardware: &mut impl Hardware,
         info: &BootInfoView<'_>,
         module: Module,
         program: &[u8],
         root: u64,
     ) -> Result<(), StartError> {
-        self.set_clock(info.head().tsc_khz);
+        self.tsc_khz = info.head().tsc_khz;
+        let mut bytes = 0;
         for region in info.regions().iter().filter(|r| r.kind == REGION_UNTYPED) {
             self.untyped.add(region.range.start, region.range.len);
+            bytes += region.range.len;
         }
+        let hardware = &mut self.objects.memory;
         let space = AddressSpace::first(hardware, &mut self.untyped, PhysPage::new(root))?;
         self.space = Some(space);
-        self.grant(info);
 
         let image = Image::parse(program).map_err(StartError::Program)?;
         for segment in image.segments() {
             let segment = segment.map_err(StartError::Program)?;
-            self.map_segment(hardware, space, segment, module.range.start)?;
+            self.map_segment(space, segment, module.range.start)?;
         }
-        self.show(hardware, space, info)?;
+        self.show(space, info)?;
         let stack = UserRange::pages(PROGRAM_STACK_TOP - PROGRAM_STACK_BYTES, PROGRAM_STACK_BYTES)?;
         let read_write = Rights::from_bits(rights::READ | rights::WRITE)?;
-        space.map(hardware, &mut self.untyped, stack, read_write)?;
+        space.map(
+            &mut self.objects.memory,
+            &mut self.untyped,
+            stack,
+            read_write,
+        )?;
 
-        let frame = Frame::start(image.entry, PROGRAM_STACK_TOP, PROGRAM_BOOT_INFO);
-        self.threads.spawn(frame, 0).ok_or(StartError::Memory)?;
-        Ok(())
+        let slots = self.grant(info, bytes, root)?;
+        self.first_thread(slots, image.entry)
     }
 
-    fn grant(&mut self, info: &BootInfoView<'_>) {
+    /// Makes the root CNode and fills it; its first slot.
+    fn grant(
+        &mut self,
+        info: &BootInfoView<'_>,
+        memory: u64,
+        root: u64,
+    ) -> Result<Ref<Slot>, StartError> {
+        let radix = info.root_radix();
+        let pages = (size_of::<Slot>() as u64) << radix >> 12;
+        let (first, got) = self
+            .untyped
+            .take_run(&mut self.objects.memory, pages)
+            .ok_or(StartError::Memory)?;
+        if got < pages {
+            return Err(StartError::Memory);
+        }
+        let cnode = Capability::cnode(first.address(), radix)
+            .with_guard(0, u64::from(u64::BITS - radix))
+            .map_err(|_| StartError::Memory)?;
+        let slots = cnode.object_ref::<Slot>();
+        let plant = |objects: &mut Objects<H>, slot, capability| {
+            objects.plant(slots.at(slot), capability);
+        };
+        let objects = &mut self.objects;
         if info.has(FLAG_CONSOLE) {
-            self.root.grant(slot::CONSOLE, Capability::Console);
+            let console = Capability::service(Kind::Service, service::CONSOLE);
+            plant(objects, slot::CONSOLE, console);
         }
-        self.root.grant(slot::UNTYPED, Capability::Untyped);
-        self.root
-            .grant(slot::ADDRESS_SPACE, Capability::AddressSpace);
-        self.root.grant(slot::THREAD, Capability::Thread);
-        for index in 0..info.devices().len().min(MAX_DEVICES) {
-            self.root.grant(
-                slot::DEVICES + index as u64,
-                Capability::Device(index as u8),
-            );
+        let pool = Capability::service(Kind::Service, service::POOL);
+        let partition = Capability::service(Kind::Service, service::PARTITION);
+        plant(objects, slot::UNTYPED, pool);
+        let space = Capability::object(Kind::AddressSpace, root);
+        plant(objects, slot::ADDRESS_SPACE, space);
+        plant(objects, slot::CNODE, cnode);
+        plant(objects, slot::PARTITION, partition);
+        let control = Capability::service(Kind::SchedControl, 0);
+        plant(objects, slot::SCHED_CONTROL, control);
+        for (index, device) in (0..).zip(info.devices().iter().take(MAX_DEVICES)) {
+            let window = device.registers;
+            let fits = window.len.is_power_of_two()
+                && window.len >= PAGE_SIZE
+                && window.start.is_multiple_of(window.len);
+            if fits {
+                let bits = window.len.ilog2();
+                let untyped = Capability::untyped(window.start, bits, true, 0);
+                plant(objects, slot::DEVICES + index, untyped);
+            }
         }
+        // A quarter of all memory in one piece, as long as mapped memory comes from the pool.
+        let mut bits = (memory.max(1) / 4)
+            .max(PAGE_SIZE)
+            .ilog2()
+            .min(MAX_SIZE_BITS);
+        for index in 0..MAX_UNTYPEDS.min(2) {
+            if let Some(at) = self.untyped.take_block(bits) {
+                let untyped = Capability::untyped(at, bits, false, 0);
+                plant(&mut self.objects, slot::MEMORY + index, untyped);
+            }
+            bits = bits.saturating_sub(1).max(PAGE_SIZE.ilog2());
+        }
+        Ok(slots)
+    }
+
+    /// Makes the first thread, its capabilities in the CNode that begins with `slots`, and runs it.
+    fn first_thread(&mut self, slots: Ref<Slot>, entry: u64) -> Result<(), StartError> {
+        let page = self
+            .untyped
+            .take(&mut self.objects.memory)
+            .ok_or(StartError::Memory)?;
+        let thread = Capability::object(Kind::Thread, page.address());
+        let behind = page.address() + size_of::<Thread>() as u64;
+        let context = Capability::object(Kind::SchedContext, behind);
+        let objects = &mut self.objects;
+        objects.plant(slots.at(slot::THREAD), thread);
+        objects.plant(slots.at(slot::SCHED_CONTEXT), context);
+        let thread = thread.object_ref::<Thread>();
+        objects.memory.get_mut(thread).frame =
+            Frame::start(entry, PROGRAM_STACK_TOP, PROGRAM_BOOT_INFO);
+        let quantum = self.tsc_khz.saturating_mul(QUANTUM_MS).max(MIN_BUDGET);
+        let context = context.object_ref();
+        let most = PRIORITIES as u64 - 1;
+        let ready = (|| {
+            for (to, from) in [
+                (ThreadSlot::CSpace, slot::CNODE),
+                (ThreadSlot::AddressSpace, slot::ADDRESS_SPACE),
+                (ThreadSlot::FaultHandler, slot::PARTITION),
+            ] {
+                objects.copy(thread.slot(to), slots.at(from), CapabilityRights::ALL)?;
+            }
+            objects.configure_context(context, quantum, quantum, 0)?;
+            objects.bind_context(thread, context)?;
+            objects.set_priority(thread, FIRST_PRIORITY, most, most)
+        })();
+        ready.map_err(|_| StartError::Memory)?;
+        objects.resume(thread);
+        let _ = self.schedule();
+        Ok(())
     }
 
     fn map_segment(
         &mut self,
-        hardware: &mut impl Hardware,
         space: AddressSpace,
         segment: Segment,
         module: u64,
@@ -146,22 +243,23 @@ impl Kernel {
         if segment.file_pages > 0 {
             let range = UserRange::pages(segment.address, file_end - segment.address)?;
             let physical = module + segment.offset;
-            space.map_in_place(hardware, &mut self.untyped, range, physical, rights)?;
+            space.map_in_place(
+                &mut self.objects.memory,
+                &mut self.untyped,
+                range,
+                physical,
+                rights,
+            )?;
         }
         if segment.zero_pages > 0 {
             let range = UserRange::pages(file_end, end - file_end)?;
-            space.map(hardware, &mut self.untyped, range, rights)?;
+            space.map(&mut self.objects.memory, &mut self.untyped, range, rights)?;
         }
         Ok(())
     }
 
     /// Shows the blob and the modules to the initial program, read-only.
-    fn show(
-        &mut self,
-        hardware: &mut impl Hardware,
-        space: AddressSpace,
-        info: &BootInfoView<'_>,
-    ) -> Result<(), StartError> {
+    fn show(&mut self, space: AddressSpace, info: &BootInfoView<'_>) -> Result<(), StartError> {
         let blob = info.head().boot_info;
         let modules = info.modules();
         if modules.len() > MAX_MODULES {
@@ -179,7 +277,7 @@ impl Kernel {
             }
             let pages = UserRange::pages(at, bytes.ok_or(StartError::Modules)?)?;
             space.map_in_place(
-                hardware,
+                &mut self.objects.memory,
                 &mut self.untyped,
                 pages,
                 range.start,
@@ -191,7 +289,13 @@ impl Kernel {
             .next_multiple_of(PAGE_SIZE)
             .min(PROGRAM_STACK_TOP - PROGRAM_BOOT_INFO);
         let pages = UserRange::pages(PROGRAM_BOOT_INFO, bytes)?;
-        space.map_in_place(hardware, &mut self.untyped, pages, blob.start, Rights::READ)?;
+        space.map_in_place(
+            &mut self.objects.memory,
+            &mut self.untyped,
+            pages,
+            blob.start,
+            Rights::READ,
+        )?;
         Ok(())
     }
 }
@@ -201,12 +305,11 @@ mod tests {
     extern crate std;
     use super::*;
     use crate::fake::{Info, MODULE, PROGRAM, Partition};
-    use crate::kernel::Kernel;
 
     #[test]
     fn the_first_thread_finds_its_world() {
         let mut p = Partition::usual();
-        let frame = *p.kernel.threads.current_thread().frame();
+        let frame = *p.frame();
         assert_eq!(frame.rip, PROGRAM + 0x40);
         assert_eq!(
             (frame.rsp, frame.rdi),
@@ -215,7 +318,7 @@ mod tests {
         let space = p.kernel.space.unwrap();
         let mut at = |address, write| {
             space
-                .translate(&mut p.hardware, address, write)
+                .translate(&mut p.kernel.objects.memory, address, write)
                 .map(|(at, _)| at)
         };
         assert_eq!(
@@ -305,15 +408,29 @@ mod tests {
             flags: 0,
             ..Info::usual()
         };
-        let root = |kernel: &Kernel| kernel.root.require(slot::CONSOLE, Capability::Console);
-        assert_eq!(root(&Partition::usual().kernel), Ok(()));
-        let p = Partition::start(&without).unwrap();
-        assert_eq!(root(&p.kernel), Err(Status::InvalidCapability));
-        assert_eq!(
-            p.kernel.root.require(slot::UNTYPED, Capability::Untyped),
-            Ok(())
-        );
-        let device = p.kernel.root.require(slot::DEVICES, Capability::Device(0));
-        assert_eq!(device, Err(Status::InvalidCapability));
+        let kind = |p: &mut Partition, handle| {
+            let objects = &p.kernel.objects;
+            let thread = objects.current().unwrap();
+            let root = objects.capability(thread.slot(ThreadSlot::CSpace));
+            objects.lookup(root, handle).map(|(_, found)| found.kind())
+        };
+        let mut p = Partition::usual();
+        assert_eq!(kind(&mut p, slot::CONSOLE), Ok(Kind::Service));
+        let mut p = Partition::start(&without).unwrap();
+        let none = Err(crate::objects::Error::InvalidCapability);
+        assert_eq!(kind(&mut p, slot::CONSOLE), none);
+        for (handle, wanted) in [
+            (slot::ADDRESS_SPACE, Kind::AddressSpace),
+            (slot::THREAD, Kind::Thread),
+            (slot::CNODE, Kind::CNode),
+            (slot::PARTITION, Kind::Service),
+            (slot::SCHED_CONTROL, Kind::SchedControl),
+            (slot::SCHED_CONTEXT, Kind::SchedContext),
+            (slot::MEMORY, Kind::Untyped),
+        ] {
+            assert_eq!(kind(&mut p, handle), Ok(wanted), "{handle}");
+        }
+        assert_eq!(kind(&mut p, slot::DEVICES), none);
+        assert_eq!(kind(&mut p, slot::FREE), none);
     }
 }

@@ -17,13 +17,24 @@ use bulkhead_abi::boot::{
 use bulkhead_abi::layout::PROGRAM_BASE;
 use bulkhead_abi::syscall::Status;
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::boot::{StartError, program};
 use crate::elf::tests::image;
+use crate::frame::Frame;
 use crate::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
 use crate::kernel::{Kernel, Next, Trap};
+use crate::objects::UNIT;
+use crate::objects::memory::{Memory, Ref, Stored};
+use crate::objects::thread::Thread;
+
+/// A page, aligned as the objects in it need it.
+type Page = [u128; 256];
+/// What lies where nothing was written yet.
+static EMPTY: Page = [0; 256];
 
 pub(crate) struct Fake {
-    pages: HashMap<PhysPage, Box<[u64; TABLE_ENTRIES]>>,
+    pages: HashMap<PhysPage, Box<Page>>,
     states: HashMap<PhysPage, RestrictedState>,
     pub(crate) now: u64,
     /// Console operations as they came: operation, guest-physical address, length.
@@ -46,15 +57,63 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// The page of an address, and the bytes in it.
+    fn place(address: u64, len: usize) -> (PhysPage, core::ops::Range<usize>) {
+        let start = (address % 4096) as usize;
+        (PhysPage::new(address), start..start + len)
+    }
+
+    fn bytes_mut(&mut self, address: u64, len: usize) -> &mut [u8] {
+        let (page, range) = Self::place(address, len);
+        assert_ne!(page.address(), 0, "page 0 is nobody's");
+        let page = self.pages.entry(page).or_insert_with(|| Box::new(EMPTY));
+        &mut page.as_mut_bytes()[range]
+    }
+
+    fn bytes(&self, address: u64, len: usize) -> &[u8] {
+        let (page, range) = Self::place(address, len);
+        let page = self.pages.get(&page).map_or(&EMPTY, |page| page);
+        &page.as_bytes()[range]
+    }
+}
+
+impl Memory for Fake {
+    fn get<T: Stored>(&self, at: Ref<T>) -> &T {
+        T::ref_from_bytes(self.bytes(at.address(), size_of::<T>())).unwrap()
+    }
+    fn get_mut<T: Stored>(&mut self, at: Ref<T>) -> &mut T {
+        T::mut_from_bytes(self.bytes_mut(at.address(), size_of::<T>())).unwrap()
+    }
+    fn load(&self, address: u64) -> u64 {
+        u64::read_from_bytes(self.bytes(address, 8)).unwrap()
+    }
+    fn store(&mut self, address: u64, word: u64) {
+        self.bytes_mut(address, 8).copy_from_slice(word.as_bytes());
+    }
+    fn zero(&mut self, address: u64, bytes: u64) {
+        for unit in (address..address + bytes).step_by(UNIT as usize) {
+            self.bytes_mut(unit, UNIT as usize).fill(0);
+        }
+    }
+    fn preemption_pending(&mut self) -> bool {
+        false
+    }
+}
+
 impl Hardware for Fake {
     fn words(&mut self, page: PhysPage) -> &mut [u64; TABLE_ENTRIES] {
-        assert_ne!(page.address(), 0, "page 0 is nobody's");
-        self.pages
-            .entry(page)
-            .or_insert_with(|| Box::new([0; TABLE_ENTRIES]))
+        FromBytes::mut_from_bytes(self.bytes_mut(page.address(), 4096)).unwrap()
     }
-    fn restricted_state(&mut self, page: PhysPage) -> &mut RestrictedState {
-        self.states.entry(page).or_default()
+    fn restricted_state(
+        &mut self,
+        thread: Ref<Thread>,
+        page: PhysPage,
+    ) -> (&mut Thread, &mut RestrictedState) {
+        let (at, range) = Self::place(thread.address(), size_of::<Thread>());
+        let thread = self.pages.get_mut(&at).unwrap();
+        let thread = Thread::mut_from_bytes(&mut thread.as_mut_bytes()[range]).unwrap();
+        (thread, self.states.entry(page).or_default())
     }
     fn invalidate(&mut self, _: u64) {}
     fn invalidate_all(&mut self) {}
@@ -176,18 +235,19 @@ impl Info {
 
 /// A kernel with its initial program, ready to run.
 pub(crate) struct Partition {
-    pub(crate) kernel: Kernel,
-    pub(crate) hardware: Fake,
+    pub(crate) kernel: Kernel<Fake>,
+    first: Ref<Thread>,
 }
 
 impl Partition {
     pub(crate) fn start(info: &Info) -> Result<Self, StartError> {
-        let (mut kernel, mut hardware) = (Kernel::new(), Fake::new());
+        let mut kernel = Kernel::new(Fake::new());
         let blob = info.blob();
         let view = BootInfoView::parse(zerocopy::IntoBytes::as_bytes(blob.as_slice())).unwrap();
         let module = program(&view)?;
-        kernel.start(&mut hardware, &view, module, &info.program, 0x3000)?;
-        Ok(Self { kernel, hardware })
+        kernel.start(&view, module, &info.program, 0x3000)?;
+        let first = kernel.objects.current().unwrap();
+        Ok(Self { kernel, first })
     }
 
     pub(crate) fn usual() -> Self {
@@ -195,21 +255,51 @@ impl Partition {
     }
 
     pub(crate) fn trap(&mut self, trap: Trap) -> Next {
-        self.kernel.trap(&mut self.hardware, trap)
+        self.kernel.trap(trap)
+    }
+
+    /// The machine.
+    pub(crate) fn hardware(&mut self) -> &mut Fake {
+        &mut self.kernel.objects.memory
+    }
+
+    /// The registers of the running thread, or of the first one while none runs.
+    pub(crate) fn frame(&mut self) -> &mut Frame {
+        let thread = self.kernel.objects.current().unwrap_or(self.first);
+        self.kernel.objects.memory.get_mut(thread).active_frame()
     }
 
     /// The running thread executes `syscall`.
     pub(crate) fn enter(&mut self, number: u64, arguments: [u64; 4]) -> Next {
-        let frame = self.kernel.threads.current_thread().frame();
+        let frame = self.frame();
         [frame.rdi, frame.rsi, frame.rdx, frame.r10] = arguments;
         frame.rax = number;
         self.trap(Trap::Syscall)
     }
 
+    /// An operation on a capability: its answer, and what is in the registers of its results.
+    pub(crate) fn invoke(
+        &mut self,
+        number: u64,
+        handle: u64,
+        arguments: &[u64],
+    ) -> Result<[u64; 2], Status> {
+        let frame = self.frame();
+        (frame.rax, frame.rdi) = (number, handle);
+        frame.set_message(arguments.len(), arguments);
+        assert_eq!(self.trap(Trap::Syscall), Next::Run);
+        let frame = self.frame();
+        match Status::from_raw(frame.rax) {
+            Some(Status::Ok) => Ok([frame.rdx, frame.r8]),
+            Some(status) => Err(status),
+            None => panic!("{} is no status", frame.rax),
+        }
+    }
+
     /// A system call that comes back at once: its answer.
     pub(crate) fn call(&mut self, number: u64, arguments: [u64; 4]) -> Result<u64, Status> {
         assert_eq!(self.enter(number, arguments), Next::Run);
-        let frame = self.kernel.threads.current_thread().frame();
+        let frame = self.frame();
         match Status::from_raw(frame.rax) {
             Some(Status::Ok) => Ok(frame.rdx),
             Some(status) => Err(status),

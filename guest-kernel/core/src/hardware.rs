@@ -3,6 +3,9 @@
 
 use bulkhead_abi::restricted::RestrictedState;
 
+use crate::objects::memory::{Memory, Ref};
+use crate::objects::thread::Thread;
+
 /// Entries of a page table.
 pub const TABLE_ENTRIES: usize = 512;
 
@@ -26,13 +29,18 @@ impl PhysPage {
     }
 }
 
-/// The machine under the kernel.
-pub trait Hardware {
+/// The machine under the kernel: the memory that objects lie in, and the rest.
+pub trait Hardware: Memory {
     /// The 512 words of a page: a page table, or memory about to be zeroed or linked into a free
     /// list. Never a page that user mode can reach at this moment.
     fn words(&mut self, page: PhysPage) -> &mut [u64; TABLE_ENTRIES];
-    /// The restricted state at the start of a page that user mode can reach.
-    fn restricted_state(&mut self, page: PhysPage) -> &mut RestrictedState;
+    /// A thread, and the restricted state at the start of a page that user mode can reach, where no
+    /// object lies.
+    fn restricted_state(
+        &mut self,
+        thread: Ref<Thread>,
+        page: PhysPage,
+    ) -> (&mut Thread, &mut RestrictedState);
     /// Forgets the translation of one page.
     fn invalidate(&mut self, address: u64);
     /// Forgets all translations of user addresses.

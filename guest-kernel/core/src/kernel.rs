@@ -3,12 +3,30 @@
 
 use bulkhead_abi::syscall::{RESTRICTED_ENTER, Status};
 
-use crate::capability::CNode;
+use crate::calls::{Outcome, Refusal};
+use crate::frame::Frame;
 use crate::hardware::{Hardware, PhysPage};
+use crate::objects::Objects;
+use crate::objects::capability::{Capability, Kind};
+use crate::objects::fault::Fault;
+use crate::objects::memory::Ref;
+use crate::objects::thread::{Mode, Thread, ThreadSlot};
 use crate::paging::AddressSpace;
-use crate::restricted::Exit;
-use crate::thread::{Mode, QUANTUM_MS, StatePage, Threads};
+use crate::restricted::{Exit, StatePage};
 use crate::untyped::Untyped;
+
+/// How long a thread of the first scheduling context runs while others are ready, in milliseconds.
+pub(crate) const QUANTUM_MS: u64 = 10;
+
+/// Services of the kernel that are no objects in memory; see [`Capability::service`].
+pub mod service {
+    /// The console.
+    pub const CONSOLE: u64 = 1;
+    /// The partition: its end.
+    pub const PARTITION: u64 = 2;
+    /// The pool that memory is mapped from.
+    pub const POOL: u64 = 3;
+}
 
 /// Why the CPU entered the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,31 +57,11 @@ pub enum Next {
     End(u8),
 }
 
-/// What a system call wants, beyond its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// Answer `Ok` with this value.
-    Value(u64),
-    /// The registers are set: resume.
-    Resume,
-    /// Execute the call again, after pending interrupts.
-    Restart,
-    /// Execute the call again when the thread, which waits now, is ready.
-    RestartLater,
-    /// Answer `Ok`, and let others run (the thread may be waiting).
-    Switch,
-    /// The thread is gone: let others run.
-    Gone,
-    /// End the partition.
-    End(u8),
-}
-
 /// Everything the kernel knows.
 #[derive(Debug)]
-pub struct Kernel {
-    /// All threads.
-    pub threads: Threads,
-    pub(crate) root: CNode,
+pub struct Kernel<H> {
+    /// All objects, and the machine that they lie in.
+    pub objects: Objects<H>,
     pub(crate) untyped: Untyped,
     pub(crate) space: Option<AddressSpace>,
     pub(crate) state_page: Option<StatePage>,
@@ -71,24 +69,18 @@ pub struct Kernel {
     deadline: Option<u64>,
 }
 
-impl Kernel {
+impl<H: Hardware> Kernel<H> {
     /// A kernel without memory, threads or capabilities.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn new(hardware: H) -> Self {
         Self {
-            threads: Threads::new(),
-            root: CNode::new(),
+            objects: Objects::new(hardware),
             untyped: Untyped::new(),
             space: None,
             state_page: None,
             tsc_khz: 1,
             deadline: None,
         }
-    }
-
-    pub(crate) const fn set_clock(&mut self, tsc_khz: u64) {
-        self.tsc_khz = tsc_khz;
-        self.threads.set_quantum(tsc_khz.saturating_mul(QUANTUM_MS));
     }
 
     pub(crate) fn space(&self) -> Result<AddressSpace, Status> {
@@ -101,14 +93,29 @@ impl Kernel {
         self.deadline
     }
 
+    /// The frame of the running thread.
+    #[inline]
+    pub fn frame(&mut self) -> Option<&mut Frame> {
+        let thread = self.objects.current()?;
+        Some(self.objects.memory.get_mut(thread).active_frame())
+    }
+
     /// Page table root that the running thread needs, or `None` before there is an address space.
     #[must_use]
-    pub fn page_table_root(&mut self) -> Option<PhysPage> {
+    #[inline]
+    pub fn page_table_root(&self) -> Option<PhysPage> {
         let space = self.space?;
-        Some(match self.threads.current_thread().mode {
+        let thread = self.objects.current()?;
+        Some(match self.objects.memory.get(thread).mode() {
             Mode::Native => space.root(),
             Mode::Restricted => space.restricted_root(),
         })
+    }
+
+    /// FS and GS base of a thread that does not run.
+    pub fn bases(&mut self, thread: Ref<Thread>) -> (&mut u64, &mut u64) {
+        let thread = self.objects.memory.get_mut(thread);
+        (&mut thread.fs_base, &mut thread.gs_base)
     }
 
     /// Acts on a trap that came while the running thread ran.
@@ -116,142 +123,158 @@ impl Kernel {
     /// The way of a Linux program's system calls, into its personality and back, is kept apart
     /// from everything else so that it needs few registers and no stack.
     #[inline]
-    pub fn trap(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
-        let thread = self.threads.current_thread();
+    pub fn trap(&mut self, trap: Trap) -> Next {
+        let Some(thread) = self.objects.current() else {
+            return Next::Idle;
+        };
         if trap == Trap::Syscall {
-            if thread.mode == Mode::Restricted {
-                self.restricted_leave(hardware, Exit::Syscall);
+            let found = self.objects.memory.get(thread);
+            if found.mode() == Mode::Restricted {
+                self.restricted_leave(thread, Exit::Syscall);
                 return Next::Run;
             }
-            if thread.native.rax == RESTRICTED_ENTER
-                && self.restricted_enter(hardware) == Ok(Outcome::Resume)
-            {
+            if found.frame.rax == RESTRICTED_ENTER && self.restricted_enter(thread).is_ok() {
                 return Next::Run;
             }
         }
-        self.other_trap(hardware, trap)
+        self.other_trap(thread, trap)
     }
 
     #[inline(never)]
-    fn other_trap(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
-        match (trap, self.threads.current_thread().mode) {
-            (Trap::Syscall, Mode::Native) => self.syscall(hardware),
-            (Trap::Syscall, Mode::Restricted) => {
-                self.restricted_leave(hardware, Exit::Syscall);
-                Next::Run
-            }
-            (Trap::Exception { address }, Mode::Native) => self.fault(hardware, address),
+    fn other_trap(&mut self, thread: Ref<Thread>, trap: Trap) -> Next {
+        match (trap, self.objects.memory.get(thread).mode()) {
+            (Trap::Syscall, _) => self.syscall(thread),
+            (Trap::Exception { address }, Mode::Native) => self.exception(thread, address),
             (Trap::Exception { address }, Mode::Restricted) => {
-                self.restricted_leave(hardware, Exit::Exception { address });
+                self.restricted_leave(thread, Exit::Exception { address });
                 Next::Run
             }
-            (Trap::Timer | Trap::ConsoleInput | Trap::Stray, _) => self.interrupt(hardware, trap),
+            (Trap::Timer | Trap::ConsoleInput | Trap::Stray, _) => self.wake(trap),
         }
     }
 
-    /// Acts on an interrupt that came while the CPU idled.
-    pub fn wake(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
-        self.interrupt(hardware, trap)
-    }
-
-    fn interrupt(&mut self, hardware: &mut impl Hardware, trap: Trap) -> Next {
-        if trap == Trap::Stray {
-            return if self.threads.current_is_ready() {
-                Next::Run
-            } else {
-                Next::Idle
-            };
-        }
+    /// Acts on an interrupt, also one that came while the CPU idled.
+    pub fn wake(&mut self, trap: Trap) -> Next {
         if trap == Trap::ConsoleInput {
-            self.threads.wake_readers();
+            self.objects.wake_readers();
         }
-        let now = hardware.now();
-        self.threads.wake_sleepers(now);
-        if self.threads.current_is_ready() && !self.threads.quantum_is_over(now) {
-            self.deadline = self.threads.deadline();
-            return Next::Run;
-        }
-        self.switch(now)
+        self.schedule()
     }
 
-    fn syscall(&mut self, hardware: &mut impl Hardware) -> Next {
-        let called = self.call(hardware);
-        let frame = self.threads.current_thread().frame();
-        let outcome = match called {
-            Ok(outcome) => outcome,
-            Err(status) => {
-                frame.rax = status as u64;
-                frame.rdx = 0;
-                return Next::Run;
-            }
-        };
-        match outcome {
-            Outcome::Value(value) => {
-                frame.rax = Status::Ok as u64;
-                frame.rdx = value;
-                Next::Run
-            }
-            Outcome::Resume => Next::Run,
-            Outcome::Restart => {
-                frame.restart_syscall();
-                Next::Run
-            }
-            Outcome::RestartLater => {
-                frame.restart_syscall();
-                self.switch(hardware.now())
-            }
-            Outcome::Switch => {
-                frame.rax = Status::Ok as u64;
-                frame.rdx = 0;
-                self.switch(hardware.now())
-            }
-            Outcome::Gone => self.switch(hardware.now()),
-            Outcome::End(status) => Next::End(status),
-        }
-    }
-
-    fn switch(&mut self, now: u64) -> Next {
-        let next = if self.threads.switch(now) {
+    /// Says who runs next, as time and threads are now.
+    pub(crate) fn schedule(&mut self) -> Next {
+        let now = self.objects.memory.now();
+        let next = self.objects.schedule(now);
+        self.deadline = self.objects.deadline();
+        if next.is_some() {
             Next::Run
         } else {
             Next::Idle
+        }
+    }
+
+    fn syscall(&mut self, thread: Ref<Thread>) -> Next {
+        let called = self.call(thread);
+        let frame = &mut self.objects.memory.get_mut(thread).frame;
+        match called {
+            Ok(Outcome::Done) => frame.rax = Status::Ok as u64,
+            Ok(Outcome::Value(value)) => {
+                frame.rax = Status::Ok as u64;
+                frame.rdx = value;
+            }
+            Ok(Outcome::Values([rdx, r8])) => {
+                frame.rax = Status::Ok as u64;
+                frame.rdx = rdx;
+                frame.r8 = r8;
+            }
+            Ok(Outcome::Answered) => {}
+            Ok(Outcome::Restart) | Err(Refusal::Again) => frame.restart_syscall(),
+            Ok(Outcome::End(status)) => return Next::End(status),
+            Err(Refusal::Refused(status, None)) => {
+                frame.rax = status as u64;
+                frame.rdx = 0;
+            }
+            Err(Refusal::Refused(status, Some([rdx, r8]))) => {
+                frame.rax = status as u64;
+                frame.rdx = rdx;
+                frame.r8 = r8;
+            }
+            Err(Refusal::Unknown) => return self.unknown_call(thread),
+        }
+        self.settle()
+    }
+
+    /// Lets the running thread go on where nothing has changed about that.
+    pub(crate) fn settle(&mut self) -> Next {
+        if self.objects.is_settled() {
+            Next::Run
+        } else {
+            self.schedule()
+        }
+    }
+
+    /// A system call that there is none of is a fault for who has a handler, and a status for all
+    /// others.
+    fn unknown_call(&mut self, thread: Ref<Thread>) -> Next {
+        if self.fault_handler(thread).kind() == Kind::Endpoint {
+            let number = self.objects.memory.get(thread).frame.rax;
+            self.objects.fault(thread, Fault::UnknownCall { number });
+        } else {
+            let frame = &mut self.objects.memory.get_mut(thread).frame;
+            frame.rax = Status::UnknownCall as u64;
+            frame.rdx = 0;
+        }
+        self.settle()
+    }
+
+    fn fault_handler(&self, thread: Ref<Thread>) -> Capability {
+        self.objects
+            .capability(thread.slot(ThreadSlot::FaultHandler))
+    }
+
+    /// A native program did what it may not: its handler is told. Where that is the partition, it
+    /// is reported and the partition ends.
+    fn exception(&mut self, thread: Ref<Thread>, address: u64) -> Next {
+        let frame = self.objects.memory.get(thread).frame;
+        if self.fault_handler(thread) == Capability::service(Kind::Service, service::PARTITION) {
+            let ending = Ending::of(frame.vector);
+            self.objects.memory.report(format_args!(
+                "bulkhead: the program's thread {:#x} ended by {} at {:#x} (address {address:#x}, \
+                 error code {:#x}, stack {:#x})",
+                thread.address(),
+                ending.name,
+                frame.rip,
+                frame.error_code,
+                frame.rsp
+            ));
+            return Next::End(ending.status);
+        }
+        let fault = match frame.vector {
+            PAGE_FAULT => Fault::Memory {
+                address,
+                code: frame.error_code,
+            },
+            vector => Fault::Exception {
+                vector,
+                code: frame.error_code,
+            },
         };
-        self.deadline = self.threads.deadline();
-        next
-    }
-
-    pub(crate) fn update_deadline(&mut self) {
-        self.deadline = self.threads.deadline();
-    }
-
-    /// A native program did what it may not: it is reported and the partition ends.
-    fn fault(&mut self, hardware: &mut impl Hardware, address: u64) -> Next {
-        let number = self.threads.current();
-        let frame = *self.threads.current_thread().frame();
-        let fault = Fault::of(frame.vector);
-        hardware.report(format_args!(
-            "bulkhead: the program's thread {number} ended by {} at {:#x} (address {address:#x}, \
-             error code {:#x}, stack {:#x})",
-            fault.name, frame.rip, frame.error_code, frame.rsp
-        ));
-        Next::End(fault.status)
+        self.objects.fault(thread, fault);
+        self.settle()
     }
 }
 
-impl Default for Kernel {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+/// Vector of a page fault.
+const PAGE_FAULT: u64 = 14;
 
-/// How a fault of a native program is reported.
-struct Fault {
+/// How the end of a partition by a fault is reported.
+struct Ending {
     name: &'static str,
     /// 128 + the signal that Linux sends for it.
     status: u8,
 }
 
-impl Fault {
+impl Ending {
     const fn of(vector: u64) -> Self {
         let (name, status) = match vector {
             0 => ("a division error", 128 + 8),
@@ -259,7 +282,7 @@ impl Fault {
             3 => ("a breakpoint", 128 + 5),
             6 => ("an invalid instruction", 128 + 4),
             13 => ("a protection fault", 128 + 11),
-            14 => ("a page fault", 128 + 11),
+            PAGE_FAULT => ("a page fault", 128 + 11),
             17 => ("a misaligned access", 128 + 7),
             16 | 19 => ("a floating-point error", 128 + 8),
             _ => ("an exception", 128 + 11),

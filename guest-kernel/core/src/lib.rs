@@ -9,14 +9,13 @@
 //! | --- | --- |
 //! | [`boot`] | from `BootInfo` to a first thread that can run |
 //! | [`calls`] | the system calls |
-//! | [`capability`] | the root CNode |
 //! | [`elf`] | the checked reader of program images |
 //! | [`frame`] | a thread's registers |
 //! | [`hardware`] | what the logic asks of the machine |
 //! | [`kernel`] | the kernel's state and its trap dispatch |
+//! | [`objects`] | kernel objects and the capabilities to them |
 //! | [`paging`] | address spaces |
 //! | [`restricted`] | entering and leaving restricted mode |
-//! | [`thread`] | threads and who runs next |
 //! | [`untyped`] | free memory |
 //! | [`user`] | user addresses, an allegation until checked |
 #![no_std]
@@ -24,7 +23,6 @@
 
 pub mod boot;
 pub mod calls;
-pub mod capability;
 pub mod elf;
 pub mod frame;
 pub mod hardware;
@@ -32,7 +30,6 @@ pub mod kernel;
 pub mod objects;
 pub mod paging;
 pub mod restricted;
-pub mod thread;
 pub mod untyped;
 pub mod user;
 

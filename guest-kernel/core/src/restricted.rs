@@ -7,10 +7,12 @@ use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
 use bulkhead_abi::restricted::{REASON_EXCEPTION, REASON_SYSCALL, RestrictedState};
 use bulkhead_abi::syscall::Status;
 
+use crate::calls::{Outcome, Refusal};
 use crate::frame::{Frame, USER_CODE, USER_DATA, user_flags};
-use crate::hardware::Hardware;
-use crate::kernel::{Kernel, Outcome};
-use crate::thread::{Mode, StatePage};
+use crate::hardware::{Hardware, PhysPage};
+use crate::kernel::Kernel;
+use crate::objects::memory::Ref;
+use crate::objects::thread::{Mode, Thread};
 use crate::user::UserRange;
 
 /// Why the program left restricted mode.
@@ -20,63 +22,65 @@ pub(crate) enum Exit {
     Exception { address: u64 },
 }
 
-impl Kernel {
-    /// `RESTRICTED_BIND`. Once for one thread of the partition: see [`crate::thread`] for why.
+/// The page through which a thread and the kernel pass restricted state. There is one in a
+/// partition: the FPU and its descendants are not switched between threads, so only one thread's
+/// program may have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StatePage {
+    pub(crate) address: u64,
+}
+
+impl<H: Hardware> Kernel<H> {
+    /// `RESTRICTED_BIND`. Once for one thread of the partition.
     pub(crate) fn restricted_bind(
         &mut self,
-        hardware: &mut impl Hardware,
+        thread: Ref<Thread>,
         address: u64,
-    ) -> Result<Outcome, Status> {
+    ) -> Result<Outcome, Refusal> {
         UserRange::pages(address, PAGE_SIZE)?;
         if self.state_page.is_some() {
-            return Err(Status::DeleteFirst);
+            return Err(Status::DeleteFirst.into());
         }
         let space = self.space()?;
         let (physical, _) = space
-            .translate(hardware, address, true)
+            .translate(&mut self.objects.memory, address, true)
             .ok_or(Status::InvalidAddress)?;
-        let page = crate::hardware::PhysPage::new(physical);
-        self.state_page = Some(StatePage {
-            thread: self.threads.current(),
-            address,
-            page,
-        });
+        self.state_page = Some(StatePage { address });
+        self.objects.memory.get_mut(thread).state_page = physical;
         Ok(Outcome::Value(0))
     }
 
     /// `RESTRICTED_ENTER`. A refusal changes nothing.
     #[inline]
-    pub(crate) fn restricted_enter(
-        &mut self,
-        hardware: &mut impl Hardware,
-    ) -> Result<Outcome, Status> {
-        let current = self.threads.current();
-        let page = match self.state_page {
-            Some(bound) if bound.thread == current => bound.page,
-            _ => return Err(Status::InvalidArgument),
-        };
-        let state = hardware.restricted_state(page);
+    pub(crate) fn restricted_enter(&mut self, thread: Ref<Thread>) -> Result<Outcome, Refusal> {
+        let page = self.objects.memory.get(thread).state_page;
+        if page == 0 {
+            return Err(Status::InvalidArgument.into());
+        }
+        let (thread, state) = self
+            .objects
+            .memory
+            .restricted_state(thread, PhysPage::new(page));
         // `iretq` to an address that is not canonical would fault in the kernel.
         if state.rip >= USER_END {
-            return Err(Status::InvalidArgument);
+            return Err(Status::InvalidArgument.into());
         }
-        let thread = self.threads.current_thread();
         load(&mut thread.restricted, state);
         // What the call returns when the program comes back.
-        thread.native.rax = Status::Ok as u64;
-        thread.native.rdx = 0;
-        thread.mode = Mode::Restricted;
-        Ok(Outcome::Resume)
+        thread.frame.rax = Status::Ok as u64;
+        thread.frame.rdx = 0;
+        thread.set_mode(Mode::Restricted);
+        Ok(Outcome::Answered)
     }
 
     /// Goes back from the program to its personality.
     #[inline]
-    pub(crate) fn restricted_leave(&mut self, hardware: &mut impl Hardware, exit: Exit) {
-        let Some(bound) = self.state_page else { return };
-        let thread = self.threads.current_thread();
-        thread.mode = Mode::Native;
+    pub(crate) fn restricted_leave(&mut self, thread: Ref<Thread>, exit: Exit) {
+        // A thread gets into restricted mode with a page alone, and keeps it.
+        let page = PhysPage::new(self.objects.memory.get(thread).state_page);
+        let (thread, state) = self.objects.memory.restricted_state(thread, page);
+        thread.set_mode(Mode::Native);
         let frame = &thread.restricted;
-        let state = hardware.restricted_state(bound.page);
         store(state, frame);
         match exit {
             Exit::Syscall => state.reason = REASON_SYSCALL,
@@ -141,8 +145,10 @@ mod tests {
     use bulkhead_abi::syscall::{self, slot};
 
     use super::*;
+    use crate::calls::tests::spawn;
     use crate::fake::{PROGRAM, Partition};
     use crate::kernel::{Next, Trap};
+    use crate::objects::memory::Memory;
 
     /// The page of the fake program that is data, and its state page.
     const STATE: u64 = PROGRAM + 0x2000;
@@ -154,14 +160,16 @@ mod tests {
     }
 
     fn state(p: &mut Partition) -> &mut RestrictedState {
-        let page = p.kernel.state_page.unwrap().page;
-        p.hardware.restricted_state(page)
+        let thread = p.kernel.objects.current().unwrap();
+        let page = p.kernel.objects.memory.get(thread).state_page;
+        let machine = p.hardware();
+        machine.restricted_state(thread, PhysPage::new(page)).1
     }
 
     #[test]
     fn registers_go_in_and_come_out() {
         let mut p = bound();
-        let native = *p.kernel.threads.current_thread().frame();
+        let native = *p.frame();
         let program = RestrictedState {
             rax: 1,
             rbx: 2,
@@ -188,7 +196,7 @@ mod tests {
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
         let restricted = p.kernel.space.unwrap().restricted_root();
         assert_eq!(p.kernel.page_table_root(), Some(restricted));
-        let frame = p.kernel.threads.current_thread().frame();
+        let frame = p.frame();
         assert_eq!((frame.rax, frame.r15, frame.rip), (1, 16, 0x40_0000));
         assert_eq!((frame.cs, frame.ss), (USER_CODE, USER_DATA));
         assert_eq!(p.trap(Trap::Syscall), Next::Run);
@@ -200,7 +208,7 @@ mod tests {
             }
         );
         assert_eq!(p.kernel.page_table_root(), full);
-        let back = *p.kernel.threads.current_thread().frame();
+        let back = *p.frame();
         let answered = Frame {
             rax: 0,
             rdx: 0,
@@ -217,7 +225,7 @@ mod tests {
         let mut p = bound();
         state(&mut p).rip = 0x40_0000;
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
-        let frame = p.kernel.threads.current_thread().frame();
+        let frame = p.frame();
         (frame.vector, frame.error_code) = (14, 6);
         assert_eq!(p.trap(Trap::Exception { address: 0xdead }), Next::Run);
         let seen = *state(&mut p);
@@ -228,7 +236,7 @@ mod tests {
             seen.fault_address,
         );
         assert_eq!(found, (REASON_EXCEPTION, 14, 6, 0xdead));
-        assert!(p.hardware.reports.is_empty());
+        assert!(p.hardware().reports.is_empty());
     }
 
     #[test]
@@ -236,7 +244,7 @@ mod tests {
         let mut p = bound();
         state(&mut p).rflags = u64::MAX;
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
-        let flags = p.kernel.threads.current_thread().frame().rflags;
+        let flags = p.frame().rflags;
         assert_eq!(flags, user_flags(u64::MAX));
         let _ = p.trap(Trap::Syscall);
         for rip in [USER_END, 1 << 63, u64::MAX] {
@@ -249,6 +257,7 @@ mod tests {
     #[test]
     fn the_state_page_is_bound_once_and_stays() {
         let mut p = Partition::usual();
+        let first = p.kernel.objects.current();
         let enter = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
         assert_eq!(enter, Err(Status::InvalidArgument));
         for (address, status) in [
@@ -269,12 +278,9 @@ mod tests {
         let unmap = [slot::ADDRESS_SPACE, PROGRAM, 0x4000, 0];
         assert_eq!(p.call(syscall::UNMAP, unmap), Err(Status::InvalidAddress));
         // A second thread cannot enter with the first one's page.
-        assert_eq!(
-            p.call(syscall::THREAD_SPAWN, [PROGRAM, PROGRAM, 0, 0]),
-            Ok(1)
-        );
+        spawn(&mut p, slot::FREE);
         let _ = p.enter(syscall::YIELD, [0; 4]);
-        assert_eq!(p.kernel.threads.current(), 1);
+        assert_ne!(p.kernel.objects.current(), first);
         let theirs = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
         assert_eq!(theirs, Err(Status::InvalidArgument));
     }
@@ -282,20 +288,18 @@ mod tests {
     #[test]
     fn preemption_in_restricted_mode_comes_back_to_it() {
         let mut p = bound();
+        let first = p.kernel.objects.current();
         state(&mut p).rip = 0x40_0000;
-        assert_eq!(
-            p.call(syscall::THREAD_SPAWN, [PROGRAM, PROGRAM, 0, 0]),
-            Ok(1)
-        );
+        spawn(&mut p, slot::FREE);
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
         let restricted = p.kernel.page_table_root();
-        p.hardware.now = u64::MAX / 2;
+        p.hardware().now = u64::MAX / 2;
         assert_eq!(p.trap(Trap::Timer), Next::Run);
-        assert_eq!(p.kernel.threads.current(), 1);
+        assert_ne!(p.kernel.objects.current(), first);
         assert_ne!(p.kernel.page_table_root(), restricted);
         let _ = p.enter(syscall::YIELD, [0; 4]);
-        assert_eq!(p.kernel.threads.current(), 0);
+        assert_eq!(p.kernel.objects.current(), first);
         assert_eq!(p.kernel.page_table_root(), restricted);
-        assert_eq!(p.kernel.threads.current_thread().frame().rip, 0x40_0000);
+        assert_eq!(p.frame().rip, 0x40_0000);
     }
 }

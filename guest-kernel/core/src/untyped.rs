@@ -140,6 +140,19 @@ impl Untyped {
         Some(PhysPage::new(range.high))
     }
 
+    /// Takes a zeroed block of `1 << bits` bytes, aligned to its size, from the end of fresh memory.
+    /// What lies behind it stays unused.
+    pub(crate) fn take_block(&mut self, bits: u32) -> Option<u64> {
+        let ranges = self.ranges.get_mut(..self.used_ranges)?;
+        ranges.iter_mut().rev().find_map(|range| {
+            let at = range.high >> bits << bits;
+            let at = at.checked_sub(1 << bits).filter(|at| *at >= range.low)?;
+            self.fresh_pages -= (range.high - at) / PAGE_SIZE;
+            range.high = at;
+            Some(at)
+        })
+    }
+
     /// Takes back `pages` contiguous pages with whatever is in them. No table maps them any more.
     pub(crate) fn give_back(&mut self, hardware: &mut impl Hardware, first: PhysPage, pages: u64) {
         let [link, len, ..] = hardware.words(first);

@@ -3,8 +3,10 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_paths::{MARK, ROUNDS, is_marked, steady};
-use bulkhead_runtime::abi::syscall::{
-    CONSOLE_WRITE, MAP, PROTECT, THREAD_EXIT, THREAD_SPAWN, UNMAP, YIELD, rights, slot,
+use bulkhead_runtime::abi::object::{RIGHTS_ALL, TYPE_ENDPOINT, ThreadRegisters};
+use bulkhead_runtime::abi::syscall::{CONSOLE_WRITE, MAP, PROTECT, UNMAP, YIELD, rights, slot};
+use bulkhead_runtime::object::{
+    CNODE, Configuration, EMPTY_REGISTERS, FIRST_THREAD, Place, Thread, Untyped,
 };
 use bulkhead_runtime::program_main;
 use bulkhead_runtime::syscall::raw;
@@ -12,13 +14,15 @@ use bulkhead_runtime::syscall::raw;
 program_main!(main);
 
 /// Every path, in the order of the table.
-const PATHS: [fn(); 6] = [
+const PATHS: [fn(); 8] = [
     null_call,
     console_write,
     pages,
     yield_alone,
     yield_to_another,
     threads,
+    notifications,
+    capabilities,
 ];
 
 fn main() {
@@ -88,47 +92,108 @@ struct Stack([u8; 4096]);
 /// Where the second thread runs, from one end to the next.
 static mut STACK: Stack = Stack([0; 4096]);
 
-/// Starts the second thread; the one before it has ended.
-fn spawn(entry: extern "C" fn(u64) -> !, argument: u64) {
-    // A call would have pushed a return address: the entry function expects 8 off 16.
-    let top = &raw const STACK as u64 + size_of::<Stack>() as u64 - 8;
-    call(THREAD_SPAWN, [entry as *const () as u64, top, argument, 0]);
+/// The second thread, stopped, with time of its own; none where an object could not be made.
+fn second() -> Option<Thread> {
+    let memory = Untyped(slot::MEMORY);
+    let (thread, context) = (memory.thread().ok()?, memory.sched_context().ok()?);
+    thread.configure(Configuration::OWN).ok()?;
+    thread.set_priority(FIRST_THREAD, 128, 255).ok()?;
+    context.configure(TURN_NS, TURN_NS).ok()?;
+    context.bind(thread).ok()?;
+    Some(thread)
 }
 
-fn exit() -> ! {
+/// How long a thread runs while others are ready.
+const TURN_NS: u64 = 10_000_000;
+
+/// Starts the second thread at `entry`.
+fn start(thread: Thread, entry: extern "C" fn(u64, u64) -> !, is_marked: bool) {
+    let registers = ThreadRegisters {
+        rip: entry as *const () as u64,
+        // A call would have pushed a return address: the entry function expects 8 off 16.
+        rsp: &raw const STACK as u64 + size_of::<Stack>() as u64 - 8,
+        rdi: thread.0,
+        rsi: is_marked.into(),
+        ..EMPTY_REGISTERS
+    };
+    if is_marked {
+        mark("thread set registers and resume");
+    }
+    // SAFETY: the entry functions never return, and the stack is the thread's own.
+    let _ = unsafe { thread.set_registers(&registers, true) };
+}
+
+fn stop(own: u64, is_marked: bool) -> ! {
     loop {
-        call(THREAD_EXIT, [0; 4]);
+        if is_marked {
+            mark("thread suspend itself, to another thread");
+        }
+        let _ = Thread(own).suspend();
     }
 }
 
 /// The threads take turns: each yield is a switch to the other.
 fn yield_to_another() {
     static STOP: AtomicBool = AtomicBool::new(false);
-    extern "C" fn partner(_: u64) -> ! {
+    extern "C" fn partner(own: u64, _: u64) -> ! {
         while !STOP.load(Ordering::Relaxed) {
             yield_now();
         }
-        exit()
+        stop(own, false)
     }
-    spawn(partner, 0);
+    let Some(thread) = second() else { return };
+    start(thread, partner, false);
     steady(|| mark("yield, to another thread"), yield_now);
     STOP.store(true, Ordering::Relaxed);
     yield_now();
 }
 
-/// A thread that ends as soon as it may run.
+/// A thread that stops as soon as it may run.
 fn threads() {
-    extern "C" fn ends(is_marked: u64) -> ! {
-        if is_marked != 0 {
-            mark("thread exit, to another thread");
-        }
-        exit()
+    extern "C" fn ends(own: u64, is_marked: u64) -> ! {
+        stop(own, is_marked != 0)
     }
+    let Some(thread) = second() else { return };
+    for round in 0..ROUNDS {
+        start(thread, ends, is_marked(round));
+        yield_now();
+    }
+}
+
+/// Notifications that nobody waits for.
+fn notifications() {
+    let Ok(notification) = Untyped(slot::MEMORY).notification() else {
+        return;
+    };
     for round in 0..ROUNDS {
         if is_marked(round) {
-            mark("thread spawn");
+            mark("signal, nobody waits");
         }
-        spawn(ends, is_marked(round).into());
-        yield_now();
+        let _ = notification.signal();
+        if is_marked(round) {
+            mark("poll, signalled");
+        }
+        let _ = notification.poll();
+    }
+}
+
+/// An object made and deleted, its memory used once before.
+fn capabilities() {
+    let memory = Untyped(slot::MEMORY);
+    let (object, copy) = (Place::own(slot::FREE + 100), Place::own(slot::FREE + 101));
+    for round in 0..ROUNDS {
+        let step = |name| {
+            if is_marked(round) {
+                mark(name);
+            }
+        };
+        step("retype, one endpoint");
+        let _ = memory.retype(TYPE_ENDPOINT, 0, CNODE, object.index, 1);
+        step("copy");
+        let _ = copy.copy(object, RIGHTS_ALL);
+        step("delete, a copy");
+        let _ = copy.delete();
+        step("delete, the last to an endpoint");
+        let _ = object.delete();
     }
 }

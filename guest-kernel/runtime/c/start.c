@@ -24,7 +24,7 @@ __asm__(".section .text.program_start, \"ax\"\n"
 static _Noreturn void end(uint64_t status)
 {
     for (;;)
-        bulkhead_exit(status & 0xff);
+        bulkhead_exit(BULKHEAD_SLOT_PARTITION, status & 0xff);
 }
 
 static _Noreturn void refuse(const char *why)

@@ -31,6 +31,9 @@
 //! | [`console`] | printing and reading |
 //! | [`environment`] | arguments, environment, modules, granted devices |
 //! | [`heap`] | the global allocator |
+//! | [`message`] | messages |
+//! | [`object`] | capabilities to kernel objects |
+//! | [`slots`] | free slots of the program's CNode |
 //! | [`start`] | entry, panics, exit |
 //! | [`syscall`] | the raw system calls; nobody else executes `syscall` |
 //! | [`thread`] | threads |
@@ -43,6 +46,9 @@ pub mod capability;
 pub mod console;
 pub mod environment;
 pub mod heap;
+pub mod message;
+pub mod object;
+pub mod slots;
 pub mod start;
 pub mod syscall;
 pub mod thread;

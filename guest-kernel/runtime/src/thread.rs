@@ -1,15 +1,20 @@
-//! Threads of the program, preempted by the kernel round robin.
+//! Threads of the program, which take turns.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_abi::layout::PAGE_SIZE;
-use bulkhead_abi::syscall::{Status, THREAD_EXIT, THREAD_SPAWN, YIELD, rights};
+use bulkhead_abi::object::ThreadRegisters;
+use bulkhead_abi::syscall::{Status, YIELD, rights, slot};
+use lock_api::Mutex;
 
-use crate::capability::{ADDRESS_SPACE, UNTYPED};
-use crate::syscall::{call, raw};
+use crate::capability::UNTYPED;
+use crate::heap::YieldLock;
+use crate::object::{Configuration, EMPTY_REGISTERS, FIRST_THREAD, Thread, Untyped};
+use crate::syscall::raw;
 use crate::time;
 
 /// Bytes of a thread's stack.
@@ -21,7 +26,59 @@ const STACK_STRIDE: u64 = STACK_BYTES + PAGE_SIZE;
 /// How long [`JoinHandle::join`] sleeps between two looks.
 const JOIN_POLL_NS: u64 = 200_000;
 
-static NEXT_STACK: AtomicU64 = AtomicU64::new(STACKS_START);
+/// How long a thread runs while others of its priority are ready.
+const TURN_NS: u64 = 10_000_000;
+/// Priority of the program's threads, which its first one has.
+const PRIORITY: u64 = 128;
+/// The highest priority that they may give.
+const CEILING: u64 = 255;
+
+/// What a thread runs with. It is used again once the thread has ended.
+#[derive(Clone, Copy)]
+struct Vessel {
+    thread: Thread,
+    /// Lowest address of its stack.
+    stack: u64,
+}
+
+/// Vessels that nobody uses, and how many there are.
+struct Vessels {
+    free: Vec<Vessel>,
+    made: u64,
+}
+
+static VESSELS: Mutex<YieldLock, Vessels> = Mutex::new(Vessels {
+    free: Vec::new(),
+    made: 0,
+});
+
+impl Vessel {
+    fn new(number: u64) -> Result<Self, Status> {
+        let stack = STACKS_START + number * STACK_STRIDE + PAGE_SIZE;
+        let memory = Untyped(slot::MEMORY);
+        let thread = memory.thread()?;
+        let context = memory.sched_context()?;
+        thread.configure(Configuration::OWN)?;
+        thread.set_priority(FIRST_THREAD, PRIORITY, CEILING)?;
+        context.configure(TURN_NS, TURN_NS)?;
+        context.bind(thread)?;
+        UNTYPED.map(stack..stack + STACK_BYTES, rights::READ | rights::WRITE)?;
+        Ok(Self { thread, stack })
+    }
+
+    fn take() -> Result<Self, Status> {
+        let mut vessels = VESSELS.lock();
+        if let Some(vessel) = vessels.free.pop() {
+            return Ok(vessel);
+        }
+        let vessel = Self::new(vessels.made)?;
+        vessels.made += 1;
+        // So that giving one back needs no memory.
+        let made = vessels.made as usize;
+        vessels.free.reserve(made);
+        Ok(vessel)
+    }
+}
 
 /// What a thread leaves behind.
 struct Packet<T> {
@@ -40,49 +97,55 @@ pub struct JoinHandle<T> {
 /// Starts a thread.
 ///
 /// # Errors
-/// [`Status::NotEnoughMemory`] when there is no memory for its stack, or no free thread.
+/// [`Status::NotEnoughMemory`] when there is no memory for it.
 pub fn spawn<T, F>(f: F) -> Result<JoinHandle<T>, Status>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    // Stacks are not reused: the thread that ends one still stands on it.
-    let stack = NEXT_STACK.fetch_add(STACK_STRIDE, Ordering::Relaxed) + PAGE_SIZE;
-    UNTYPED.map(stack..stack + STACK_BYTES, rights::READ | rights::WRITE)?;
+    let vessel = Vessel::take()?;
     let packet = Arc::new(Packet {
         done: AtomicBool::new(false),
         value: UnsafeCell::new(None),
     });
     let theirs = Arc::clone(&packet);
-    let body: Box<dyn FnOnce() + Send> = Box::new(move || {
+    let body: Body = Box::new(move || {
         let value = f();
         // SAFETY: nobody reads the value before `done`.
         unsafe { *theirs.value.get() = Some(value) };
         theirs.done.store(true, Ordering::Release);
     });
-    let argument = Box::into_raw(Box::new(body));
-    let entry = thread_entry as *const () as u64;
-    // A call would have pushed a return address: the entry function expects 8 off 16.
-    let stack_top = stack + STACK_BYTES - 8;
+    let argument = Box::into_raw(Box::new((vessel, body)));
+    let registers = ThreadRegisters {
+        rip: thread_entry as *const () as u64,
+        // A call would have pushed a return address: the entry function expects 8 off 16.
+        rsp: vessel.stack + STACK_BYTES - 8,
+        rdi: argument as u64,
+        ..EMPTY_REGISTERS
+    };
     // SAFETY: the entry function takes the box back; the stack is the thread's own.
-    let spawned = unsafe { call(THREAD_SPAWN, [entry, stack_top, argument as u64, 0]) };
-    if let Err(status) = spawned {
+    let started = unsafe { vessel.thread.set_registers(&registers, true) };
+    if let Err(status) = started {
         // SAFETY: no thread took the box.
         drop(unsafe { Box::from_raw(argument) });
-        // SAFETY: no thread uses the stack.
-        unsafe { ADDRESS_SPACE.unmap(stack..stack + STACK_BYTES) }?;
+        VESSELS.lock().free.push(vessel);
         return Err(status);
     }
     Ok(JoinHandle { packet })
 }
 
-extern "C" fn thread_entry(body: *mut Box<dyn FnOnce() + Send>) -> ! {
+type Body = Box<dyn FnOnce() + Send>;
+
+extern "C" fn thread_entry(start: *mut (Vessel, Body)) -> ! {
     // SAFETY: `spawn` made the box for this thread alone.
-    let body = unsafe { Box::from_raw(body) };
+    let (vessel, body) = *unsafe { Box::from_raw(start) };
     body();
+    // From here on the next thread may begin in this one's place, which would change nothing: all
+    // that is left to do is to stop.
+    VESSELS.lock().free.push(vessel);
     loop {
-        // SAFETY: the thread holds nothing any more.
-        unsafe { raw(THREAD_EXIT, [0; 4]) };
+        // It cannot be refused: the thread's own capability is never deleted.
+        let _ = vessel.thread.suspend();
     }
 }
 

@@ -17,7 +17,7 @@
 #define BULKHEAD_STATUS_INVALID_ARGUMENT UINT64_C(3)
 /* An address is not the caller's to use. At fault: caller. */
 #define BULKHEAD_STATUS_INVALID_ADDRESS UINT64_C(4)
-/* The untyped has too little left, or no thread is free. At fault: limit. */
+/* The untyped has too little left. After a retype rdx has the bytes that are left. At fault: limit. */
 #define BULKHEAD_STATUS_NOT_ENOUGH_MEMORY UINT64_C(5)
 /* Something is there already. At fault: caller. */
 #define BULKHEAD_STATUS_DELETE_FIRST UINT64_C(6)
@@ -25,6 +25,19 @@
 #define BULKHEAD_STATUS_NOT_MAPPED UINT64_C(7)
 /* What the thread waited for will not come. At fault: other. */
 #define BULKHEAD_STATUS_ABORTED UINT64_C(8)
+/* The slot to take from is empty. At fault: caller. */
+#define BULKHEAD_STATUS_FAILED_LOOKUP UINT64_C(9)
+/* The capability has children. At fault: caller. */
+#define BULKHEAD_STATUS_REVOKE_FIRST UINT64_C(10)
+/* A number is out of its range: rdx has the smallest that would do, r8 the largest. At fault:
+ * caller. */
+#define BULKHEAD_STATUS_OUT_OF_RANGE UINT64_C(11)
+/* The capability does not allow that, or never. At fault: caller. */
+#define BULKHEAD_STATUS_ILLEGAL_OPERATION UINT64_C(12)
+/* The object is used by somebody, and can be by one only. At fault: caller. */
+#define BULKHEAD_STATUS_BUSY UINT64_C(13)
+/* The reply object holds no call: it was answered, or its caller is gone. At fault: other. */
+#define BULKHEAD_STATUS_NO_CALLER UINT64_C(14)
 
 /* Who is at fault when a call is refused. */
 enum bulkhead_fault {
@@ -54,6 +67,12 @@ static inline enum bulkhead_fault bulkhead_status_fault(uint64_t status)
     case BULKHEAD_STATUS_DELETE_FIRST: return BULKHEAD_FAULT_CALLER;
     case BULKHEAD_STATUS_NOT_MAPPED: return BULKHEAD_FAULT_CALLER;
     case BULKHEAD_STATUS_ABORTED: return BULKHEAD_FAULT_OTHER;
+    case BULKHEAD_STATUS_FAILED_LOOKUP: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_REVOKE_FIRST: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_OUT_OF_RANGE: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_ILLEGAL_OPERATION: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_BUSY: return BULKHEAD_FAULT_CALLER;
+    case BULKHEAD_STATUS_NO_CALLER: return BULKHEAD_FAULT_OTHER;
     default: return BULKHEAD_FAULT_CALLER;
     }
 }
@@ -71,20 +90,40 @@ static inline const char *bulkhead_status_name(uint64_t status)
     case BULKHEAD_STATUS_DELETE_FIRST: return "DeleteFirst";
     case BULKHEAD_STATUS_NOT_MAPPED: return "NotMapped";
     case BULKHEAD_STATUS_ABORTED: return "Aborted";
+    case BULKHEAD_STATUS_FAILED_LOOKUP: return "FailedLookup";
+    case BULKHEAD_STATUS_REVOKE_FIRST: return "RevokeFirst";
+    case BULKHEAD_STATUS_OUT_OF_RANGE: return "OutOfRange";
+    case BULKHEAD_STATUS_ILLEGAL_OPERATION: return "IllegalOperation";
+    case BULKHEAD_STATUS_BUSY: return "Busy";
+    case BULKHEAD_STATUS_NO_CALLER: return "NoCaller";
     default: return "unknown status";
     }
 }
 
 /* The console, with the console grant. */
 #define BULKHEAD_SLOT_CONSOLE UINT64_C(1)
-/* All free memory as one untyped. */
+/* The pool that MAP takes memory from: three quarters of what is free. */
 #define BULKHEAD_SLOT_UNTYPED UINT64_C(2)
 /* The program's own address space. */
 #define BULKHEAD_SLOT_ADDRESS_SPACE UINT64_C(3)
 /* The program's first thread. */
 #define BULKHEAD_SLOT_THREAD UINT64_C(4)
-/* First slot of granted devices, in the order of the blob's device table. */
+/* The program's own CNode: the root of its capability space. */
+#define BULKHEAD_SLOT_CNODE UINT64_C(5)
+/* The partition: to end it, and to have it end by a thread's fault. */
+#define BULKHEAD_SLOT_PARTITION UINT64_C(6)
+/* The authority over CPU time. */
+#define BULKHEAD_SLOT_SCHED_CONTROL UINT64_C(7)
+/* The first thread's scheduling context. */
+#define BULKHEAD_SLOT_SCHED_CONTEXT UINT64_C(8)
+/* First slot of granted devices, in the order of the blob's device table: the device's registers as
+ * an untyped. */
 #define BULKHEAD_SLOT_DEVICES UINT64_C(32)
+/* First slot of the untypeds that free memory is handed over as, the largest first; empty slots
+ * follow the last. */
+#define BULKHEAD_SLOT_MEMORY UINT64_C(64)
+/* First of the slots that are the program's to use, up to the end of its CNode. */
+#define BULKHEAD_SLOT_FREE UINT64_C(128)
 /* Readable; every mapping is. */
 #define BULKHEAD_RIGHT_READ (UINT64_C(1) << 0)
 /* Writable. */
@@ -96,7 +135,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
 
 /* Version of the ABI: of everything in its description. A kernel or a program refuses a version it
  * does not know. */
-#define BULKHEAD_VERSION UINT32_C(1)
+#define BULKHEAD_VERSION UINT32_C(2)
 /* First eight bytes of the blob: BULKHEAD in ASCII. */
 #define BULKHEAD_MAGIC UINT64_C(0x444145484b4c5542)
 /* Upper bound of the whole blob, in bytes. */
@@ -288,6 +327,106 @@ _Static_assert(offsetof(struct bulkhead_device, name) == 32, "name");
 /* 2 MiB. */
 #define BULKHEAD_LARGE_PAGE_SIZE UINT64_C(0x200000)
 
+/* Kernel objects: the types of a retype, the rights of capabilities, messages and faults. */
+
+/* Untyped memory. */
+#define BULKHEAD_TYPE_UNTYPED UINT64_C(1)
+/* A frame of 4 KiB. */
+#define BULKHEAD_TYPE_FRAME UINT64_C(2)
+/* A CNode. */
+#define BULKHEAD_TYPE_CNODE UINT64_C(3)
+/* A thread. */
+#define BULKHEAD_TYPE_THREAD UINT64_C(4)
+/* A scheduling context. */
+#define BULKHEAD_TYPE_SCHED_CONTEXT UINT64_C(5)
+/* An endpoint. */
+#define BULKHEAD_TYPE_ENDPOINT UINT64_C(6)
+/* A notification. */
+#define BULKHEAD_TYPE_NOTIFICATION UINT64_C(7)
+/* A reply object. */
+#define BULKHEAD_TYPE_REPLY UINT64_C(8)
+/* A frame of 2 MiB. */
+#define BULKHEAD_TYPE_LARGE_FRAME UINT64_C(11)
+/* Receive, wait; map readable. */
+#define BULKHEAD_RIGHTS_READ (UINT64_C(1) << 0)
+/* Send, signal; map writable. */
+#define BULKHEAD_RIGHTS_WRITE (UINT64_C(1) << 1)
+/* Send capabilities along, and be answered. */
+#define BULKHEAD_RIGHTS_GRANT (UINT64_C(1) << 2)
+/* Be answered. */
+#define BULKHEAD_RIGHTS_GRANT_REPLY (UINT64_C(1) << 3)
+/* All of them. */
+#define BULKHEAD_RIGHTS_ALL UINT64_C(15)
+/* Most words of a message. */
+#define BULKHEAD_MAX_WORDS UINT64_C(120)
+/* Words of a message that travel in registers; the others lie in the message buffer, each at its
+ * own number. */
+#define BULKHEAD_REGISTER_WORDS UINT64_C(10)
+/* Most capabilities that come with a message. */
+#define BULKHEAD_MAX_CAPABILITIES UINT64_C(3)
+/* Word of the message buffer from which on the handles of the capabilities to send lie. */
+#define BULKHEAD_BUFFER_SENT UINT64_C(120)
+/* Word of the message buffer with the handle of the first slot for received capabilities; 0 for
+ * none. */
+#define BULKHEAD_BUFFER_RECEIVE_AT UINT64_C(123)
+/* Label of a fault's message: an access to memory. Words: instruction pointer, stack pointer,
+ * flags, address, error code of the page fault. */
+#define BULKHEAD_FAULT_MEMORY UINT64_C(1)
+/* Label of a fault's message: a system call that there is none of. Words: as before, but the number
+ * and 0. */
+#define BULKHEAD_FAULT_UNKNOWN_CALL UINT64_C(2)
+/* Label of a fault's message: another exception. Words: as before, but vector and error code. */
+#define BULKHEAD_FAULT_EXCEPTION UINT64_C(3)
+
+/* The registers of a thread. */
+struct bulkhead_thread_registers {
+    uint64_t rax;
+    uint64_t rbx;
+    uint64_t rcx;
+    uint64_t rdx;
+    uint64_t rsi;
+    uint64_t rdi;
+    uint64_t rbp;
+    uint64_t rsp;
+    uint64_t r8;
+    uint64_t r9;
+    uint64_t r10;
+    uint64_t r11;
+    uint64_t r12;
+    uint64_t r13;
+    uint64_t r14;
+    uint64_t r15;
+    /* A user address. */
+    uint64_t rip;
+    /* Only the arithmetic flags, DF, TF, AC and ID are taken from here. */
+    uint64_t rflags;
+    /* A user address. */
+    uint64_t fs_base;
+    /* A user address. */
+    uint64_t gs_base;
+};
+_Static_assert(sizeof(struct bulkhead_thread_registers) == 160, "size");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rax) == 0, "rax");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rbx) == 8, "rbx");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rcx) == 16, "rcx");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rdx) == 24, "rdx");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rsi) == 32, "rsi");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rdi) == 40, "rdi");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rbp) == 48, "rbp");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rsp) == 56, "rsp");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r8) == 64, "r8");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r9) == 72, "r9");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r10) == 80, "r10");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r11) == 88, "r11");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r12) == 96, "r12");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r13) == 104, "r13");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r14) == 112, "r14");
+_Static_assert(offsetof(struct bulkhead_thread_registers, r15) == 120, "r15");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rip) == 128, "rip");
+_Static_assert(offsetof(struct bulkhead_thread_registers, rflags) == 136, "rflags");
+_Static_assert(offsetof(struct bulkhead_thread_registers, fs_base) == 144, "fs_base");
+_Static_assert(offsetof(struct bulkhead_thread_registers, gs_base) == 152, "gs_base");
+
 /* Restricted mode: how the Linux personality runs a Linux program in its own thread. */
 
 /* The program executed syscall: number in rax, rip behind the instruction. */
@@ -367,25 +506,86 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 #define BULKHEAD_OP_YIELD UINT64_C(6)
 /* Sleep at least so long. */
 #define BULKHEAD_OP_SLEEP UINT64_C(7)
-/* Start a thread in this address space. */
-#define BULKHEAD_OP_THREAD_SPAWN UINT64_C(8)
-/* End the calling thread. Does not return. The last thread's end ends the partition with status 0. */
-#define BULKHEAD_OP_THREAD_EXIT UINT64_C(9)
 /* Make a page the thread's restricted state page, once for one thread of the partition. */
-#define BULKHEAD_OP_RESTRICTED_BIND UINT64_C(10)
+#define BULKHEAD_OP_RESTRICTED_BIND UINT64_C(8)
 /* Run the restricted program; returns when it leaves restricted mode, see restricted. Refused
  * without a bound page, or when its rip is no user address. */
-#define BULKHEAD_OP_RESTRICTED_ENTER UINT64_C(11)
+#define BULKHEAD_OP_RESTRICTED_ENTER UINT64_C(9)
+/* Put a second capability to the same object into an empty slot, with no more than the given
+ * rights. */
+#define BULKHEAD_OP_COPY UINT64_C(10)
+/* As copy, with a badge for an endpoint or notification that has none, or a guard for a CNode. The
+ * guard's length is in the upper half of rights. */
+#define BULKHEAD_OP_MINT UINT64_C(11)
+/* Move a capability to an empty slot. */
+#define BULKHEAD_OP_MOVE UINT64_C(12)
+/* Move a CNode's capability and give it a guard. */
+#define BULKHEAD_OP_MUTATE UINT64_C(13)
+/* Move what is in the pivot to the destination and what is in the source to the pivot, in one step.
+ * Destination and source may be one slot. */
+#define BULKHEAD_OP_ROTATE UINT64_C(14)
+/* Empty a slot. The last capability to an object takes the object with it. */
+#define BULKHEAD_OP_DELETE UINT64_C(15)
+/* Delete all that was derived from the capability in a slot. */
+#define BULKHEAD_OP_REVOKE UINT64_C(16)
+/* Abort all sends by capabilities with the badge of this one, which needs all rights. */
+#define BULKHEAD_OP_CANCEL_BADGED_SENDS UINT64_C(17)
+/* Make objects of an untyped's memory. Their capabilities go into successive slots of a CNode. */
+#define BULKHEAD_OP_RETYPE UINT64_C(18)
+/* What an untyped has: its size, and how much of it is handed out. */
+#define BULKHEAD_OP_INSPECT UINT64_C(19)
+/* Signal a notification by its badge. */
+#define BULKHEAD_OP_SIGNAL UINT64_C(20)
+/* Take what was signalled, or wait for a signal. */
+#define BULKHEAD_OP_WAIT UINT64_C(21)
+/* Take what was signalled; badge 0 for nothing. */
+#define BULKHEAD_OP_POLL UINT64_C(22)
+/* Send a message; waits for a receiver. */
+#define BULKHEAD_OP_SEND UINT64_C(23)
+/* Send a message if somebody is receiving, else drop it. */
+#define BULKHEAD_OP_NB_SEND UINT64_C(24)
+/* Receive a message; waits for one, or for a signal of the bound notification. */
+#define BULKHEAD_OP_RECV UINT64_C(25)
+/* Receive a message if somebody is sending; badge 0 and no words else. */
+#define BULKHEAD_OP_NB_RECV UINT64_C(26)
+/* Send a message and wait for its answer. */
+#define BULKHEAD_OP_CALL UINT64_C(27)
+/* Answer the call that a reply object holds. */
+#define BULKHEAD_OP_REPLY UINT64_C(28)
+/* Answer a call, then receive with the same reply object, in one step. When the answer is refused,
+ * nothing is received. */
+#define BULKHEAD_OP_REPLY_RECV UINT64_C(29)
+/* Give a thread its capability space, address space, fault handler and message buffer; handle 0 for
+ * none. */
+#define BULKHEAD_OP_THREAD_CONFIGURE UINT64_C(30)
+/* Set a thread's priority and the highest that it may give, neither above the highest that another
+ * thread may give. */
+#define BULKHEAD_OP_THREAD_SET_PRIORITY UINT64_C(31)
+/* Read a thread's registers. */
+#define BULKHEAD_OP_THREAD_READ_REGISTERS UINT64_C(32)
+/* Set another thread's registers. What it waited for is over. */
+#define BULKHEAD_OP_THREAD_WRITE_REGISTERS UINT64_C(33)
+/* Stop a thread. What it waited for is over. */
+#define BULKHEAD_OP_THREAD_SUSPEND UINT64_C(34)
+/* Let a stopped thread go on; to any other it makes no difference. */
+#define BULKHEAD_OP_THREAD_RESUME UINT64_C(35)
+/* Let signals of a notification end a thread's receiving too; handle 0 to undo it. */
+#define BULKHEAD_OP_THREAD_BIND UINT64_C(36)
+/* Give a scheduling context a budget in every period. */
+#define BULKHEAD_OP_SCHED_CONFIGURE UINT64_C(37)
+/* Make a scheduling context a thread's own; handle 0 to undo it. */
+#define BULKHEAD_OP_SCHED_BIND UINT64_C(38)
 
 /* End the partition. Does not return. Arguments: status (0 to 255). */
-static inline uint64_t bulkhead_exit(uint64_t status)
+static inline uint64_t bulkhead_exit(uint64_t partition, uint64_t status)
 {
     register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_EXIT;
-    register uint64_t r_rdi __asm__("rdi") = status;
+    register uint64_t r_rdi __asm__("rdi") = partition;
+    register uint64_t r_rsi __asm__("rsi") = status;
     register uint64_t r_rdx __asm__("rdx");
     __asm__ volatile("syscall"
         : "+r"(r_rax), "=r"(r_rdx)
-        : "r"(r_rdi)
+        : "r"(r_rdi), "r"(r_rsi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;
 }
@@ -435,13 +635,13 @@ static inline uint64_t bulkhead_console_read(
 /* Map zeroed memory; parts on 2 MiB use large pages. Already mapped pages are an error and nothing
  * changes. Arguments: address (on 4 KiB), length (of 4 KiB pages, not 0). */
 static inline uint64_t bulkhead_map(
-    uint64_t untyped,
+    uint64_t pool,
     uint64_t address,
     uint64_t length,
     uint64_t rights)
 {
     register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_MAP;
-    register uint64_t r_rdi __asm__("rdi") = untyped;
+    register uint64_t r_rdi __asm__("rdi") = pool;
     register uint64_t r_rsi __asm__("rsi") = address;
     register uint64_t r_rdx __asm__("rdx") = length;
     register uint64_t r_r10 __asm__("r10") = rights;
@@ -512,38 +712,6 @@ static inline uint64_t bulkhead_sleep(uint64_t nanoseconds)
     return r_rax;
 }
 
-/* Start a thread in this address space. Arguments: stack (its first stack pointer), argument (what
- * it finds in `rdi`). Results: thread (the thread's number). */
-static inline uint64_t bulkhead_thread_spawn(
-    uint64_t entry,
-    uint64_t stack,
-    uint64_t argument,
-    uint64_t *thread)
-{
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_THREAD_SPAWN;
-    register uint64_t r_rdi __asm__("rdi") = entry;
-    register uint64_t r_rsi __asm__("rsi") = stack;
-    register uint64_t r_rdx __asm__("rdx") = argument;
-    __asm__ volatile("syscall"
-        : "+r"(r_rax), "+r"(r_rdx)
-        : "r"(r_rdi), "r"(r_rsi)
-        : "rcx", "r11", "cc", "memory");
-    *thread = r_rdx;
-    return r_rax;
-}
-
-/* End the calling thread. Does not return. The last thread's end ends the partition with status 0. */
-static inline uint64_t bulkhead_thread_exit(void)
-{
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_THREAD_EXIT;
-    register uint64_t r_rdx __asm__("rdx");
-    __asm__ volatile("syscall"
-        : "+r"(r_rax), "=r"(r_rdx)
-        : 
-        : "rcx", "r11", "cc", "memory");
-    return r_rax;
-}
-
 /* Make a page the thread's restricted state page, once for one thread of the partition. Arguments:
  * page (mapped writable, on 4 KiB). */
 static inline uint64_t bulkhead_restricted_bind(uint64_t page)
@@ -567,6 +735,798 @@ static inline uint64_t bulkhead_restricted_enter(void)
     __asm__ volatile("syscall"
         : "+r"(r_rax), "=r"(r_rdx)
         : 
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Put a second capability to the same object into an empty slot, with no more than the given
+ * rights. Arguments: cnode (where the destination is looked for), index (address of the destination
+ * in it), depth (bits of that address, 1 to 64), from (the CNode where the source is looked for),
+ * rights ([`crate::object`]`::RIGHTS_*`). */
+static inline uint64_t bulkhead_copy(
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t from,
+    uint64_t from_index,
+    uint64_t from_depth,
+    uint64_t rights)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_COPY & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r10 __asm__("r10") = from_index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    register uint64_t r_r9 __asm__("r9") = from;
+    register uint64_t r_r12 __asm__("r12") = from_depth;
+    register uint64_t r_r13 __asm__("r13") = rights;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12), "r"(r_r13)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* As copy, with a badge for an endpoint or notification that has none, or a guard for a CNode. The
+ * guard's length is in the upper half of rights. Arguments: cnode (where the destination is looked
+ * for), index (address of the destination in it), depth (bits of that address, 1 to 64), from (the
+ * CNode where the source is looked for), rights (bits 0 to 31: `RIGHTS_*`; from bit 32: bits of the
+ * guard), badge (or the guard). */
+static inline uint64_t bulkhead_mint(
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t from,
+    uint64_t from_index,
+    uint64_t from_depth,
+    uint64_t rights,
+    uint64_t badge)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_MINT & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r10 __asm__("r10") = from_index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    register uint64_t r_r9 __asm__("r9") = from;
+    register uint64_t r_r12 __asm__("r12") = from_depth;
+    register uint64_t r_r13 __asm__("r13") = rights;
+    register uint64_t r_r14 __asm__("r14") = badge;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12), "r"(r_r13), "r"(r_r14)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Move a capability to an empty slot. Arguments: cnode (where the destination is looked for), index
+ * (address of the destination in it), depth (bits of that address, 1 to 64), from (the CNode where
+ * the source is looked for). */
+static inline uint64_t bulkhead_move(
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t from,
+    uint64_t from_index,
+    uint64_t from_depth)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_MOVE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r10 __asm__("r10") = from_index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    register uint64_t r_r9 __asm__("r9") = from;
+    register uint64_t r_r12 __asm__("r12") = from_depth;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Move a CNode's capability and give it a guard. Arguments: cnode (where the destination is looked
+ * for), index (address of the destination in it), depth (bits of that address, 1 to 64), from (the
+ * CNode where the source is looked for). */
+static inline uint64_t bulkhead_mutate(
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t from,
+    uint64_t from_index,
+    uint64_t from_depth,
+    uint64_t guard,
+    uint64_t guard_bits)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_MUTATE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r10 __asm__("r10") = from_index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    register uint64_t r_r9 __asm__("r9") = from;
+    register uint64_t r_r12 __asm__("r12") = from_depth;
+    register uint64_t r_r13 __asm__("r13") = guard;
+    register uint64_t r_r14 __asm__("r14") = guard_bits;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12), "r"(r_r13), "r"(r_r14)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Move what is in the pivot to the destination and what is in the source to the pivot, in one step.
+ * Destination and source may be one slot. Arguments: cnode (where the destination is looked for),
+ * index (address of the destination in it), depth (bits of that address, 1 to 64). */
+static inline uint64_t bulkhead_rotate(
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t pivot,
+    uint64_t pivot_index,
+    uint64_t pivot_depth,
+    uint64_t from,
+    uint64_t from_index,
+    uint64_t from_depth)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_ROTATE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r10 __asm__("r10") = pivot_index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    register uint64_t r_r9 __asm__("r9") = pivot;
+    register uint64_t r_r12 __asm__("r12") = pivot_depth;
+    register uint64_t r_r13 __asm__("r13") = from;
+    register uint64_t r_r14 __asm__("r14") = from_index;
+    register uint64_t r_r15 __asm__("r15") = from_depth;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12), "r"(r_r13), "r"(r_r14), "r"(r_r15)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Empty a slot. The last capability to an object takes the object with it. Arguments: cnode (where
+ * the slot is looked for), depth (bits of the index, 1 to 64). */
+static inline uint64_t bulkhead_delete(uint64_t cnode, uint64_t index, uint64_t depth)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_DELETE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Delete all that was derived from the capability in a slot. Arguments: cnode (where the slot is
+ * looked for), depth (bits of the index, 1 to 64). */
+static inline uint64_t bulkhead_revoke(uint64_t cnode, uint64_t index, uint64_t depth)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_REVOKE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = cnode;
+    register uint64_t r_rdx __asm__("rdx") = index;
+    register uint64_t r_r8 __asm__("r8") = depth;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Abort all sends by capabilities with the badge of this one, which needs all rights. */
+static inline uint64_t bulkhead_cancel_badged_sends(uint64_t endpoint)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_CANCEL_BADGED_SENDS & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Make objects of an untyped's memory. Their capabilities go into successive slots of a CNode.
+ * Arguments: type ([`crate::object`]`::TYPE_*`), size (bits: of bytes for an untyped, of slots for
+ * a CNode; else 0), cnode (where the CNode is looked for), depth (bits of the index; 0 for `cnode`
+ * itself), offset (of the first slot), count (1 to 256). */
+static inline uint64_t bulkhead_retype(
+    uint64_t untyped,
+    uint64_t type,
+    uint64_t size,
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth,
+    uint64_t offset,
+    uint64_t count)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_RETYPE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = untyped;
+    register uint64_t r_rdx __asm__("rdx") = type;
+    register uint64_t r_r10 __asm__("r10") = index;
+    register uint64_t r_r8 __asm__("r8") = size;
+    register uint64_t r_r9 __asm__("r9") = cnode;
+    register uint64_t r_r12 __asm__("r12") = depth;
+    register uint64_t r_r13 __asm__("r13") = offset;
+    register uint64_t r_r14 __asm__("r14") = count;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12), "r"(r_r13), "r"(r_r14)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* What an untyped has: its size, and how much of it is handed out. Results: size_bits (its bytes in
+ * bits), used (from its start). */
+static inline uint64_t bulkhead_inspect(uint64_t untyped, uint64_t *size_bits, uint64_t *used)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_INSPECT & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = untyped;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    *size_bits = r_rdx;
+    *used = r_r8;
+    return r_rax;
+}
+
+/* Signal a notification by its badge. */
+static inline uint64_t bulkhead_signal(uint64_t notification)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SIGNAL & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = notification;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Take what was signalled, or wait for a signal. Results: badge (the union of the signals' badges). */
+static inline uint64_t bulkhead_wait(uint64_t notification, uint64_t *badge)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_WAIT & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = notification;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r10 __asm__("r10");
+    register uint64_t r_r8 __asm__("r8");
+    register uint64_t r_r9 __asm__("r9");
+    register uint64_t r_r12 __asm__("r12");
+    register uint64_t r_r13 __asm__("r13");
+    register uint64_t r_r14 __asm__("r14");
+    register uint64_t r_r15 __asm__("r15");
+    register uint64_t r_rbx __asm__("rbx");
+    register uint64_t r_rbp __asm__("rcx");
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "=r"(r_rdx), "=r"(r_r10), "=r"(r_r8), "=r"(r_r9), "=r"(r_r12), "=r"(r_r13), "=r"(r_r14), "=r"(r_r15), "=r"(r_rbx), "=r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    return r_rax;
+}
+
+/* Take what was signalled; badge 0 for nothing. Results: badge (the union of the signals' badges). */
+static inline uint64_t bulkhead_poll(uint64_t notification, uint64_t *badge)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_POLL & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = notification;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r10 __asm__("r10");
+    register uint64_t r_r8 __asm__("r8");
+    register uint64_t r_r9 __asm__("r9");
+    register uint64_t r_r12 __asm__("r12");
+    register uint64_t r_r13 __asm__("r13");
+    register uint64_t r_r14 __asm__("r14");
+    register uint64_t r_r15 __asm__("r15");
+    register uint64_t r_rbx __asm__("rbx");
+    register uint64_t r_rbp __asm__("rcx");
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "=r"(r_rdx), "=r"(r_r10), "=r"(r_r8), "=r"(r_r9), "=r"(r_r12), "=r"(r_r13), "=r"(r_r14), "=r"(r_r15), "=r"(r_rbx), "=r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    return r_rax;
+}
+
+/* Send a message; waits for a receiver. Arguments: length (words, 0 to 120), capabilities (0 to 3). */
+static inline uint64_t bulkhead_send(
+    uint64_t endpoint,
+    uint64_t length,
+    uint64_t capabilities,
+    uint64_t label,
+    uint64_t word0,
+    uint64_t word1,
+    uint64_t word2,
+    uint64_t word3,
+    uint64_t word4,
+    uint64_t word5,
+    uint64_t word6,
+    uint64_t word7,
+    uint64_t word8,
+    uint64_t word9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SEND & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx") = word0;
+    register uint64_t r_r10 __asm__("r10") = word3;
+    register uint64_t r_r8 __asm__("r8") = word1;
+    register uint64_t r_r9 __asm__("r9") = word2;
+    register uint64_t r_r12 __asm__("r12") = word4;
+    register uint64_t r_r13 __asm__("r13") = word5;
+    register uint64_t r_r14 __asm__("r14") = word6;
+    register uint64_t r_r15 __asm__("r15") = word7;
+    register uint64_t r_rbx __asm__("rbx") = word8;
+    register uint64_t r_rbp __asm__("rcx") = word9;
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "+r"(r_rdx), "+r"(r_r10), "+r"(r_r8), "+r"(r_r9), "+r"(r_r12), "+r"(r_r13), "+r"(r_r14), "+r"(r_r15), "+r"(r_rbx), "+r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Send a message if somebody is receiving, else drop it. Arguments: length (words, 0 to 120),
+ * capabilities (0 to 3). */
+static inline uint64_t bulkhead_nb_send(
+    uint64_t endpoint,
+    uint64_t length,
+    uint64_t capabilities,
+    uint64_t label,
+    uint64_t word0,
+    uint64_t word1,
+    uint64_t word2,
+    uint64_t word3,
+    uint64_t word4,
+    uint64_t word5,
+    uint64_t word6,
+    uint64_t word7,
+    uint64_t word8,
+    uint64_t word9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_NB_SEND & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx") = word0;
+    register uint64_t r_r10 __asm__("r10") = word3;
+    register uint64_t r_r8 __asm__("r8") = word1;
+    register uint64_t r_r9 __asm__("r9") = word2;
+    register uint64_t r_r12 __asm__("r12") = word4;
+    register uint64_t r_r13 __asm__("r13") = word5;
+    register uint64_t r_r14 __asm__("r14") = word6;
+    register uint64_t r_r15 __asm__("r15") = word7;
+    register uint64_t r_rbx __asm__("rbx") = word8;
+    register uint64_t r_rbp __asm__("rcx") = word9;
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "+r"(r_rdx), "+r"(r_r10), "+r"(r_r8), "+r"(r_r9), "+r"(r_r12), "+r"(r_r13), "+r"(r_r14), "+r"(r_r15), "+r"(r_rbx), "+r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Receive a message; waits for one, or for a signal of the bound notification. Arguments: reply (a
+ * reply object to answer a call with, or 0). Results: info (bits 8 to 15 the length, 16 and 17 the
+ * number of capabilities, from 32 on the label; 0 for a signal). */
+static inline uint64_t bulkhead_recv(
+    uint64_t endpoint,
+    uint64_t reply,
+    uint64_t *badge,
+    uint64_t *info,
+    uint64_t *got0,
+    uint64_t *got1,
+    uint64_t *got2,
+    uint64_t *got3,
+    uint64_t *got4,
+    uint64_t *got5,
+    uint64_t *got6,
+    uint64_t *got7,
+    uint64_t *got8,
+    uint64_t *got9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_RECV & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi") = reply;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r10 __asm__("r10");
+    register uint64_t r_r8 __asm__("r8");
+    register uint64_t r_r9 __asm__("r9");
+    register uint64_t r_r12 __asm__("r12");
+    register uint64_t r_r13 __asm__("r13");
+    register uint64_t r_r14 __asm__("r14");
+    register uint64_t r_r15 __asm__("r15");
+    register uint64_t r_rbx __asm__("rbx");
+    register uint64_t r_rbp __asm__("rcx");
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "+r"(r_rsi), "=r"(r_rdx), "=r"(r_r10), "=r"(r_r8), "=r"(r_r9), "=r"(r_r12), "=r"(r_r13), "=r"(r_r14), "=r"(r_r15), "=r"(r_rbx), "=r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    *info = r_rsi;
+    *got0 = r_rdx;
+    *got1 = r_r8;
+    *got2 = r_r9;
+    *got3 = r_r10;
+    *got4 = r_r12;
+    *got5 = r_r13;
+    *got6 = r_r14;
+    *got7 = r_r15;
+    *got8 = r_rbx;
+    *got9 = r_rbp;
+    return r_rax;
+}
+
+/* Receive a message if somebody is sending; badge 0 and no words else. Arguments: reply (a reply
+ * object to answer a call with, or 0). Results: info (bits 8 to 15 the length, 16 and 17 the number
+ * of capabilities, from 32 on the label; 0 for a signal). */
+static inline uint64_t bulkhead_nb_recv(
+    uint64_t endpoint,
+    uint64_t reply,
+    uint64_t *badge,
+    uint64_t *info,
+    uint64_t *got0,
+    uint64_t *got1,
+    uint64_t *got2,
+    uint64_t *got3,
+    uint64_t *got4,
+    uint64_t *got5,
+    uint64_t *got6,
+    uint64_t *got7,
+    uint64_t *got8,
+    uint64_t *got9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_NB_RECV & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi") = reply;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r10 __asm__("r10");
+    register uint64_t r_r8 __asm__("r8");
+    register uint64_t r_r9 __asm__("r9");
+    register uint64_t r_r12 __asm__("r12");
+    register uint64_t r_r13 __asm__("r13");
+    register uint64_t r_r14 __asm__("r14");
+    register uint64_t r_r15 __asm__("r15");
+    register uint64_t r_rbx __asm__("rbx");
+    register uint64_t r_rbp __asm__("rcx");
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "+r"(r_rsi), "=r"(r_rdx), "=r"(r_r10), "=r"(r_r8), "=r"(r_r9), "=r"(r_r12), "=r"(r_r13), "=r"(r_r14), "=r"(r_r15), "=r"(r_rbx), "=r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    *info = r_rsi;
+    *got0 = r_rdx;
+    *got1 = r_r8;
+    *got2 = r_r9;
+    *got3 = r_r10;
+    *got4 = r_r12;
+    *got5 = r_r13;
+    *got6 = r_r14;
+    *got7 = r_r15;
+    *got8 = r_rbx;
+    *got9 = r_rbp;
+    return r_rax;
+}
+
+/* Send a message and wait for its answer. Arguments: length (words, 0 to 120), capabilities (0 to
+ * 3). Results: info (bits 8 to 15 the length, 16 and 17 the number of capabilities, from 32 on the
+ * label; 0 for a signal). */
+static inline uint64_t bulkhead_call(
+    uint64_t endpoint,
+    uint64_t length,
+    uint64_t capabilities,
+    uint64_t label,
+    uint64_t word0,
+    uint64_t word1,
+    uint64_t word2,
+    uint64_t word3,
+    uint64_t word4,
+    uint64_t word5,
+    uint64_t word6,
+    uint64_t word7,
+    uint64_t word8,
+    uint64_t word9,
+    uint64_t *badge,
+    uint64_t *info,
+    uint64_t *got0,
+    uint64_t *got1,
+    uint64_t *got2,
+    uint64_t *got3,
+    uint64_t *got4,
+    uint64_t *got5,
+    uint64_t *got6,
+    uint64_t *got7,
+    uint64_t *got8,
+    uint64_t *got9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_CALL & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx") = word0;
+    register uint64_t r_r10 __asm__("r10") = word3;
+    register uint64_t r_r8 __asm__("r8") = word1;
+    register uint64_t r_r9 __asm__("r9") = word2;
+    register uint64_t r_r12 __asm__("r12") = word4;
+    register uint64_t r_r13 __asm__("r13") = word5;
+    register uint64_t r_r14 __asm__("r14") = word6;
+    register uint64_t r_r15 __asm__("r15") = word7;
+    register uint64_t r_rbx __asm__("rbx") = word8;
+    register uint64_t r_rbp __asm__("rcx") = word9;
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "+r"(r_rdx), "+r"(r_r10), "+r"(r_r8), "+r"(r_r9), "+r"(r_r12), "+r"(r_r13), "+r"(r_r14), "+r"(r_r15), "+r"(r_rbx), "+r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    *info = r_rsi;
+    *got0 = r_rdx;
+    *got1 = r_r8;
+    *got2 = r_r9;
+    *got3 = r_r10;
+    *got4 = r_r12;
+    *got5 = r_r13;
+    *got6 = r_r14;
+    *got7 = r_r15;
+    *got8 = r_rbx;
+    *got9 = r_rbp;
+    return r_rax;
+}
+
+/* Answer the call that a reply object holds. Arguments: length (words, 0 to 120), capabilities (0
+ * to 3). */
+static inline uint64_t bulkhead_reply(
+    uint64_t reply,
+    uint64_t length,
+    uint64_t capabilities,
+    uint64_t label,
+    uint64_t word0,
+    uint64_t word1,
+    uint64_t word2,
+    uint64_t word3,
+    uint64_t word4,
+    uint64_t word5,
+    uint64_t word6,
+    uint64_t word7,
+    uint64_t word8,
+    uint64_t word9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_REPLY & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rdi __asm__("rdi") = reply;
+    register uint64_t r_rsi __asm__("rsi");
+    register uint64_t r_rdx __asm__("rdx") = word0;
+    register uint64_t r_r10 __asm__("r10") = word3;
+    register uint64_t r_r8 __asm__("r8") = word1;
+    register uint64_t r_r9 __asm__("r9") = word2;
+    register uint64_t r_r12 __asm__("r12") = word4;
+    register uint64_t r_r13 __asm__("r13") = word5;
+    register uint64_t r_r14 __asm__("r14") = word6;
+    register uint64_t r_r15 __asm__("r15") = word7;
+    register uint64_t r_rbx __asm__("rbx") = word8;
+    register uint64_t r_rbp __asm__("rcx") = word9;
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "=r"(r_rsi), "+r"(r_rdx), "+r"(r_r10), "+r"(r_r8), "+r"(r_r9), "+r"(r_r12), "+r"(r_r13), "+r"(r_r14), "+r"(r_r15), "+r"(r_rbx), "+r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Answer a call, then receive with the same reply object, in one step. When the answer is refused,
+ * nothing is received. Arguments: length (words, 0 to 120), capabilities (0 to 3), reply (a reply
+ * object to answer a call with, or 0). Results: info (bits 8 to 15 the length, 16 and 17 the number
+ * of capabilities, from 32 on the label; 0 for a signal). */
+static inline uint64_t bulkhead_reply_recv(
+    uint64_t endpoint,
+    uint64_t length,
+    uint64_t capabilities,
+    uint64_t label,
+    uint64_t reply,
+    uint64_t word0,
+    uint64_t word1,
+    uint64_t word2,
+    uint64_t word3,
+    uint64_t word4,
+    uint64_t word5,
+    uint64_t word6,
+    uint64_t word7,
+    uint64_t word8,
+    uint64_t word9,
+    uint64_t *badge,
+    uint64_t *info,
+    uint64_t *got0,
+    uint64_t *got1,
+    uint64_t *got2,
+    uint64_t *got3,
+    uint64_t *got4,
+    uint64_t *got5,
+    uint64_t *got6,
+    uint64_t *got7,
+    uint64_t *got8,
+    uint64_t *got9)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_REPLY_RECV & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rdi __asm__("rdi") = endpoint;
+    register uint64_t r_rsi __asm__("rsi") = reply;
+    register uint64_t r_rdx __asm__("rdx") = word0;
+    register uint64_t r_r10 __asm__("r10") = word3;
+    register uint64_t r_r8 __asm__("r8") = word1;
+    register uint64_t r_r9 __asm__("r9") = word2;
+    register uint64_t r_r12 __asm__("r12") = word4;
+    register uint64_t r_r13 __asm__("r13") = word5;
+    register uint64_t r_r14 __asm__("r14") = word6;
+    register uint64_t r_r15 __asm__("r15") = word7;
+    register uint64_t r_rbx __asm__("rbx") = word8;
+    register uint64_t r_rbp __asm__("rcx") = word9;
+    __asm__ volatile("leaq -128(%%rsp), %%rsp\n\tpushq %%rbp\n\tmovq %%rcx, %%rbp\n\tsyscall\n\tmovq %%rbp, %%rcx\n\tpopq %%rbp\n\tleaq 128(%%rsp), %%rsp"
+        : "+r"(r_rax), "+r"(r_rdi), "+r"(r_rsi), "+r"(r_rdx), "+r"(r_r10), "+r"(r_r8), "+r"(r_r9), "+r"(r_r12), "+r"(r_r13), "+r"(r_r14), "+r"(r_r15), "+r"(r_rbx), "+r"(r_rbp)
+        : 
+        : "r11", "cc", "memory");
+    *badge = r_rdi;
+    *info = r_rsi;
+    *got0 = r_rdx;
+    *got1 = r_r8;
+    *got2 = r_r9;
+    *got3 = r_r10;
+    *got4 = r_r12;
+    *got5 = r_r13;
+    *got6 = r_r14;
+    *got7 = r_r15;
+    *got8 = r_rbx;
+    *got9 = r_rbp;
+    return r_rax;
+}
+
+/* Give a thread its capability space, address space, fault handler and message buffer; handle 0 for
+ * none. Arguments: fault_handler (an endpoint, or the partition, which then ends with a report),
+ * message_buffer (a frame). */
+static inline uint64_t bulkhead_thread_configure(
+    uint64_t thread,
+    uint64_t cspace,
+    uint64_t address_space,
+    uint64_t fault_handler,
+    uint64_t message_buffer)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_CONFIGURE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = cspace;
+    register uint64_t r_r10 __asm__("r10") = message_buffer;
+    register uint64_t r_r8 __asm__("r8") = address_space;
+    register uint64_t r_r9 __asm__("r9") = fault_handler;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Set a thread's priority and the highest that it may give, neither above the highest that another
+ * thread may give. Arguments: authority (the other thread). */
+static inline uint64_t bulkhead_thread_set_priority(
+    uint64_t thread,
+    uint64_t authority,
+    uint64_t priority,
+    uint64_t ceiling)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_SET_PRIORITY & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = authority;
+    register uint64_t r_r8 __asm__("r8") = priority;
+    register uint64_t r_r9 __asm__("r9") = ceiling;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r9)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Read a thread's registers. Arguments: into ([`crate::object::ThreadRegisters`], on 8 bytes). */
+static inline uint64_t bulkhead_thread_read_registers(uint64_t thread, void *into)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_READ_REGISTERS & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = (uint64_t)(uintptr_t)into;
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Set another thread's registers. What it waited for is over. Arguments: from
+ * ([`crate::object::ThreadRegisters`], on 8 bytes), resume (1 to let it run, 0 to leave it
+ * stopped). */
+static inline uint64_t bulkhead_thread_write_registers(
+    uint64_t thread,
+    const void *from,
+    uint64_t resume)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_WRITE_REGISTERS & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = (uint64_t)(uintptr_t)from;
+    register uint64_t r_r8 __asm__("r8") = resume;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Stop a thread. What it waited for is over. */
+static inline uint64_t bulkhead_thread_suspend(uint64_t thread)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_SUSPEND & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Let a stopped thread go on; to any other it makes no difference. */
+static inline uint64_t bulkhead_thread_resume(uint64_t thread)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_RESUME & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Let signals of a notification end a thread's receiving too; handle 0 to undo it. */
+static inline uint64_t bulkhead_thread_bind(uint64_t thread, uint64_t notification)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_THREAD_BIND & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = notification;
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Give a scheduling context a budget in every period. Arguments: budget (nanoseconds), period
+ * (nanoseconds; equal to the budget for turns without a limit). */
+static inline uint64_t bulkhead_sched_configure(
+    uint64_t control,
+    uint64_t context,
+    uint64_t budget,
+    uint64_t period)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SCHED_CONFIGURE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = control;
+    register uint64_t r_rdx __asm__("rdx") = context;
+    register uint64_t r_r8 __asm__("r8") = budget;
+    register uint64_t r_r9 __asm__("r9") = period;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r9)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Make a scheduling context a thread's own; handle 0 to undo it. */
+static inline uint64_t bulkhead_sched_bind(uint64_t context, uint64_t thread)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SCHED_BIND & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = context;
+    register uint64_t r_rdx __asm__("rdx") = thread;
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;
 }

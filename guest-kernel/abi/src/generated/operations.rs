@@ -5,12 +5,18 @@ use crate::decode::{Kind, Operation, Place, Register, Value};
 use crate::syscall::{self, Status};
 
 /// Slots of the initial program, and their names.
-pub(crate) const SLOTS: [(u64, &str); 5] = [
+pub(crate) const SLOTS: [(u64, &str); 11] = [
     (syscall::slot::CONSOLE, "CONSOLE"),
     (syscall::slot::UNTYPED, "UNTYPED"),
     (syscall::slot::ADDRESS_SPACE, "ADDRESS_SPACE"),
     (syscall::slot::THREAD, "THREAD"),
+    (syscall::slot::CNODE, "CNODE"),
+    (syscall::slot::PARTITION, "PARTITION"),
+    (syscall::slot::SCHED_CONTROL, "SCHED_CONTROL"),
+    (syscall::slot::SCHED_CONTEXT, "SCHED_CONTEXT"),
     (syscall::slot::DEVICES, "DEVICES"),
+    (syscall::slot::MEMORY, "MEMORY"),
+    (syscall::slot::FREE, "FREE"),
 ];
 
 /// Rights of a mapping, and their names.
@@ -21,19 +27,26 @@ pub(crate) const RIGHTS: [(u64, &str); 3] = [
 ];
 
 /// Every operation of the kernel.
-pub static OPERATIONS: [Operation; 12] = [
+pub static OPERATIONS: [Operation; 39] = [
     Operation {
         number: syscall::EXIT,
         name: "exit",
         number_place: Place::whole(Register::Rax),
-        arguments: &[Value {
-            name: "status",
-            kind: Kind::Number,
-            place: Place::whole(Register::Rdi),
-        }],
+        arguments: &[
+            Value {
+                name: "partition",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "status",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rsi),
+            },
+        ],
         status_place: Place::whole(Register::Rax),
         results: &[],
-        errors: &[Status::InvalidArgument],
+        errors: &[Status::InvalidCapability, Status::InvalidArgument],
     },
     Operation {
         number: syscall::CONSOLE_WRITE,
@@ -112,7 +125,7 @@ pub static OPERATIONS: [Operation; 12] = [
         number_place: Place::whole(Register::Rax),
         arguments: &[
             Value {
-                name: "untyped",
+                name: "pool",
                 kind: Kind::Handle,
                 place: Place::whole(Register::Rdi),
             },
@@ -228,45 +241,7 @@ pub static OPERATIONS: [Operation; 12] = [
         }],
         status_place: Place::whole(Register::Rax),
         results: &[],
-        errors: &[],
-    },
-    Operation {
-        number: syscall::THREAD_SPAWN,
-        name: "thread_spawn",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[
-            Value {
-                name: "entry",
-                kind: Kind::Address,
-                place: Place::whole(Register::Rdi),
-            },
-            Value {
-                name: "stack",
-                kind: Kind::Address,
-                place: Place::whole(Register::Rsi),
-            },
-            Value {
-                name: "argument",
-                kind: Kind::Number,
-                place: Place::whole(Register::Rdx),
-            },
-        ],
-        status_place: Place::whole(Register::Rax),
-        results: &[Value {
-            name: "thread",
-            kind: Kind::Number,
-            place: Place::whole(Register::Rdx),
-        }],
-        errors: &[Status::InvalidAddress, Status::NotEnoughMemory],
-    },
-    Operation {
-        number: syscall::THREAD_EXIT,
-        name: "thread_exit",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[],
-        status_place: Place::whole(Register::Rax),
-        results: &[],
-        errors: &[],
+        errors: &[Status::Aborted],
     },
     Operation {
         number: syscall::RESTRICTED_BIND,
@@ -293,5 +268,1421 @@ pub static OPERATIONS: [Operation; 12] = [
         status_place: Place::whole(Register::Rax),
         results: &[],
         errors: &[Status::InvalidArgument],
+    },
+    Operation {
+        number: syscall::COPY,
+        name: "copy",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "from_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "from_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "rights",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::FailedLookup,
+            Status::RevokeFirst,
+            Status::IllegalOperation,
+        ],
+    },
+    Operation {
+        number: syscall::MINT,
+        name: "mint",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "from_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "from_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "rights",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "badge",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::FailedLookup,
+            Status::RevokeFirst,
+            Status::IllegalOperation,
+            Status::InvalidArgument,
+        ],
+    },
+    Operation {
+        number: syscall::MOVE,
+        name: "move",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "from_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "from_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::FailedLookup,
+            Status::IllegalOperation,
+        ],
+    },
+    Operation {
+        number: syscall::MUTATE,
+        name: "mutate",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "from_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "from_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "guard",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "guard_bits",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::FailedLookup,
+            Status::IllegalOperation,
+            Status::InvalidArgument,
+        ],
+    },
+    Operation {
+        number: syscall::ROTATE,
+        name: "rotate",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "pivot",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "pivot_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "pivot_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "from_index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "from_depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::FailedLookup,
+            Status::IllegalOperation,
+        ],
+    },
+    Operation {
+        number: syscall::DELETE,
+        name: "delete",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::OutOfRange],
+    },
+    Operation {
+        number: syscall::REVOKE,
+        name: "revoke",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::OutOfRange],
+    },
+    Operation {
+        number: syscall::CANCEL_BADGED_SENDS,
+        name: "cancel_badged_sends",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "endpoint",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::IllegalOperation],
+    },
+    Operation {
+        number: syscall::RETYPE,
+        name: "retype",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "untyped",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "type",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "size",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "offset",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "count",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::InvalidArgument,
+            Status::IllegalOperation,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::NotEnoughMemory,
+        ],
+    },
+    Operation {
+        number: syscall::INSPECT,
+        name: "inspect",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "untyped",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "size_bits",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "used",
+                kind: Kind::Bytes,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        errors: &[Status::InvalidCapability],
+    },
+    Operation {
+        number: syscall::SIGNAL,
+        name: "signal",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "notification",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::IllegalOperation],
+    },
+    Operation {
+        number: syscall::WAIT,
+        name: "wait",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "notification",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[Value {
+            name: "badge",
+            kind: Kind::Number,
+            place: Place::whole(Register::Rdi),
+        }],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::Aborted,
+        ],
+    },
+    Operation {
+        number: syscall::POLL,
+        name: "poll",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "notification",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[Value {
+            name: "badge",
+            kind: Kind::Number,
+            place: Place::whole(Register::Rdi),
+        }],
+        errors: &[Status::InvalidCapability, Status::IllegalOperation],
+    },
+    Operation {
+        number: syscall::SEND,
+        name: "send",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 8, 8),
+            },
+            Value {
+                name: "capabilities",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 16, 2),
+            },
+            Value {
+                name: "label",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 32, 32),
+            },
+            Value {
+                name: "word0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "word1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "word2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "word3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "word4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "word5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "word6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "word7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "word8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "word9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::OutOfRange,
+            Status::InvalidArgument,
+            Status::Aborted,
+        ],
+    },
+    Operation {
+        number: syscall::NB_SEND,
+        name: "nb_send",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 8, 8),
+            },
+            Value {
+                name: "capabilities",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 16, 2),
+            },
+            Value {
+                name: "label",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 32, 32),
+            },
+            Value {
+                name: "word0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "word1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "word2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "word3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "word4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "word5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "word6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "word7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "word8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "word9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::OutOfRange,
+            Status::InvalidArgument,
+        ],
+    },
+    Operation {
+        number: syscall::RECV,
+        name: "recv",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "reply",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rsi),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "badge",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "info",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rsi),
+            },
+            Value {
+                name: "got0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "got1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "got2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "got3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "got4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "got5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "got6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "got7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "got8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "got9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::Busy,
+            Status::Aborted,
+        ],
+    },
+    Operation {
+        number: syscall::NB_RECV,
+        name: "nb_recv",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "reply",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rsi),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "badge",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "info",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rsi),
+            },
+            Value {
+                name: "got0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "got1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "got2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "got3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "got4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "got5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "got6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "got7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "got8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "got9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::Busy,
+        ],
+    },
+    Operation {
+        number: syscall::CALL,
+        name: "call",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 8, 8),
+            },
+            Value {
+                name: "capabilities",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 16, 2),
+            },
+            Value {
+                name: "label",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 32, 32),
+            },
+            Value {
+                name: "word0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "word1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "word2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "word3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "word4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "word5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "word6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "word7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "word8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "word9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "badge",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "info",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rsi),
+            },
+            Value {
+                name: "got0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "got1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "got2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "got3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "got4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "got5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "got6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "got7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "got8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "got9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::OutOfRange,
+            Status::InvalidArgument,
+            Status::Aborted,
+        ],
+    },
+    Operation {
+        number: syscall::REPLY,
+        name: "reply",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "reply",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 8, 8),
+            },
+            Value {
+                name: "capabilities",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 16, 2),
+            },
+            Value {
+                name: "label",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 32, 32),
+            },
+            Value {
+                name: "word0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "word1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "word2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "word3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "word4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "word5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "word6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "word7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "word8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "word9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::NoCaller,
+            Status::OutOfRange,
+            Status::InvalidArgument,
+        ],
+    },
+    Operation {
+        number: syscall::REPLY_RECV,
+        name: "reply_recv",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "endpoint",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 8, 8),
+            },
+            Value {
+                name: "capabilities",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 16, 2),
+            },
+            Value {
+                name: "label",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 32, 32),
+            },
+            Value {
+                name: "reply",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rsi),
+            },
+            Value {
+                name: "word0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "word1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "word2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "word3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "word4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "word5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "word6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "word7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "word8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "word9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "badge",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "info",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rsi),
+            },
+            Value {
+                name: "got0",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "got1",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "got2",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "got3",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "got4",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
+            Value {
+                name: "got5",
+                kind: Kind::Number,
+                place: Place::whole(Register::R13),
+            },
+            Value {
+                name: "got6",
+                kind: Kind::Number,
+                place: Place::whole(Register::R14),
+            },
+            Value {
+                name: "got7",
+                kind: Kind::Number,
+                place: Place::whole(Register::R15),
+            },
+            Value {
+                name: "got8",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbx),
+            },
+            Value {
+                name: "got9",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rbp),
+            },
+        ],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::OutOfRange,
+            Status::InvalidArgument,
+            Status::NoCaller,
+            Status::Busy,
+            Status::Aborted,
+        ],
+    },
+    Operation {
+        number: syscall::THREAD_CONFIGURE,
+        name: "thread_configure",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "cspace",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "address_space",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "fault_handler",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "message_buffer",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R10),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::IllegalOperation],
+    },
+    Operation {
+        number: syscall::THREAD_SET_PRIORITY,
+        name: "thread_set_priority",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "authority",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "priority",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "ceiling",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::OutOfRange],
+    },
+    Operation {
+        number: syscall::THREAD_READ_REGISTERS,
+        name: "thread_read_registers",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "into",
+                kind: Kind::Destination,
+                place: Place::whole(Register::Rdx),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::InvalidArgument,
+            Status::InvalidAddress,
+        ],
+    },
+    Operation {
+        number: syscall::THREAD_WRITE_REGISTERS,
+        name: "thread_write_registers",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "from",
+                kind: Kind::Source,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "resume",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::InvalidArgument,
+            Status::InvalidAddress,
+            Status::IllegalOperation,
+        ],
+    },
+    Operation {
+        number: syscall::THREAD_SUSPEND,
+        name: "thread_suspend",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "thread",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability],
+    },
+    Operation {
+        number: syscall::THREAD_RESUME,
+        name: "thread_resume",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "thread",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability],
+    },
+    Operation {
+        number: syscall::THREAD_BIND,
+        name: "thread_bind",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "notification",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::DeleteFirst,
+        ],
+    },
+    Operation {
+        number: syscall::SCHED_CONFIGURE,
+        name: "sched_configure",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "control",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "context",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "budget",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "period",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::OutOfRange],
+    },
+    Operation {
+        number: syscall::SCHED_BIND,
+        name: "sched_bind",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "context",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::DeleteFirst],
     },
 ];

@@ -6,20 +6,47 @@
 //! with the number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`; a [`Status`]
 //! comes back in `rax`, results in `rdx`; `rcx`, `r11` are lost, everything else is kept.
 //!
+//! Convention `invoke`: An operation on a capability: the number in the lowest byte of a register;
+//! the capability and up to eight arguments, two results. A refusal may tell more in the results'
+//! registers, as its status says. `syscall` with the number in `rax:0-7`, arguments in `rdi`,
+//! `rdx`, `r8`, `r9`, `r10`, `r12`, `r13`, `r14`, `r15`; a [`Status`] comes back in `rax`, results
+//! in `rdx`, `r8`; `rcx`, `r11` are lost, everything else is kept.
+//!
+//! Convention `message`: A message: number, length, capabilities and label share a register; the
+//! first ten words are in registers, the rest in the message buffer. `syscall` with the number in
+//! `rax:0-7`, arguments in `rdi`, `rax:8-15`, `rax:16-17`, `rax:32-63`, `rdx`, `r8`, `r9`, `r10`,
+//! `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; a [`Status`] comes back in `rax`, results in `rdi`,
+//! `rsi`, `rdx`, `r8`, `r9`, `r10`, `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; `rcx`, `r11` are
+//! lost, everything else is kept.
+//!
 //! The first argument of a call on an object is a slot of the program's root CNode.
 
 /// Slots of the initial program's root CNode. A slot that was not granted is empty.
 pub mod slot {
     /// The console, with the `console` grant.
     pub const CONSOLE: u64 = 1;
-    /// All free memory as one untyped.
+    /// The pool that `MAP` takes memory from: three quarters of what is free.
     pub const UNTYPED: u64 = 2;
     /// The program's own address space.
     pub const ADDRESS_SPACE: u64 = 3;
     /// The program's first thread.
     pub const THREAD: u64 = 4;
-    /// First slot of granted devices, in the order of the blob's device table.
+    /// The program's own CNode: the root of its capability space.
+    pub const CNODE: u64 = 5;
+    /// The partition: to end it, and to have it end by a thread's fault.
+    pub const PARTITION: u64 = 6;
+    /// The authority over CPU time.
+    pub const SCHED_CONTROL: u64 = 7;
+    /// The first thread's scheduling context.
+    pub const SCHED_CONTEXT: u64 = 8;
+    /// First slot of granted devices, in the order of the blob's device table: the device's
+    /// registers as an untyped.
     pub const DEVICES: u64 = 32;
+    /// First slot of the untypeds that free memory is handed over as, the largest first; empty
+    /// slots follow the last.
+    pub const MEMORY: u64 = 64;
+    /// First of the slots that are the program's to use, up to the end of its CNode.
+    pub const FREE: u64 = 128;
 }
 
 /// Rights of a mapping, a bit set.
@@ -32,8 +59,8 @@ pub mod rights {
     pub const EXECUTE: u64 = 1 << 2;
 }
 
-/// End the partition. Does not return. Arguments: `status` (0 to 255). Errors:
-/// [`Status::InvalidArgument`].
+/// End the partition. Does not return. Arguments: `partition`, `status` (0 to 255). Errors:
+/// [`Status::InvalidCapability`], [`Status::InvalidArgument`].
 pub const EXIT: u64 = 0;
 /// Write to the console. A bad page behind good ones ends the write where it begins. Arguments:
 /// `console`, `from`, `length`, `stream` (1 output, 2 error). Result: `written`. Errors:
@@ -44,7 +71,7 @@ pub const CONSOLE_WRITE: u64 = 1;
 /// [`Status::InvalidCapability`], [`Status::InvalidArgument`], [`Status::InvalidAddress`].
 pub const CONSOLE_READ: u64 = 2;
 /// Map zeroed memory; parts on 2 MiB use large pages. Already mapped pages are an error and nothing
-/// changes. Arguments: `untyped`, `address` (on 4 KiB), `length` (of 4 KiB pages, not 0), `rights`.
+/// changes. Arguments: `pool`, `address` (on 4 KiB), `length` (of 4 KiB pages, not 0), `rights`.
 /// Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`], [`Status::InvalidAddress`],
 /// [`Status::NotEnoughMemory`], [`Status::DeleteFirst`].
 pub const MAP: u64 = 3;
@@ -59,24 +86,167 @@ pub const PROTECT: u64 = 4;
 pub const UNMAP: u64 = 5;
 /// Let other threads run.
 pub const YIELD: u64 = 6;
-/// Sleep at least so long. Arguments: `nanoseconds`.
+/// Sleep at least so long. Arguments: `nanoseconds`. Errors: [`Status::Aborted`].
 pub const SLEEP: u64 = 7;
-/// Start a thread in this address space. Arguments: `entry`, `stack` (its first stack pointer),
-/// `argument` (what it finds in `rdi`). Result: `thread` (the thread's number). Errors:
-/// [`Status::InvalidAddress`], [`Status::NotEnoughMemory`].
-pub const THREAD_SPAWN: u64 = 8;
-/// End the calling thread. Does not return. The last thread's end ends the partition with status 0.
-pub const THREAD_EXIT: u64 = 9;
 /// Make a page the thread's restricted state page, once for one thread of the partition. Arguments:
 /// `page` (mapped writable, on 4 KiB). Errors: [`Status::InvalidArgument`],
 /// [`Status::InvalidAddress`], [`Status::DeleteFirst`].
-pub const RESTRICTED_BIND: u64 = 10;
+pub const RESTRICTED_BIND: u64 = 8;
 /// Run the restricted program; returns when it leaves restricted mode, see [`crate::restricted`].
 /// Refused without a bound page, or when its `rip` is no user address. Errors:
 /// [`Status::InvalidArgument`].
-pub const RESTRICTED_ENTER: u64 = 11;
+pub const RESTRICTED_ENTER: u64 = 9;
+/// Put a second capability to the same object into an empty slot, with no more than the given
+/// rights. Arguments: `cnode` (where the destination is looked for), `index` (address of the
+/// destination in it), `depth` (bits of that address, 1 to 64), `from` (the CNode where the source
+/// is looked for), `from_index`, `from_depth`, `rights` ([`crate::object`]`::RIGHTS_*`). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
+/// [`Status::FailedLookup`], [`Status::RevokeFirst`], [`Status::IllegalOperation`].
+pub const COPY: u64 = 10;
+/// As copy, with a badge for an endpoint or notification that has none, or a guard for a CNode. The
+/// guard's length is in the upper half of `rights`. Arguments: `cnode` (where the destination is
+/// looked for), `index` (address of the destination in it), `depth` (bits of that address, 1 to
+/// 64), `from` (the CNode where the source is looked for), `from_index`, `from_depth`, `rights`
+/// (bits 0 to 31: `RIGHTS_*`; from bit 32: bits of the guard), `badge` (or the guard). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
+/// [`Status::FailedLookup`], [`Status::RevokeFirst`], [`Status::IllegalOperation`],
+/// [`Status::InvalidArgument`].
+pub const MINT: u64 = 11;
+/// Move a capability to an empty slot. Arguments: `cnode` (where the destination is looked for),
+/// `index` (address of the destination in it), `depth` (bits of that address, 1 to 64), `from` (the
+/// CNode where the source is looked for), `from_index`, `from_depth`. Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
+/// [`Status::FailedLookup`], [`Status::IllegalOperation`].
+pub const MOVE: u64 = 12;
+/// Move a CNode's capability and give it a guard. Arguments: `cnode` (where the destination is
+/// looked for), `index` (address of the destination in it), `depth` (bits of that address, 1 to
+/// 64), `from` (the CNode where the source is looked for), `from_index`, `from_depth`, `guard`,
+/// `guard_bits`. Errors: [`Status::InvalidCapability`], [`Status::OutOfRange`],
+/// [`Status::DeleteFirst`], [`Status::FailedLookup`], [`Status::IllegalOperation`],
+/// [`Status::InvalidArgument`].
+pub const MUTATE: u64 = 13;
+/// Move what is in the pivot to the destination and what is in the source to the pivot, in one
+/// step. Destination and source may be one slot. Arguments: `cnode` (where the destination is
+/// looked for), `index` (address of the destination in it), `depth` (bits of that address, 1 to
+/// 64), `pivot`, `pivot_index`, `pivot_depth`, `from`, `from_index`, `from_depth`. Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
+/// [`Status::FailedLookup`], [`Status::IllegalOperation`].
+pub const ROTATE: u64 = 14;
+/// Empty a slot. The last capability to an object takes the object with it. Arguments: `cnode`
+/// (where the slot is looked for), `index`, `depth` (bits of the index, 1 to 64). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`].
+pub const DELETE: u64 = 15;
+/// Delete all that was derived from the capability in a slot. Arguments: `cnode` (where the slot is
+/// looked for), `index`, `depth` (bits of the index, 1 to 64). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`].
+pub const REVOKE: u64 = 16;
+/// Abort all sends by capabilities with the badge of this one, which needs all rights. Arguments:
+/// `endpoint`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`].
+pub const CANCEL_BADGED_SENDS: u64 = 17;
+/// Make objects of an untyped's memory. Their capabilities go into successive slots of a CNode.
+/// Arguments: `untyped`, `type` ([`crate::object`]`::TYPE_*`), `size` (bits: of bytes for an
+/// untyped, of slots for a CNode; else 0), `cnode` (where the CNode is looked for), `index`,
+/// `depth` (bits of the index; 0 for `cnode` itself), `offset` (of the first slot), `count` (1 to
+/// 256). Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`],
+/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
+/// [`Status::NotEnoughMemory`].
+pub const RETYPE: u64 = 18;
+/// What an untyped has: its size, and how much of it is handed out. Arguments: `untyped`. Result:
+/// `size_bits` (its bytes in bits), `used` (from its start). Errors: [`Status::InvalidCapability`].
+pub const INSPECT: u64 = 19;
+/// Signal a notification by its badge. Arguments: `notification`. Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`].
+pub const SIGNAL: u64 = 20;
+/// Take what was signalled, or wait for a signal. Arguments: `notification`. Result: `badge` (the
+/// union of the signals' badges). Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`], [`Status::Aborted`].
+pub const WAIT: u64 = 21;
+/// Take what was signalled; badge 0 for nothing. Arguments: `notification`. Result: `badge` (the
+/// union of the signals' badges). Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`].
+pub const POLL: u64 = 22;
+/// Send a message; waits for a receiver. Arguments: `endpoint`, `length` (words, 0 to 120),
+/// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
+/// `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::OutOfRange`], [`Status::InvalidArgument`], [`Status::Aborted`].
+pub const SEND: u64 = 23;
+/// Send a message if somebody is receiving, else drop it. Arguments: `endpoint`, `length` (words, 0
+/// to 120), `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`,
+/// `word6`, `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::InvalidArgument`].
+pub const NB_SEND: u64 = 24;
+/// Receive a message; waits for one, or for a signal of the bound notification. Arguments:
+/// `endpoint`, `reply` (a reply object to answer a call with, or 0). Result: `badge`, `info` (bits
+/// 8 to 15 the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal),
+/// `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::Busy`],
+/// [`Status::Aborted`].
+pub const RECV: u64 = 25;
+/// Receive a message if somebody is sending; badge 0 and no words else. Arguments: `endpoint`,
+/// `reply` (a reply object to answer a call with, or 0). Result: `badge`, `info` (bits 8 to 15 the
+/// length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal), `got0`,
+/// `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::Busy`].
+pub const NB_RECV: u64 = 26;
+/// Send a message and wait for its answer. Arguments: `endpoint`, `length` (words, 0 to 120),
+/// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
+/// `word7`, `word8`, `word9`. Result: `badge`, `info` (bits 8 to 15 the length, 16 and 17 the
+/// number of capabilities, from 32 on the label; 0 for a signal), `got0`, `got1`, `got2`, `got3`,
+/// `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::InvalidArgument`],
+/// [`Status::Aborted`].
+pub const CALL: u64 = 27;
+/// Answer the call that a reply object holds. Arguments: `reply`, `length` (words, 0 to 120),
+/// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
+/// `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`], [`Status::NoCaller`],
+/// [`Status::OutOfRange`], [`Status::InvalidArgument`].
+pub const REPLY: u64 = 28;
+/// Answer a call, then receive with the same reply object, in one step. When the answer is refused,
+/// nothing is received. Arguments: `endpoint`, `length` (words, 0 to 120), `capabilities` (0 to 3),
+/// `label`, `reply` (a reply object to answer a call with, or 0), `word0`, `word1`, `word2`,
+/// `word3`, `word4`, `word5`, `word6`, `word7`, `word8`, `word9`. Result: `badge`, `info` (bits 8
+/// to 15 the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal),
+/// `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::OutOfRange`],
+/// [`Status::InvalidArgument`], [`Status::NoCaller`], [`Status::Busy`], [`Status::Aborted`].
+pub const REPLY_RECV: u64 = 29;
+/// Give a thread its capability space, address space, fault handler and message buffer; handle 0
+/// for none. Arguments: `thread`, `cspace`, `address_space`, `fault_handler` (an endpoint, or the
+/// partition, which then ends with a report), `message_buffer` (a frame). Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`].
+pub const THREAD_CONFIGURE: u64 = 30;
+/// Set a thread's priority and the highest that it may give, neither above the highest that another
+/// thread may give. Arguments: `thread`, `authority` (the other thread), `priority`, `ceiling`.
+/// Errors: [`Status::InvalidCapability`], [`Status::OutOfRange`].
+pub const THREAD_SET_PRIORITY: u64 = 31;
+/// Read a thread's registers. Arguments: `thread`, `into` ([`crate::object::ThreadRegisters`], on 8
+/// bytes). Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`],
+/// [`Status::InvalidAddress`].
+pub const THREAD_READ_REGISTERS: u64 = 32;
+/// Set another thread's registers. What it waited for is over. Arguments: `thread`, `from`
+/// ([`crate::object::ThreadRegisters`], on 8 bytes), `resume` (1 to let it run, 0 to leave it
+/// stopped). Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`],
+/// [`Status::InvalidAddress`], [`Status::IllegalOperation`].
+pub const THREAD_WRITE_REGISTERS: u64 = 33;
+/// Stop a thread. What it waited for is over. Arguments: `thread`. Errors:
+/// [`Status::InvalidCapability`].
+pub const THREAD_SUSPEND: u64 = 34;
+/// Let a stopped thread go on; to any other it makes no difference. Arguments: `thread`. Errors:
+/// [`Status::InvalidCapability`].
+pub const THREAD_RESUME: u64 = 35;
+/// Let signals of a notification end a thread's receiving too; handle 0 to undo it. Arguments:
+/// `thread`, `notification`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::DeleteFirst`].
+pub const THREAD_BIND: u64 = 36;
+/// Give a scheduling context a budget in every period. Arguments: `control`, `context`, `budget`
+/// (nanoseconds), `period` (nanoseconds; equal to the budget for turns without a limit). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`].
+pub const SCHED_CONFIGURE: u64 = 37;
+/// Make a scheduling context a thread's own; handle 0 to undo it. Arguments: `context`, `thread`.
+/// Errors: [`Status::InvalidCapability`], [`Status::DeleteFirst`].
+pub const SCHED_BIND: u64 = 38;
 /// First number that is no system call.
-pub const COUNT: u64 = 12;
+pub const COUNT: u64 = 39;
 
 /// Who is at fault when a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +278,7 @@ pub enum Status {
     InvalidArgument = 3,
     /// An address is not the caller's to use.
     InvalidAddress = 4,
-    /// The untyped has too little left, or no thread is free.
+    /// The untyped has too little left. After a retype `rdx` has the bytes that are left.
     NotEnoughMemory = 5,
     /// Something is there already.
     DeleteFirst = 6,
@@ -116,6 +286,18 @@ pub enum Status {
     NotMapped = 7,
     /// What the thread waited for will not come.
     Aborted = 8,
+    /// The slot to take from is empty.
+    FailedLookup = 9,
+    /// The capability has children.
+    RevokeFirst = 10,
+    /// A number is out of its range: `rdx` has the smallest that would do, `r8` the largest.
+    OutOfRange = 11,
+    /// The capability does not allow that, or never.
+    IllegalOperation = 12,
+    /// The object is used by somebody, and can be by one only.
+    Busy = 13,
+    /// The reply object holds no call: it was answered, or its caller is gone.
+    NoCaller = 14,
 }
 
 impl Status {
@@ -132,6 +314,12 @@ impl Status {
             6 => Self::DeleteFirst,
             7 => Self::NotMapped,
             8 => Self::Aborted,
+            9 => Self::FailedLookup,
+            10 => Self::RevokeFirst,
+            11 => Self::OutOfRange,
+            12 => Self::IllegalOperation,
+            13 => Self::Busy,
+            14 => Self::NoCaller,
             _ => return None,
         })
     }
@@ -146,9 +334,14 @@ impl Status {
             | Self::InvalidArgument
             | Self::InvalidAddress
             | Self::DeleteFirst
-            | Self::NotMapped => Fault::Caller,
+            | Self::NotMapped
+            | Self::FailedLookup
+            | Self::RevokeFirst
+            | Self::OutOfRange
+            | Self::IllegalOperation
+            | Self::Busy => Fault::Caller,
             Self::NotEnoughMemory => Fault::Limit,
-            Self::Aborted => Fault::Other,
+            Self::Aborted | Self::NoCaller => Fault::Other,
         }
     }
 }

@@ -3,18 +3,23 @@
 use alloc::string::String;
 use core::arch::asm;
 
+use bulkhead_runtime::abi::object::ThreadRegisters;
 use bulkhead_runtime::abi::syscall::{
-    CONSOLE_READ, CONSOLE_WRITE, COUNT, EXIT, MAP, PROTECT, Status, THREAD_SPAWN, UNMAP, YIELD,
+    CONSOLE_READ, CONSOLE_WRITE, COUNT, EXIT, MAP, PROTECT, RESTRICTED_ENTER, Status, UNMAP, YIELD,
     slot,
 };
+use bulkhead_runtime::object::{EMPTY_REGISTERS, FIRST_THREAD, Untyped};
 use bulkhead_runtime::syscall::{call, raw};
 
-use super::check_eq;
+use super::{check_eq, named};
 
 pub(super) fn unknown() -> Result<(), String> {
     // Far more than ten: a kernel that gives up on the tenth is a known fault of others.
     let far = [u64::MAX, 1 << 63, 1 << 32, 1 << 31, 0x8000_0000_0000];
-    for number in (COUNT..COUNT + 1000).chain(far) {
+    // An operation on a capability has its number in the lowest byte alone.
+    let near = (COUNT..COUNT + 1300)
+        .filter(|number| !(RESTRICTED_ENTER + 1..COUNT).contains(&(number & 0xff)));
+    for number in near.chain(far) {
         // SAFETY: refused.
         let (status, value) = unsafe { raw(number, [u64::MAX; 4]) };
         check_eq!(
@@ -72,19 +77,35 @@ pub(super) fn wrong_slots() -> Result<(), String> {
 
 pub(super) fn bad_arguments() -> Result<(), String> {
     for status in [256, 1 << 32, u64::MAX] {
-        let answer = refused(EXIT, [status, 0, 0, 0]);
+        let answer = refused(EXIT, [slot::PARTITION, status, 0, 0]);
         check_eq!(answer, Err(Status::InvalidArgument), "exit");
     }
-    for (entry, stack) in [
+    let answer = refused(EXIT, [slot::CONSOLE, 0, 0, 0]);
+    check_eq!(
+        answer,
+        Err(Status::InvalidCapability),
+        "exit by the console"
+    );
+    let thread = Untyped(slot::MEMORY).thread().map_err(named)?;
+    for (rip, fs_base) in [
         (1 << 47, 0),
         (u64::MAX, 0),
         (0x1000, 1 << 63),
         (1 << 63, u64::MAX),
     ] {
-        let answer = refused(THREAD_SPAWN, [entry, stack, 0, 0]);
-        check_eq!(answer, Err(Status::InvalidAddress), "spawn");
+        let registers = ThreadRegisters {
+            rip,
+            fs_base,
+            ..EMPTY_REGISTERS
+        };
+        // SAFETY: refused.
+        let answer = unsafe { thread.set_registers(&registers, true) };
+        check_eq!(answer, Err(Status::InvalidAddress), "registers");
     }
-    Ok(())
+    // SAFETY: refused.
+    let own = unsafe { FIRST_THREAD.set_registers(&EMPTY_REGISTERS, true) };
+    check_eq!(own, Err(Status::IllegalOperation), "own registers");
+    thread.delete().map_err(named)
 }
 
 pub(super) fn keep_registers() -> Result<(), String> {

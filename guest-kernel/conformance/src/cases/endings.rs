@@ -9,6 +9,8 @@ use bulkhead_runtime::abi::layout::{DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD};
 use bulkhead_runtime::abi::syscall::COUNT;
 use bulkhead_runtime::{console, environment, print, println, syscall, thread, time};
 
+use bulkhead_runtime::object::FIRST_THREAD;
+
 use super::read;
 
 /// Status when a fault did not end the partition.
@@ -62,17 +64,16 @@ pub(super) fn exit_7() -> u8 {
     7
 }
 
-/// The first thread ends before another one, whose end is the partition's.
+/// The first thread stops for ever before another one ends the partition.
 pub(super) fn exit_threads() -> u8 {
     let spawned = thread::spawn(|| {
         time::sleep_ns(10_000_000);
-        println!("the last thread ends");
+        println!("the last thread ends the partition");
+        syscall::exit(0)
     });
-    if spawned.is_err() {
+    if spawned.is_err() || FIRST_THREAD.suspend().is_err() {
         return STATUS_SURVIVED;
     }
-    // SAFETY: the thread holds nothing.
-    unsafe { syscall::raw(bulkhead_runtime::abi::syscall::THREAD_EXIT, [0; 4]) };
     STATUS_SURVIVED
 }
 

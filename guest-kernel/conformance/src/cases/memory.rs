@@ -10,7 +10,7 @@ use bulkhead_runtime::abi::syscall::{CONSOLE_WRITE, Status, rights, slot};
 use bulkhead_runtime::environment;
 use bulkhead_runtime::syscall::call;
 
-use super::{SCRATCH, check, check_eq, map, protect, read, unmap, write};
+use super::{SCRATCH, check, check_eq, map, named, protect, read, unmap, write};
 
 const READ_WRITE: u64 = rights::READ | rights::WRITE;
 
@@ -19,10 +19,6 @@ const READ_WRITE: u64 = rights::READ | rights::WRITE;
 fn readable(address: u64) -> bool {
     // SAFETY: the kernel reads.
     unsafe { call(CONSOLE_WRITE, [slot::CONSOLE, address, 1, 2]) }.is_ok()
-}
-
-fn named(status: Status) -> String {
-    alloc::format!("{status:?}")
 }
 
 pub(super) fn map_errors() -> Result<(), String> {

@@ -1,12 +1,22 @@
 //! The cases, a room for each part of the kernel, and the tools they share.
 
+mod bench;
 mod calls;
 mod console;
 mod described;
 mod endings;
+mod faults;
 mod memory;
+mod messages;
+mod notifications;
 mod restricted;
+mod retyping;
+mod revoking;
+mod scheduling;
+mod spaces;
 mod threads;
+
+use alloc::string::String;
 
 use bulkhead_runtime::abi::syscall::{MAP, PROTECT, Status, UNMAP, slot};
 use bulkhead_runtime::syscall::call;
@@ -57,6 +67,49 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("threads-many", threads::many),
     ("threads-keep-registers", threads::keep_registers),
     ("threads-keep-bases", threads::keep_bases),
+    ("C1-C4-copy", spaces::copy),
+    ("C1-copy-is-the-same", spaces::copy_is_the_same),
+    ("C5-delete", spaces::delete),
+    ("C8-mint", spaces::mint),
+    ("C9-C11-move", spaces::relocate),
+    ("C12-mutate", spaces::mutate),
+    ("C13-cancel-badged-sends", spaces::cancel),
+    ("C15-revoke", spaces::revoke),
+    ("C17-C20-rotate", spaces::rotate),
+    ("C24-C25-chain", spaces::chain),
+    ("U1-U3-ranges", retyping::ranges),
+    ("U5-U7-occupied", retyping::occupied),
+    ("U8-too-large", retyping::too_large),
+    ("U10-U11-no-header", retyping::no_header),
+    ("U13-again", retyping::again),
+    ("U14-device", retyping::device),
+    ("R1-copies", revoking::copies),
+    ("R2-badges", revoking::badges),
+    ("R3-untyped", revoking::untyped),
+    ("R4-preemption", revoking::preemption),
+    ("R9-itself", revoking::itself),
+    ("E1-lengths", messages::lengths),
+    ("E3-too-long", messages::too_long),
+    ("E4-nonblocking", messages::nonblocking),
+    ("E6-E8-badge", messages::badge),
+    ("E9-caller-is-stopped", messages::caller_is_stopped),
+    ("E10-E14-rights", messages::rights),
+    ("E16-one-shot", messages::one_shot),
+    ("E17-dead-caller", messages::dead_caller),
+    ("E19-cancel-one", messages::cancel_one),
+    ("E21-dead-server", messages::dead_server),
+    ("E22-passive-server", messages::passive_server),
+    ("N1-N3-poll", notifications::poll),
+    ("N4-bound", notifications::bound),
+    ("N6-wakes", notifications::wakes),
+    ("N7-deleted", notifications::deleted),
+    ("F1-accesses", faults::accesses),
+    ("F1-restart", faults::restart),
+    ("F2-exceptions", faults::exceptions),
+    ("F3-unhandled", faults::unhandled),
+    ("S1-resume", scheduling::resume),
+    ("S3-ceiling", scheduling::ceiling),
+    ("S4-budget", scheduling::budget),
     ("restricted-unbound", restricted::unbound),
     ("restricted-bind-errors", restricted::bind_errors),
     ("restricted-syscall", restricted::syscall),
@@ -100,6 +153,10 @@ pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
 
 /// Free addresses for a case: each case cleans up behind itself.
 const SCRATCH: u64 = 0x7b00_0000_0000;
+
+fn named(status: Status) -> String {
+    alloc::format!("{status:?}")
+}
 
 fn map(address: u64, bytes: u64, rights: u64) -> Result<u64, Status> {
     // SAFETY: cases map addresses that nothing else uses, or such that must be refused.

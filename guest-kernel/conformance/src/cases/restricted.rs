@@ -14,7 +14,7 @@ use bulkhead_runtime::abi::syscall::{CONSOLE_WRITE, EXIT, RESTRICTED_ENTER, Stat
 use bulkhead_runtime::syscall::{call, restricted_bind, restricted_enter};
 use bulkhead_runtime::{thread, time};
 
-use super::{check, check_eq, map, protect, unmap};
+use super::{check, check_eq, map, named, protect, unmap};
 
 /// Where the program's code goes.
 const CODE: u64 = 0x40_0000;
@@ -75,10 +75,6 @@ unsafe extern "C" {
     safe static restricted_step: u8;
     safe static restricted_wait: u8;
     safe static restricted_fs: u8;
-}
-
-fn named(status: Status) -> String {
-    alloc::format!("{status:?}")
 }
 
 /// Where a label of the program lies once it is copied.

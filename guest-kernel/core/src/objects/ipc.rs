@@ -488,6 +488,8 @@ impl<M: Memory> Objects<M> {
         } else if let (State::Calling, Some(reply)) = (found.state(), found.reply()) {
             self.memory.get_mut(reply).caller = 0;
             self.memory.get_mut(thread).set_reply(None);
+        } else if found.state() == State::Reading {
+            self.leave_readers(thread);
         }
     }
 
@@ -508,13 +510,15 @@ impl<M: Memory> Objects<M> {
     pub(super) fn stop_waiting(&mut self, thread: Ref<Thread>) {
         let state = self.memory.get(thread).state();
         self.leave_queue(thread);
-        if state == State::Receiving {
-            self.forget_armed_reply(thread);
+        match state {
+            State::Receiving => self.forget_armed_reply(thread),
+            State::Sleeping => self.forget_timer(thread),
+            _ => {}
         }
         let stopped = self.memory.get_mut(thread);
         if stopped.fault != 0 {
             stopped.fault = 0;
-        } else if !matches!(state, State::Stopped | State::Ready) {
+        } else if !matches!(state, State::Stopped | State::Ready | State::Reading) {
             stopped.frame.rax = Status::Aborted as u64;
         }
         stopped.set_state(State::Stopped);

@@ -100,6 +100,8 @@ pub struct Objects<M> {
     /// What deletions have left to do.
     dying: Option<deletion::Dying>,
     scheduler: schedule::Scheduler,
+    /// Threads that wait for console input.
+    readers: thread::List,
 }
 
 impl<M: Memory> Objects<M> {
@@ -110,10 +112,11 @@ impl<M: Memory> Objects<M> {
             memory,
             dying: None,
             scheduler: schedule::Scheduler::new(),
+            readers: thread::List::EMPTY,
         }
     }
 
-    fn capability(&self, slot: Ref<Slot>) -> capability::Capability {
+    pub(crate) fn capability(&self, slot: Ref<Slot>) -> capability::Capability {
         self.memory.get(slot).capability()
     }
 

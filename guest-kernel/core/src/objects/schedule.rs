@@ -7,6 +7,7 @@
 //! Among ready threads the highest priority runs, and threads of one priority in turn. The running
 //! thread stands in no list.
 
+use bulkhead_abi::syscall::Status;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::memory::{Memory, Ref, Stored, link};
@@ -68,6 +69,10 @@ pub(super) struct Scheduler {
     current: Option<Ref<Thread>>,
     /// When the running thread's time was last counted.
     counted: u64,
+    /// What [`Objects::schedule`] said last need not hold any more.
+    stale: bool,
+    /// The thread that the CPU's other registers are set up for.
+    loaded: Option<Ref<Thread>>,
 }
 
 impl Scheduler {
@@ -78,6 +83,8 @@ impl Scheduler {
             timers: List::EMPTY,
             current: None,
             counted: 0,
+            stale: true,
+            loaded: None,
         }
     }
 
@@ -98,6 +105,38 @@ impl<M: Memory> Objects<M> {
         self.scheduler.current
     }
 
+    /// Whether [`Objects::schedule`] would say what it said last, as long as no time passes.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        !self.scheduler.stale
+    }
+
+    /// The thread that the CPU's other registers were last set up for, while it exists.
+    #[must_use]
+    pub const fn loaded(&self) -> Option<Ref<Thread>> {
+        self.scheduler.loaded
+    }
+
+    /// The CPU's other registers are not those of `thread` any more: they are loaded again before
+    /// it runs.
+    pub fn forget_loaded(&mut self, thread: Ref<Thread>) {
+        if self.scheduler.loaded == Some(thread) {
+            self.scheduler.loaded = None;
+        }
+    }
+
+    /// Remembers whom the CPU's other registers are set up for.
+    pub const fn set_loaded(&mut self, thread: Ref<Thread>) {
+        self.scheduler.loaded = Some(thread);
+    }
+
+    /// Stops the running thread until `due`.
+    pub fn sleep(&mut self, thread: Ref<Thread>, due: u64) {
+        self.unready(thread);
+        self.memory.get_mut(thread).set_state(State::Sleeping);
+        self.set_timer(thread, due);
+    }
+
     /// Gives a context its budget and period, in ticks, from `now` on.
     ///
     /// # Errors
@@ -116,6 +155,7 @@ impl<M: Memory> Objects<M> {
             });
         }
         self.count_time(now);
+        self.scheduler.stale = true;
         let configured = self.memory.get_mut(context);
         configured.budget = budget;
         configured.period = period;
@@ -147,7 +187,7 @@ impl<M: Memory> Objects<M> {
     }
 
     /// Undoes [`Objects::bind_context`]; whoever runs on the context stops.
-    pub(super) fn unbind_context(&mut self, context: Ref<SchedContext>) {
+    pub fn unbind_context(&mut self, context: Ref<SchedContext>) {
         let found = *self.memory.get(context);
         if let Some(holder) = found.holder() {
             self.unready(holder);
@@ -261,15 +301,23 @@ impl<M: Memory> Objects<M> {
     pub(super) fn unready(&mut self, thread: Ref<Thread>) {
         if self.scheduler.current == Some(thread) {
             self.scheduler.current = None;
+            self.scheduler.stale = true;
             return;
         }
-        if self.memory.get(thread).due != 0 {
-            let timers = self.scheduler.timers;
-            self.scheduler.timers = timers.without(&mut self.memory, Membership::Timer, thread);
-            self.memory.get_mut(thread).due = 0;
+        let found = self.memory.get(thread);
+        if found.due != 0 && found.state() != State::Sleeping {
+            self.forget_timer(thread);
         } else if self.is_queued(thread) {
             self.dequeue(thread);
         }
+    }
+
+    /// Takes a thread out of the list of those who wait for a point in time.
+    pub(super) fn forget_timer(&mut self, thread: Ref<Thread>) {
+        let timers = self.scheduler.timers;
+        self.scheduler.timers = timers.without(&mut self.memory, Membership::Timer, thread);
+        self.memory.get_mut(thread).due = 0;
+        self.scheduler.stale = true;
     }
 
     /// Counts what the running thread used of its context until `now`.
@@ -294,8 +342,14 @@ impl<M: Memory> Objects<M> {
         while let Some(thread) = self.scheduler.timers.first()
             && self.memory.get(thread).due <= now
         {
-            self.unready(thread);
-            self.ready_again(thread);
+            self.forget_timer(thread);
+            let awoken = self.memory.get_mut(thread);
+            if awoken.state() == State::Sleeping {
+                awoken.frame.rax = Status::Ok as u64;
+                self.make_ready(thread);
+            } else {
+                self.ready_again(thread);
+            }
         }
         if let Some(thread) = self.scheduler.current
             && self.must_yield(thread)
@@ -310,6 +364,7 @@ impl<M: Memory> Objects<M> {
             self.dequeue(thread);
             self.scheduler.current = Some(thread);
         }
+        self.scheduler.stale = false;
         self.scheduler.current
     }
 
@@ -343,6 +398,7 @@ impl<M: Memory> Objects<M> {
 
     /// The running thread lets others of its priority run first.
     pub fn yield_now(&mut self) {
+        self.scheduler.stale = true;
         if let Some(thread) = self.scheduler.current.take() {
             self.ready_again(thread);
         }
@@ -395,6 +451,7 @@ impl<M: Memory> Objects<M> {
     }
 
     fn enqueue_before(&mut self, thread: Ref<Thread>, next: Option<Ref<Thread>>) {
+        self.scheduler.stale = true;
         let changed = self.memory.get_mut(thread);
         changed.queued = 1;
         let priority = changed.priority as usize % PRIORITIES;
@@ -405,6 +462,7 @@ impl<M: Memory> Objects<M> {
     }
 
     fn dequeue(&mut self, thread: Ref<Thread>) {
+        self.scheduler.stale = true;
         let changed = self.memory.get_mut(thread);
         changed.queued = 0;
         let priority = changed.priority as usize % PRIORITIES;
@@ -419,6 +477,7 @@ impl<M: Memory> Objects<M> {
     fn set_timer(&mut self, thread: Ref<Thread>, due: u64) {
         // Zero says that there is none.
         let due = due.max(1);
+        self.scheduler.stale = true;
         self.memory.get_mut(thread).due = due;
         let mut next = self.scheduler.timers.first();
         while let Some(other) = next
@@ -433,6 +492,7 @@ impl<M: Memory> Objects<M> {
     /// Takes away what `thread` has of scheduling, for its end.
     pub(super) fn forget_scheduling(&mut self, thread: Ref<Thread>) {
         self.unready(thread);
+        self.forget_loaded(thread);
         let found = *self.memory.get(thread);
         if let Some(home) = found.home() {
             self.unbind_context(home);

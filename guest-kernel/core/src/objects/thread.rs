@@ -45,6 +45,10 @@ pub enum State {
     Calling = 4,
     /// It waits for a notification.
     Waiting = 5,
+    /// It waits for a point in time.
+    Sleeping = 6,
+    /// It waits for console input, and then executes its system call again.
+    Reading = 7,
 }
 
 impl State {
@@ -55,9 +59,21 @@ impl State {
             3 => Self::Receiving,
             4 => Self::Calling,
             5 => Self::Waiting,
+            6 => Self::Sleeping,
+            7 => Self::Reading,
             _ => Self::Stopped,
         }
     }
+}
+
+/// Which of its two register sets a thread runs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Mode {
+    /// The native program, or the personality.
+    Native = 0,
+    /// The program under the personality.
+    Restricted = 1,
 }
 
 /// A thread's neighbours in one list.
@@ -104,6 +120,11 @@ pub struct Thread {
     pub fs_base: u64,
     /// GS base while the thread does not run; kept by the architecture's switch.
     pub gs_base: u64,
+    /// Its other registers: those of the program that it runs in restricted mode.
+    pub(crate) restricted: Frame,
+    mode: u64,
+    /// Guest-physical address of its restricted state page, or zero.
+    pub(crate) state_page: u64,
     state: u64,
     /// 0 to 255; the higher the more urgent.
     pub(super) priority: u64,
@@ -123,7 +144,7 @@ pub struct Thread {
     pub(super) fault_words: [u64; 2],
     /// Nonzero while it is in the list of its priority.
     pub(super) queued: u64,
-    reserved: [u64; 49],
+    reserved: [u64; 25],
 }
 
 const _: () = assert!(size_of::<Thread>() == 1 << SIZE_BITS);
@@ -137,8 +158,36 @@ impl Thread {
         State::of(self.state)
     }
 
+    /// Which registers it runs with.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        if self.mode == Mode::Native as u64 {
+            Mode::Native
+        } else {
+            Mode::Restricted
+        }
+    }
+
+    pub(crate) const fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode as u64;
+    }
+
+    /// Where its traps store its registers now, and resuming takes them from.
+    pub const fn active_frame(&mut self) -> &mut Frame {
+        match self.mode() {
+            Mode::Native => &mut self.frame,
+            Mode::Restricted => &mut self.restricted,
+        }
+    }
+
     pub(super) const fn set_state(&mut self, state: State) {
         self.state = state as u64;
+    }
+
+    /// The highest priority that it may give to any.
+    #[must_use]
+    pub const fn ceiling(&self) -> u64 {
+        self.ceiling
     }
 
     /// The endpoint it sends to or receives from.
@@ -218,6 +267,26 @@ impl<M: Memory> Objects<M> {
         if self.memory.get(thread).state() == State::Stopped {
             self.make_ready(thread);
         }
+    }
+
+    /// Has the running thread wait for console input. It is to execute its system call again then.
+    pub fn wait_for_input(&mut self, thread: Ref<Thread>) {
+        self.unready(thread);
+        self.memory.get_mut(thread).set_state(State::Reading);
+        self.readers = (self.readers).pushed(&mut self.memory, Membership::Wait, thread);
+    }
+
+    /// Console input came: whoever waits for it tries again.
+    pub fn wake_readers(&mut self) {
+        while let Some(thread) = self.readers.first() {
+            self.leave_queue(thread);
+            self.make_ready(thread);
+        }
+    }
+
+    /// Takes a thread that waits for console input out of the list of those.
+    pub(super) fn leave_readers(&mut self, thread: Ref<Thread>) {
+        self.readers = (self.readers).without(&mut self.memory, Membership::Wait, thread);
     }
 }
 

@@ -8,8 +8,10 @@ use bulkhead_abi::layout::DIRECT_MAP;
 use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_REFUSED, ConsoleMailbox, EXIT_PORT};
 use bulkhead_abi::restricted::RestrictedState;
 use bulkhead_kernel_core::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
+use bulkhead_kernel_core::objects::memory::{Memory, Ref, Stored};
+use bulkhead_kernel_core::objects::thread::Thread;
 
-use super::{Exclusive, cpu};
+use super::{Exclusive, apic, cpu};
 use crate::console;
 
 /// Guest-physical address of the mailbox, zero without the `console` grant.
@@ -58,8 +60,46 @@ pub(crate) fn end_partition(status: u8) -> ! {
     cpu::halt()
 }
 
-/// The machine. There is one; whoever has it may use it.
+/// The machine. There is one; the kernel has it.
+#[derive(Debug)]
 pub(super) struct Machine;
+
+impl Memory for Machine {
+    fn get<T: Stored>(&self, at: Ref<T>) -> &T {
+        // SAFETY: a `Ref` is made where memory is retyped or a stored one is read back, so it leads
+        // to RAM, which the direct map has, and to memory that user mode does not reach; any bit
+        // pattern is a `T`, and every object is aligned to at least 32 bytes. `&self` keeps changes
+        // out.
+        unsafe { &*direct(at.address()) }
+    }
+
+    fn get_mut<T: Stored>(&mut self, at: Ref<T>) -> &mut T {
+        // SAFETY: as above; `&mut self` keeps a second reference out.
+        unsafe { &mut *direct(at.address()) }
+    }
+
+    fn load(&self, address: u64) -> u64 {
+        // SAFETY: the caller found the address in a page table or a frame's capability: RAM, in the
+        // direct map. Nobody has a reference into a page that user mode can reach.
+        unsafe { direct::<u64>(address).read_volatile() }
+    }
+
+    fn store(&mut self, address: u64, word: u64) {
+        // SAFETY: as above.
+        unsafe { direct::<u64>(address).write_volatile(word) }
+    }
+
+    fn zero(&mut self, address: u64, bytes: u64) {
+        for at in (address..address + bytes).step_by(8) {
+            // SAFETY: memory on its way out of an untyped: RAM, where nothing lies.
+            unsafe { direct::<u64>(at).write(0) }
+        }
+    }
+
+    fn preemption_pending(&mut self) -> bool {
+        apic::is_interrupt_pending()
+    }
+}
 
 impl Hardware for Machine {
     fn words(&mut self, page: PhysPage) -> &mut [u64; TABLE_ENTRIES] {
@@ -68,9 +108,17 @@ impl Hardware for Machine {
         unsafe { &mut *direct(page.address()) }
     }
 
-    fn restricted_state(&mut self, page: PhysPage) -> &mut RestrictedState {
-        // SAFETY: as above; user mode reaches the page, but does not run while the kernel does.
-        unsafe { &mut *direct(page.address()) }
+    fn restricted_state(
+        &mut self,
+        thread: Ref<Thread>,
+        page: PhysPage,
+    ) -> (&mut Thread, &mut RestrictedState) {
+        // SAFETY: as for `get_mut`.
+        let thread = unsafe { &mut *direct(thread.address()) };
+        // SAFETY: user mode reaches the page, but does not run while the kernel does; no object
+        // lies in it, so the two references do not overlap.
+        let state = unsafe { &mut *direct(page.address()) };
+        (thread, state)
     }
 
     fn invalidate(&mut self, address: u64) {

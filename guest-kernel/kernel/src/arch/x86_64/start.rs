@@ -12,7 +12,7 @@ use bulkhead_kernel_core::kernel::Next;
 use super::cpu::{self, CR4_SMAP, CR4_SMEP, MSR_LSTAR, MSR_SFMASK, MSR_STAR};
 use super::entry::syscall_entry;
 use super::gdt::{self, KERNEL_CODE};
-use super::machine::{Machine, direct, end_partition, use_console};
+use super::machine::{direct, end_partition, use_console};
 use super::trap::{kernel, perform};
 use super::{apic, idt};
 use crate::console;
@@ -62,7 +62,7 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
         // SAFETY: the boot protocol promises that a module lies in RAM and is used for nothing
         // else. Only its headers are read, before a program can run that writes to its data.
         let bytes = unsafe { core::slice::from_raw_parts(direct(module.range.start), len) };
-        kernel.start(&mut Machine, &info, module, bytes, root)
+        kernel.start(&info, module, bytes, root)
     });
     if let Err(error) = started {
         refuse(format_args!("{error}"));

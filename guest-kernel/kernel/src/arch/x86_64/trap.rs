@@ -6,6 +6,8 @@ use bulkhead_abi::layout::USER_END;
 use bulkhead_abi::machine::{CONSOLE_VECTOR, TIMER_VECTOR};
 use bulkhead_kernel_core::frame::Frame;
 use bulkhead_kernel_core::kernel::{Kernel, Next, Trap};
+use bulkhead_kernel_core::objects::memory::Ref;
+use bulkhead_kernel_core::objects::thread::Thread;
 
 use super::entry::syscall_entry;
 use super::machine::{Machine, end_partition};
@@ -20,17 +22,15 @@ const TIMER: u64 = TIMER_VECTOR as u64;
 const CONSOLE: u64 = CONSOLE_VECTOR as u64;
 const SPURIOUS: u64 = 0xff;
 
-static KERNEL: Exclusive<Kernel> = Exclusive::new(Kernel::new());
+static KERNEL: Exclusive<Kernel<Machine>> = Exclusive::new(Kernel::new(Machine));
 
 /// What the CPU is set up for.
 struct Loaded {
-    thread: usize,
     frame: *mut Frame,
     root: u64,
 }
 
 static LOADED: Exclusive<Loaded> = Exclusive::new(Loaded {
-    thread: 0,
     frame: ptr::null_mut(),
     root: 0,
 });
@@ -39,7 +39,7 @@ static LOADED: Exclusive<Loaded> = Exclusive::new(Loaded {
 ///
 /// # Safety
 /// The caller is the only path of execution (see [`super`]) and holds no other reference.
-pub(super) unsafe fn kernel() -> &'static mut Kernel {
+pub(super) unsafe fn kernel() -> &'static mut Kernel<Machine> {
     // SAFETY: the caller's promise.
     unsafe { &mut *KERNEL.as_ptr() }
 }
@@ -50,7 +50,10 @@ pub(super) unsafe fn kernel() -> &'static mut Kernel {
 extern "C" fn trap() -> *mut Frame {
     // SAFETY: entered by `entry.s` only, from user mode, with interrupts off.
     let kernel = unsafe { kernel() };
-    let frame = kernel.threads.current_thread().frame();
+    let Some(frame) = kernel.frame() else {
+        // Only the running thread's frame leads here.
+        return perform(kernel, Next::Idle);
+    };
     let trap = match frame.vector {
         Frame::SYSCALL => Trap::Syscall,
         PAGE_FAULT => {
@@ -65,7 +68,7 @@ extern "C" fn trap() -> *mut Frame {
         vector @ FIRST_INTERRUPT.. => interrupt(vector),
         _ => Trap::Exception { address: 0 },
     };
-    let next = kernel.trap(&mut Machine, trap);
+    let next = kernel.trap(trap);
     perform(kernel, next)
 }
 
@@ -88,7 +91,7 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
     let trap = interrupt(frame.vector);
     // SAFETY: entered by `entry.s` only; the idle loop holds no reference.
     let kernel = unsafe { kernel() };
-    let next = kernel.wake(&mut Machine, trap);
+    let next = kernel.wake(trap);
     perform(kernel, next)
 }
 
@@ -122,31 +125,32 @@ fn interrupt(vector: u64) -> Trap {
 
 /// Gives FS and GS base to the thread that runs next.
 #[cold]
-fn switch_bases(kernel: &mut Kernel, loaded: &mut Loaded) {
-    let before = kernel.threads.thread(loaded.thread);
-    before.fs_base = cpu::fs_base();
-    before.gs_base = cpu::gs_base();
-    loaded.thread = kernel.threads.current();
-    let now = kernel.threads.current_thread();
-    cpu::set_bases(now.fs_base, now.gs_base);
+fn switch_bases(kernel: &mut Kernel<Machine>, now: Ref<Thread>) {
+    if let Some(before) = kernel.objects.loaded() {
+        let (fs, gs) = kernel.bases(before);
+        (*fs, *gs) = (cpu::fs_base(), cpu::gs_base());
+    }
+    let (fs, gs) = kernel.bases(now);
+    cpu::set_bases(*fs, *gs);
+    kernel.objects.set_loaded(now);
 }
 
 /// Sets the CPU up for what comes next.
 #[inline]
-pub(super) fn perform(kernel: &mut Kernel, next: Next) -> *mut Frame {
+pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
     if let Next::End(status) = next {
         end_partition(status);
     }
     apic::set_deadline(kernel.deadline());
-    if next == Next::Idle {
+    let (Next::Run, Some(thread)) = (next, kernel.objects.current()) else {
         return ptr::null_mut();
+    };
+    if kernel.objects.loaded() != Some(thread) {
+        switch_bases(kernel, thread);
     }
+    let frame = kernel.frame().map_or(ptr::null_mut(), ptr::from_mut);
     // SAFETY: one CPU, interrupts off; no other reference lives.
     let loaded = unsafe { &mut *LOADED.as_ptr() };
-    if loaded.thread != kernel.threads.current() {
-        switch_bases(kernel, loaded);
-    }
-    let frame = ptr::from_mut(kernel.threads.current_thread().frame());
     if loaded.frame != frame {
         loaded.frame = frame;
         gdt::set_entry_stack(frame.wrapping_add(1) as u64);

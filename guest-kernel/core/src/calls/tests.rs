@@ -1,0 +1,330 @@
+//! The system calls, one by one and at random, on a machine of the tests.
+
+extern crate std;
+use std::vec::Vec;
+
+use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
+use bulkhead_abi::machine::{CONSOLE_WRITE, CONSOLE_WRITE_ERROR};
+use bulkhead_abi::object::{TYPE_ENDPOINT, TYPE_SCHED_CONTEXT, TYPE_THREAD};
+use bulkhead_abi::syscall::{rights, slot};
+use proptest::prelude::*;
+
+use super::memory::CLEAN_STEP;
+use super::*;
+use crate::fake::{Info, MODULE, PROGRAM, Partition};
+use crate::kernel::{Next, Trap};
+use crate::objects::memory::Memory;
+
+const RW: u64 = rights::READ | rights::WRITE;
+const AT: u64 = 0x4000_0000;
+
+#[test]
+fn console_bytes_go_from_the_users_own_frames() {
+    let mut p = Partition::usual();
+    let write = |p: &mut Partition, at, len, stream| {
+        p.call(syscall::CONSOLE_WRITE, [slot::CONSOLE, at, len, stream])
+    };
+    assert_eq!(write(&mut p, PROGRAM + 0xff0, 0x20, 1), Ok(0x20));
+    assert_eq!(write(&mut p, PROGRAM + 8, 3, 2), Ok(3));
+    let text = MODULE + 0x1000;
+    let wanted = [
+        (CONSOLE_WRITE, text + 0xff0, 0x20),
+        (CONSOLE_WRITE_ERROR, text + 8, 3),
+    ];
+    assert_eq!(
+        p.hardware().console,
+        wanted,
+        "contiguous pages are one operation"
+    );
+    assert_eq!(write(&mut p, PROGRAM, 3, 3), Err(Status::InvalidArgument));
+    assert_eq!(write(&mut p, AT, 3, 1), Err(Status::InvalidAddress));
+    assert_eq!(
+        write(&mut p, PROGRAM + 0x3ff0, 0x20, 1),
+        Ok(0x10),
+        "up to the hole"
+    );
+    assert_eq!(write(&mut p, PROGRAM, 0, 1), Ok(0));
+}
+
+#[test]
+fn reading_waits_for_input_and_tries_again() {
+    let mut p = Partition::usual();
+    let rip = p.frame().rip;
+    let buffer = [slot::CONSOLE, PROGRAM + 0x2000, 10, 0];
+    assert_eq!(p.enter(syscall::CONSOLE_READ, buffer), Next::Idle);
+    let frame = *p.frame();
+    assert_eq!(
+        (frame.rip, frame.rax),
+        (rip - 2, syscall::CONSOLE_READ),
+        "the call again"
+    );
+    assert_eq!(p.kernel.wake(Trap::Stray), Next::Idle);
+    assert_eq!(p.kernel.wake(Trap::ConsoleInput), Next::Run);
+    p.hardware().reads.extend([4, 0, -2]);
+    assert_eq!(p.call(syscall::CONSOLE_READ, buffer), Ok(4));
+    assert_eq!(
+        p.call(syscall::CONSOLE_READ, buffer),
+        Ok(0),
+        "the end of input"
+    );
+    assert_eq!(
+        p.call(syscall::CONSOLE_READ, buffer),
+        Err(Status::InvalidArgument)
+    );
+    let read_only = [slot::CONSOLE, PROGRAM, 10, 0];
+    assert_eq!(
+        p.call(syscall::CONSOLE_READ, read_only),
+        Err(Status::InvalidAddress)
+    );
+}
+
+#[test]
+fn without_the_grant_there_is_no_console() {
+    let mut p = Partition::start(&Info {
+        flags: 0,
+        ..Info::usual()
+    })
+    .unwrap();
+    let refused = Err(Status::InvalidCapability);
+    assert_eq!(
+        p.call(syscall::CONSOLE_WRITE, [slot::CONSOLE, PROGRAM, 1, 1]),
+        refused
+    );
+    assert_eq!(
+        p.call(syscall::CONSOLE_READ, [slot::CONSOLE, PROGRAM, 1, 0]),
+        refused
+    );
+    assert!(p.hardware().console.is_empty());
+}
+
+/// Memory goes round: after everything was used once, mapping restarts while old pages are
+/// zeroed, a few at a time.
+#[test]
+#[cfg_attr(
+    miri,
+    ignore = "thousands of pages: minutes under Miri, and no unsafe code"
+)]
+fn mapping_reuses_memory_a_few_pages_at_a_time() {
+    let mut p = Partition::usual();
+    let all = p.kernel.untyped.ready_pages() - 16;
+    let space = slot::ADDRESS_SPACE;
+    p.call(syscall::MAP, [slot::UNTYPED, AT, all * PAGE_SIZE, RW])
+        .unwrap();
+    p.call(syscall::UNMAP, [space, AT, all * PAGE_SIZE, 0])
+        .unwrap();
+    let rip = p.frame().rip;
+    let mut restarts = 0;
+    let arguments = [slot::UNTYPED, AT, 100 * PAGE_SIZE, RW];
+    loop {
+        p.frame().rip = rip;
+        assert_eq!(p.enter(syscall::MAP, arguments), Next::Run);
+        let frame = *p.frame();
+        if frame.rip == rip {
+            assert_eq!(frame.rax, Status::Ok as u64);
+            break;
+        }
+        assert_eq!((frame.rip, frame.rax), (rip - 2, syscall::MAP));
+        restarts += 1;
+    }
+    assert!(
+        (80 / CLEAN_STEP..=110 / CLEAN_STEP).contains(&restarts),
+        "{restarts}"
+    );
+    let more = [slot::UNTYPED, AT << 4, all * PAGE_SIZE, RW];
+    assert_eq!(
+        p.call(syscall::MAP, more),
+        Err(Status::NotEnoughMemory),
+        "no endless restart"
+    );
+}
+
+#[test]
+fn sleeping_and_ending() {
+    let mut p = Partition::usual();
+    // A GHz counter: one tick a nanosecond.
+    assert_eq!(p.enter(syscall::SLEEP, [5_000, 0, 0, 0]), Next::Idle);
+    assert_eq!(p.kernel.deadline(), Some(6_000));
+    p.hardware().now = 5_999;
+    assert_eq!(p.kernel.wake(Trap::Timer), Next::Idle);
+    p.hardware().now = 6_000;
+    assert_eq!(p.kernel.wake(Trap::Timer), Next::Run);
+    assert_eq!(p.kernel.deadline(), None);
+    assert_eq!(p.enter(syscall::SLEEP, [u64::MAX, 0, 0, 0]), Next::Idle);
+    let mut p = Partition::usual();
+    assert_eq!(
+        p.call(syscall::EXIT, [slot::PARTITION, 256, 0, 0]),
+        Err(Status::InvalidArgument)
+    );
+    assert_eq!(
+        p.enter(syscall::EXIT, [slot::PARTITION, 255, 0, 0]),
+        Next::End(255)
+    );
+}
+
+/// Makes a thread that begins at the program's start and has as much time as the first one.
+pub(crate) fn spawn(p: &mut Partition, at: u64) {
+    let cnode = slot::CNODE;
+    for (kind, at) in [(TYPE_THREAD, at), (TYPE_SCHED_CONTEXT, at + 1)] {
+        let made = p.invoke(
+            syscall::RETYPE,
+            slot::MEMORY,
+            &[kind, 0, cnode, 0, 0, at, 1],
+        );
+        assert_eq!(made, Ok([kind, 0]));
+    }
+    let registers = PROGRAM + 0x2000;
+    for (offset, word) in [(5 * 8, 9), (7 * 8, PROGRAM), (16 * 8, PROGRAM)] {
+        p.hardware().store(MODULE + 0x3000 + offset, word);
+    }
+    for (operation, handle, arguments) in [
+        (
+            syscall::THREAD_CONFIGURE,
+            at,
+            [cnode, slot::ADDRESS_SPACE, slot::PARTITION, 0],
+        ),
+        (syscall::THREAD_SET_PRIORITY, at, [slot::THREAD, 128, 0, 0]),
+        (
+            syscall::SCHED_CONFIGURE,
+            slot::SCHED_CONTROL,
+            [at + 1, 10_000_000, 10_000_000, 0],
+        ),
+        (syscall::SCHED_BIND, at + 1, [at, 0, 0, 0]),
+        (syscall::THREAD_WRITE_REGISTERS, at, [registers, 1, 0, 0]),
+    ] {
+        assert!(
+            p.invoke(operation, handle, &arguments).is_ok(),
+            "{operation}"
+        );
+    }
+}
+
+#[test]
+fn threads_of_one_priority_take_turns() {
+    let mut p = Partition::usual();
+    let first = p.kernel.objects.current();
+    assert_eq!(p.kernel.deadline(), None, "alone");
+    spawn(&mut p, slot::FREE);
+    let deadline = p.kernel.deadline().unwrap();
+    assert_eq!(p.trap(Trap::Timer), Next::Run);
+    assert_eq!(p.kernel.objects.current(), first, "its time is not up");
+    p.hardware().now = deadline;
+    assert_eq!(p.trap(Trap::Timer), Next::Run);
+    assert_ne!(p.kernel.objects.current(), first);
+    assert_eq!((p.frame().rdi, p.frame().rip), (9, PROGRAM));
+    let stop = p.enter(syscall::THREAD_SUSPEND, [slot::FREE, 0, 0, 0]);
+    assert_eq!(stop, Next::Run);
+    assert_eq!(p.kernel.objects.current(), first, "it stopped itself");
+    let stop = p.enter(syscall::THREAD_SUSPEND, [slot::THREAD, 0, 0, 0]);
+    assert_eq!(stop, Next::Idle);
+}
+
+#[test]
+fn a_refusal_says_what_would_do() {
+    let mut p = Partition::usual();
+    let retype = [TYPE_ENDPOINT, 0, slot::CNODE, 0, 0, slot::FREE, 0];
+    let refused = p.invoke(syscall::RETYPE, slot::MEMORY, &retype);
+    assert_eq!(refused, Err(Status::OutOfRange));
+    assert_eq!((p.frame().rdx, p.frame().r8), (1, 256));
+    let unknown = p.invoke(syscall::COUNT, 0, &[]);
+    assert_eq!(unknown, Err(Status::UnknownCall));
+}
+
+#[test]
+fn unknown_calls_and_faults_are_messages_to_a_handler() {
+    let mut p = Partition::usual();
+    let (endpoint, handled) = (slot::FREE, slot::FREE + 1);
+    let kind = TYPE_ENDPOINT;
+    let retype = [kind, 0, slot::CNODE, 0, 0, endpoint, 1];
+    p.invoke(syscall::RETYPE, slot::MEMORY, &retype).unwrap();
+    spawn(&mut p, handled);
+    let configuration = [slot::CNODE, slot::ADDRESS_SPACE, endpoint, 0];
+    p.invoke(syscall::THREAD_CONFIGURE, handled, &configuration)
+        .unwrap();
+    // It waits for the fault, which lets the other thread run.
+    assert_eq!(p.enter(syscall::RECV, [endpoint, 0, 0, 0]), Next::Run);
+    assert_eq!(p.frame().rdi, 9);
+    assert_eq!(p.enter(syscall::COUNT + 3, [0; 4]), Next::Run);
+    let frame = *p.frame();
+    assert_eq!(frame.rax, Status::Ok as u64);
+    assert_eq!(frame.rsi, 5 << 8 | 2 << 32, "five words, label 2");
+    assert_eq!((frame.rdx, frame.r10), (PROGRAM, syscall::COUNT + 3));
+    assert!(p.hardware().reports.is_empty());
+}
+
+#[test]
+fn faults_end_the_partition_with_a_signals_status() {
+    for (vector, status) in [
+        (0, 136),
+        (3, 133),
+        (6, 132),
+        (13, 139),
+        (14, 139),
+        (17, 135),
+    ] {
+        let mut p = Partition::usual();
+        p.frame().vector = vector;
+        assert_eq!(
+            p.trap(Trap::Exception { address: 0x1234 }),
+            Next::End(status)
+        );
+        assert_eq!(p.hardware().reports.len(), 1);
+        assert!(
+            p.hardware().reports[0].contains("0x1234"),
+            "{:?}",
+            p.hardware().reports
+        );
+    }
+}
+
+proptest! {
+#![proptest_config(ProptestConfig {
+    cases: if cfg!(miri) { 4 } else { 256 },
+    failure_persistence: None,
+    ..ProptestConfig::default()
+})]
+
+/// Any calls with any arguments: the kernel does not panic, answers with a known status,
+/// and never maps anything above user space or changes the kernel's half.
+#[test]
+fn any_calls_leave_the_kernel_sound(
+    calls in proptest::collection::vec(
+        (0..64_u64, proptest::array::uniform4(argument())), 1..40),
+) {
+    let mut p = Partition::usual();
+    let root = p.kernel.space.unwrap().root();
+    let kernel_half: Vec<u64> = p.hardware().words(root)[256..].to_vec();
+    for (number, arguments) in calls {
+        match p.enter(number, arguments) {
+            Next::End(_) => break,
+            Next::Idle => {
+                p.hardware().now += 1 << 40;
+                p.hardware().reads.push_back(1);
+                if p.kernel.wake(Trap::ConsoleInput) == Next::Idle {
+                    break;
+                }
+            }
+            Next::Run => {
+                let frame = *p.frame();
+                prop_assert!(frame.rip < USER_END, "rip {:#x}", frame.rip);
+                prop_assert_eq!(frame.cs, crate::frame::USER_CODE);
+                p.trap(Trap::Timer);
+            }
+        }
+    }
+    prop_assert_eq!(&p.hardware().words(root)[256..], kernel_half.as_slice());
+}
+}
+
+/// Arguments that come near what matters.
+fn argument() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..40_u64,
+        any::<u64>(),
+        (0..0x40_u64).prop_map(|page| AT + page * PAGE_SIZE),
+        (0..0x40_u64).prop_map(|page| page * PAGE_SIZE),
+        (0..5_u64).prop_map(|page| PROGRAM + page * PAGE_SIZE),
+        (0..8_u64).prop_map(|n| n << 21),
+        Just(USER_END),
+        Just(u64::MAX),
+    ]
+}
