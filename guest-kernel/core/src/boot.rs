@@ -11,7 +11,7 @@ use bulkhead_abi::syscall::{Status, rights, slot};
 
 use crate::elf::{ElfError, Image, Segment};
 use crate::frame::Frame;
-use crate::hardware::{Hardware, PhysPage};
+use crate::hardware::Hardware;
 use crate::kernel::{Kernel, QUANTUM_MS, service};
 use crate::objects::Objects;
 use crate::objects::capability::{Capability, Kind, MAX_SIZE_BITS, Rights as CapabilityRights};
@@ -99,8 +99,16 @@ impl<H: Hardware> Kernel<H> {
             self.untyped.add(region.range.start, region.range.len);
             bytes += region.range.len;
         }
-        let hardware = &mut self.objects.memory;
-        let space = AddressSpace::first(hardware, &mut self.untyped, PhysPage::new(root))?;
+        self.objects.set_kernel_root(root);
+        let (roots, 2) = (self.untyped)
+            .take_run(&mut self.objects.memory, 2)
+            .ok_or(StartError::Memory)?
+        else {
+            return Err(StartError::Memory);
+        };
+        let space_capability =
+            (self.objects.begin_space(roots.address())).map_err(|_| StartError::Memory)?;
+        let space = AddressSpace::at(roots.address());
         self.space = Some(space);
 
         let image = Image::parse(program).map_err(StartError::Program)?;
@@ -118,7 +126,7 @@ impl<H: Hardware> Kernel<H> {
             read_write,
         )?;
 
-        let slots = self.grant(info, bytes, root)?;
+        let slots = self.grant(info, bytes, space_capability)?;
         self.first_thread(slots, image.entry)
     }
 
@@ -127,7 +135,7 @@ impl<H: Hardware> Kernel<H> {
         &mut self,
         info: &BootInfoView<'_>,
         memory: u64,
-        root: u64,
+        space: Capability,
     ) -> Result<Ref<Slot>, StartError> {
         let radix = info.root_radix();
         let pages = (size_of::<Slot>() as u64) << radix >> 12;
@@ -153,7 +161,6 @@ impl<H: Hardware> Kernel<H> {
         let pool = Capability::service(Kind::Service, service::POOL);
         let partition = Capability::service(Kind::Service, service::PARTITION);
         plant(objects, slot::UNTYPED, pool);
-        let space = Capability::object(Kind::AddressSpace, root);
         plant(objects, slot::ADDRESS_SPACE, space);
         plant(objects, slot::CNODE, cnode);
         plant(objects, slot::PARTITION, partition);

@@ -96,6 +96,9 @@ impl Memory for Fake {
             self.bytes_mut(unit, UNIT as usize).fill(0);
         }
     }
+    fn forget(&mut self, _: u64, _: u64) {}
+    fn forget_all(&mut self, _: u64) {}
+    fn leave(&mut self, _: u64) {}
     fn preemption_pending(&mut self) -> bool {
         false
     }

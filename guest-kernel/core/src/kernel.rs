@@ -5,7 +5,7 @@ use bulkhead_abi::syscall::{RESTRICTED_ENTER, Status};
 
 use crate::calls::{Outcome, Refusal};
 use crate::frame::Frame;
-use crate::hardware::{Hardware, PhysPage};
+use crate::hardware::Hardware;
 use crate::objects::Objects;
 use crate::objects::capability::{Capability, Kind};
 use crate::objects::fault::Fault;
@@ -83,8 +83,18 @@ impl<H: Hardware> Kernel<H> {
         }
     }
 
-    pub(crate) fn space(&self) -> Result<AddressSpace, Status> {
+    /// The first program's address space: that of memory from the pool.
+    pub(crate) fn first_space(&self) -> Result<AddressSpace, Status> {
         self.space.ok_or(Status::InvalidCapability)
+    }
+
+    /// The address space of a thread.
+    pub(crate) fn space(&self, thread: Ref<Thread>) -> Result<AddressSpace, Status> {
+        let space = (self.objects).capability(thread.slot(ThreadSlot::AddressSpace));
+        if space.is_null() {
+            return Err(Status::InvalidAddress);
+        }
+        Ok(AddressSpace::at(space.address()))
     }
 
     /// Time stamp counter at which the timer is to interrupt, or `None` for never.
@@ -100,16 +110,23 @@ impl<H: Hardware> Kernel<H> {
         Some(self.objects.memory.get_mut(thread).active_frame())
     }
 
-    /// Page table root that the running thread needs, or `None` before there is an address space.
+    /// Page table root that the running thread needs. Without an address space its next instruction
+    /// faults.
     #[must_use]
     #[inline]
-    pub fn page_table_root(&self) -> Option<PhysPage> {
-        let space = self.space?;
-        let thread = self.objects.current()?;
-        Some(match self.objects.memory.get(thread).mode() {
-            Mode::Native => space.root(),
-            Mode::Restricted => space.restricted_root(),
-        })
+    pub fn page_table_root(&self) -> u64 {
+        let Some(thread) = self.objects.current() else {
+            return self.objects.kernel_root();
+        };
+        let space = (self.objects).capability(thread.slot(ThreadSlot::AddressSpace));
+        if space.is_null() {
+            return self.objects.kernel_root();
+        }
+        let space = AddressSpace::at(space.address());
+        match self.objects.memory.get(thread).mode() {
+            Mode::Native => space.root().address(),
+            Mode::Restricted => space.restricted_root().address(),
+        }
     }
 
     /// FS and GS base of a thread that does not run.

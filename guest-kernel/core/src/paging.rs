@@ -5,10 +5,11 @@
 //! [`RESTRICTED_END`]; only the full one leads to the initial program above it. Every call checks
 //! first and changes afterwards, so that an error leaves everything as it was.
 
-use bulkhead_abi::layout::{DIRECT_MAP, KERNEL_BASE, LARGE_PAGE_SIZE, PAGE_SIZE, RESTRICTED_END};
+use bulkhead_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE, RESTRICTED_END};
 use bulkhead_abi::syscall::{Status, rights};
 
 use crate::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
+use crate::objects::mapping::RESTRICTED_ROOT;
 use crate::untyped::Untyped;
 use crate::user::UserRange;
 
@@ -17,15 +18,20 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 /// Set from the start: the kernel reads neither, and the CPU need not write them.
 const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
-const LARGE: u64 = 1 << 7;
+/// Neither cached nor gathered: device memory (AMD64 Architecture Programmer's Manual volume 2,
+/// section 5.4.1).
+pub(crate) const UNCACHED: u64 = 1 << 3 | 1 << 4;
+pub(crate) const LARGE: u64 = 1 << 7;
 /// Software bit: the page came from the untyped and goes back there.
 const OWNED: u64 = 1 << 9;
+/// Software bit: the table is an object that a program gave ([`crate::objects::mapping`]).
+pub(crate) const GIVEN: u64 = 1 << 10;
 const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-const TABLE: u64 = PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const TABLE: u64 = PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
 
 /// Index in the root of the first table that the restricted root lacks.
-const RESTRICTED_ROOTS: usize = (RESTRICTED_END >> 39) as usize;
+pub(crate) const RESTRICTED_ROOTS: usize = (RESTRICTED_END >> 39) as usize;
 /// Most single invalidations before forgetting all translations is cheaper.
 const MAX_INVALIDATIONS: u64 = 16;
 
@@ -48,7 +54,11 @@ impl Rights {
         Ok(Self(bits))
     }
 
-    const fn entry_bits(self) -> u64 {
+    pub(crate) const fn writable(self) -> bool {
+        self.0 & rights::WRITE != 0
+    }
+
+    pub(crate) const fn entry_bits(self) -> u64 {
         let mut bits = PRESENT | USER | ACCESSED_DIRTY;
         if self.0 & rights::WRITE != 0 {
             bits |= WRITABLE;
@@ -70,6 +80,8 @@ enum Span {
         index: usize,
         whole: bool,
     },
+    /// A table that is a program's own object: not for these operations.
+    Given,
     /// Entries of a table of 4 KiB pages.
     Pages {
         table: PhysPage,
@@ -79,34 +91,19 @@ enum Span {
 }
 
 /// The user half of an address space, seen in full and in restricted mode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressSpace {
     root: PhysPage,
     restricted_root: PhysPage,
 }
 
 impl AddressSpace {
-    /// Makes the first address space out of the root the VMM entered the kernel with: its user
-    /// half is empty, its kernel half is shared with the new restricted root.
-    pub(crate) fn first(
-        hardware: &mut impl Hardware,
-        untyped: &mut Untyped,
-        root: PhysPage,
-    ) -> Result<Self, Status> {
-        let restricted_root = untyped.take(hardware).ok_or(Status::NotEnoughMemory)?;
-        // Only what is in use: on some hosts each instruction here costs half a microsecond. The
-        // direct map fills its roots without a gap, and the image has one.
-        let mut index = DIRECT_MAP_ROOTS.start;
-        while index < DIRECT_MAP_ROOTS.end && hardware.words(root)[index] != 0 {
-            hardware.words(restricted_root)[index] = hardware.words(root)[index];
-            index += 1;
+    /// The address space object at `root`.
+    pub(crate) const fn at(root: u64) -> Self {
+        Self {
+            root: PhysPage::new(root),
+            restricted_root: PhysPage::new(root + RESTRICTED_ROOT),
         }
-        hardware.words(restricted_root)[DIRECT_MAP_ROOTS.end] =
-            hardware.words(root)[DIRECT_MAP_ROOTS.end];
-        Ok(Self {
-            root,
-            restricted_root,
-        })
     }
 
     /// The root for the initial program.
@@ -147,7 +144,7 @@ impl AddressSpace {
             let (span, next) = self.span(hardware, at, range.end());
             let empty = match span {
                 Span::Hole => true,
-                Span::Large { .. } => false,
+                Span::Large { .. } | Span::Given => false,
                 Span::Pages {
                     table,
                     first,
@@ -263,7 +260,7 @@ impl AddressSpace {
         while at < range.end() {
             let (span, next) = self.span(hardware, at, range.end());
             match span {
-                Span::Hole => {}
+                Span::Hole | Span::Given => {}
                 Span::Large {
                     table,
                     index,
@@ -310,7 +307,7 @@ impl AddressSpace {
         while at < range.end() {
             let (span, next) = self.span(hardware, at, range.end());
             match span {
-                Span::Hole => {}
+                Span::Hole | Span::Given => {}
                 Span::Large {
                     table,
                     index,
@@ -352,14 +349,35 @@ impl AddressSpace {
         address: u64,
         write: bool,
     ) -> Option<(u64, u64)> {
-        let (span, _) = self.span(hardware, address, address + 1);
+        self.translate_in(hardware, address, write, true)
+    }
+
+    /// [`Self::translate`] of memory from the pool alone.
+    pub(crate) fn translate_pooled(
+        &self,
+        hardware: &mut impl Hardware,
+        address: u64,
+        write: bool,
+    ) -> Option<(u64, u64)> {
+        self.translate_in(hardware, address, write, false)
+    }
+
+    fn translate_in(
+        &self,
+        hardware: &mut impl Hardware,
+        address: u64,
+        write: bool,
+        through_given: bool,
+    ) -> Option<(u64, u64)> {
+        let (span, _) = self.span_in(hardware, address, address + 1, through_given);
         let (entry, size) = match span {
-            Span::Hole => return None,
+            Span::Hole | Span::Given => return None,
             Span::Large { table, index, .. } => (hardware.words(table)[index], LARGE_PAGE_SIZE),
             Span::Pages { table, first, .. } => (hardware.words(table)[first], PAGE_SIZE),
         };
         let needed = PRESENT | USER | if write { WRITABLE } else { 0 };
-        if entry & needed != needed {
+        // The kernel and the VMM reach RAM alone.
+        if entry & (needed | UNCACHED) != needed {
             return None;
         }
         let offset = address % size;
@@ -380,6 +398,7 @@ impl AddressSpace {
         while at < range.end() {
             let (span, next) = self.span(hardware, at, range.end());
             let hole = match span {
+                Span::Given => return Err(Status::InvalidAddress),
                 Span::Hole => true,
                 Span::Large { whole, .. } => {
                     splits += u64::from(!whole);
@@ -405,6 +424,17 @@ impl AddressSpace {
 
     /// What describes `at`, and where the next span begins (at most `end`).
     fn span(&self, hardware: &mut impl Hardware, at: u64, end: u64) -> (Span, u64) {
+        self.span_in(hardware, at, end, false)
+    }
+
+    /// [`Self::span`], also within tables that are a program's own objects.
+    fn span_in(
+        &self,
+        hardware: &mut impl Hardware,
+        at: u64,
+        end: u64,
+        through_given: bool,
+    ) -> (Span, u64) {
         let mut table = self.root;
         let mut level = 4;
         loop {
@@ -426,6 +456,9 @@ impl AddressSpace {
                     },
                     next,
                 );
+            }
+            if entry & GIVEN != 0 && !through_given {
+                return (Span::Given, next);
             }
             table = PhysPage::new(entry & ADDRESS);
             level -= 1;
@@ -457,7 +490,7 @@ impl AddressSpace {
         for above in (level + 1..=4).rev() {
             let index = index_at(at, above);
             let entry = hardware.words(table)[index];
-            if entry & LARGE != 0 {
+            if entry & (LARGE | GIVEN) != 0 {
                 return Err(Status::DeleteFirst);
             }
             if entry != 0 {
@@ -494,14 +527,11 @@ impl AddressSpace {
     }
 }
 
-/// Root entries that the direct map can use; behind them is that of the kernel image.
-const DIRECT_MAP_ROOTS: core::ops::Range<usize> = index_at(DIRECT_MAP, 4)..index_at(KERNEL_BASE, 4);
-
 const fn entry_size(level: u32) -> u64 {
     PAGE_SIZE << (9 * (level - 1))
 }
 
-const fn index_at(address: u64, level: u32) -> usize {
+pub(crate) const fn index_at(address: u64, level: u32) -> usize {
     (address >> (12 + 9 * (level - 1))) as usize % TABLE_ENTRIES
 }
 
@@ -550,13 +580,10 @@ mod tests {
     }
 
     fn bench(bytes: u64) -> Bench {
-        let mut hardware = Fake::new();
+        let hardware = Fake::new();
         let mut untyped = Untyped::new();
-        let root = PhysPage::new(0x1000);
-        hardware.words(root)[256] = 0xdead_b023;
-        hardware.words(root)[511] = 0xbeef_b023;
         untyped.add(4 * MIB, bytes);
-        let space = AddressSpace::first(&mut hardware, &mut untyped, root).unwrap();
+        let space = AddressSpace::at(0x1000);
         Bench {
             hardware,
             untyped,
@@ -588,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn both_roots_share_the_kernel_and_the_lower_half_only() {
+    fn both_roots_share_the_lower_half_only() {
         let mut b = bench(8 * MIB);
         b.map(0x1000, 0x1000, RW).unwrap();
         b.map(RESTRICTED_END, 0x1000, RW).unwrap();
@@ -605,7 +632,6 @@ mod tests {
         }
         assert_ne!(full[224], 0);
         assert_ne!(full[223], 0);
-        assert_eq!(full[511], 0xbeef_b023);
     }
 
     #[test]

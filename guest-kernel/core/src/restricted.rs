@@ -41,9 +41,12 @@ impl<H: Hardware> Kernel<H> {
         if self.state_page.is_some() {
             return Err(Status::DeleteFirst.into());
         }
-        let space = self.space()?;
+        let space = self.space(thread)?;
+        if Ok(space) != self.first_space() {
+            return Err(Status::InvalidAddress.into());
+        }
         let (physical, _) = space
-            .translate(&mut self.objects.memory, address, true)
+            .translate_pooled(&mut self.objects.memory, address, true)
             .ok_or(Status::InvalidAddress)?;
         self.state_page = Some(StatePage { address });
         self.objects.memory.get_mut(thread).state_page = physical;
@@ -194,8 +197,8 @@ mod tests {
         *state(&mut p) = program;
         let full = p.kernel.page_table_root();
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
-        let restricted = p.kernel.space.unwrap().restricted_root();
-        assert_eq!(p.kernel.page_table_root(), Some(restricted));
+        let restricted = p.kernel.space.unwrap().restricted_root().address();
+        assert_eq!(p.kernel.page_table_root(), restricted);
         let frame = p.frame();
         assert_eq!((frame.rax, frame.r15, frame.rip), (1, 16, 0x40_0000));
         assert_eq!((frame.cs, frame.ss), (USER_CODE, USER_DATA));

@@ -5,13 +5,13 @@
 //! [`Status::InvalidCapability`] then.
 
 use bulkhead_abi::object::{
-    RIGHTS_ALL, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_REPLY,
-    TYPE_SCHED_CONTEXT, TYPE_THREAD, ThreadRegisters,
+    RIGHTS_ALL, TYPE_ADDRESS_SPACE, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION,
+    TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, ThreadRegisters,
 };
 use bulkhead_abi::syscall::{
-    CANCEL_BADGED_SENDS, COPY, DELETE, INSPECT, MINT, MOVE, MUTATE, POLL, RETYPE, REVOKE, ROTATE,
-    SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, THREAD_BIND, THREAD_CONFIGURE,
-    THREAD_READ_REGISTERS, THREAD_RESUME, THREAD_SET_PRIORITY, THREAD_SUSPEND,
+    CANCEL_BADGED_SENDS, COPY, DELETE, FRAME_MAP, FRAME_UNMAP, INSPECT, MINT, MOVE, MUTATE, POLL,
+    RETYPE, REVOKE, ROTATE, SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, TABLE_MAP, THREAD_BIND,
+    THREAD_CONFIGURE, THREAD_READ_REGISTERS, THREAD_RESUME, THREAD_SET_PRIORITY, THREAD_SUSPEND,
     THREAD_WRITE_REGISTERS, WAIT, slot,
 };
 
@@ -56,6 +56,10 @@ handles! {
     CNode;
     /// A frame of memory.
     Frame;
+    /// A page table.
+    PageTable;
+    /// An address space.
+    AddressSpace;
     /// A thread.
     Thread;
     /// A scheduling context.
@@ -70,6 +74,8 @@ handles! {
 
 /// The program's own CNode.
 pub const CNODE: CNode = CNode(slot::CNODE);
+/// The program's own address space.
+pub const ADDRESS_SPACE: AddressSpace = AddressSpace(slot::ADDRESS_SPACE);
 /// The program's first thread.
 pub const FIRST_THREAD: Thread = Thread(slot::THREAD);
 
@@ -239,6 +245,22 @@ impl Untyped {
         self.make(TYPE_FRAME, 0).map(Frame)
     }
 
+    /// Makes a page table.
+    ///
+    /// # Errors
+    /// As [`Self::make`].
+    pub fn page_table(self) -> Result<PageTable, Status> {
+        self.make(TYPE_PAGE_TABLE, 0).map(PageTable)
+    }
+
+    /// Makes an address space.
+    ///
+    /// # Errors
+    /// As [`Self::make`].
+    pub fn address_space(self) -> Result<AddressSpace, Status> {
+        self.make(TYPE_ADDRESS_SPACE, 0).map(AddressSpace)
+    }
+
     /// Makes a thread.
     ///
     /// # Errors
@@ -277,6 +299,44 @@ impl Untyped {
     /// As [`Self::make`].
     pub fn reply(self) -> Result<Reply, Status> {
         self.make(TYPE_REPLY, 0).map(Reply)
+    }
+}
+
+impl Frame {
+    /// Maps it, or changes the rights where it is mapped.
+    ///
+    /// # Errors
+    /// See [`FRAME_MAP`].
+    ///
+    /// # Safety
+    /// In the program's own address space: who uses what is there keeps Rust's rules, also where
+    /// the frame is mapped twice.
+    pub unsafe fn map(self, space: AddressSpace, address: u64, rights: u64) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        unsafe { invoke(FRAME_MAP, self.0, [space.0, address, rights]) }.map(|_| ())
+    }
+
+    /// Unmaps it.
+    ///
+    /// # Errors
+    /// See [`FRAME_UNMAP`].
+    ///
+    /// # Safety
+    /// No reference into it is left.
+    pub unsafe fn unmap(self) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        unsafe { invoke(FRAME_UNMAP, self.0, []) }.map(|_| ())
+    }
+}
+
+impl PageTable {
+    /// Puts it where the first one is missing on the way to an address.
+    ///
+    /// # Errors
+    /// See [`TABLE_MAP`].
+    pub fn map(self, space: AddressSpace, address: u64) -> Result<(), Status> {
+        // SAFETY: nothing is mapped by that.
+        unsafe { invoke(TABLE_MAP, self.0, [space.0, address]) }.map(|_| ())
     }
 }
 

@@ -21,7 +21,8 @@
 #define BULKHEAD_STATUS_NOT_ENOUGH_MEMORY UINT64_C(5)
 /* Something is there already. At fault: caller. */
 #define BULKHEAD_STATUS_DELETE_FIRST UINT64_C(6)
-/* Nothing is there. At fault: caller. */
+/* Nothing is there. Where a page table is missing, rdx has its level: 1 is that of 4 KiB pages. At
+ * fault: caller. */
 #define BULKHEAD_STATUS_NOT_MAPPED UINT64_C(7)
 /* What the thread waited for will not come. At fault: other. */
 #define BULKHEAD_STATUS_ABORTED UINT64_C(8)
@@ -345,6 +346,10 @@ _Static_assert(offsetof(struct bulkhead_device, name) == 32, "name");
 #define BULKHEAD_TYPE_NOTIFICATION UINT64_C(7)
 /* A reply object. */
 #define BULKHEAD_TYPE_REPLY UINT64_C(8)
+/* An address space. */
+#define BULKHEAD_TYPE_ADDRESS_SPACE UINT64_C(9)
+/* A page table. */
+#define BULKHEAD_TYPE_PAGE_TABLE UINT64_C(10)
 /* A frame of 2 MiB. */
 #define BULKHEAD_TYPE_LARGE_FRAME UINT64_C(11)
 /* Receive, wait; map readable. */
@@ -575,6 +580,14 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 #define BULKHEAD_OP_SCHED_CONFIGURE UINT64_C(37)
 /* Make a scheduling context a thread's own; handle 0 to undo it. */
 #define BULKHEAD_OP_SCHED_BIND UINT64_C(38)
+/* Map a frame below page tables that were mapped there, or change the rights where this capability
+ * has mapped it. */
+#define BULKHEAD_OP_FRAME_MAP UINT64_C(39)
+/* Undo what this capability has mapped. */
+#define BULKHEAD_OP_FRAME_UNMAP UINT64_C(40)
+/* Put a page table where the first one is missing on the way to an address. It stays until its
+ * capability is deleted. */
+#define BULKHEAD_OP_TABLE_MAP UINT64_C(41)
 
 /* End the partition. Does not return. Arguments: status (0 to 255). */
 static inline uint64_t bulkhead_exit(uint64_t partition, uint64_t status)
@@ -1526,6 +1539,56 @@ static inline uint64_t bulkhead_sched_bind(uint64_t context, uint64_t thread)
     register uint64_t r_r8 __asm__("r8");
     __asm__ volatile("syscall"
         : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Map a frame below page tables that were mapped there, or change the rights where this capability
+ * has mapped it. Arguments: address (a multiple of the frame's size), rights (no more than the
+ * capability has). */
+static inline uint64_t bulkhead_frame_map(
+    uint64_t frame,
+    uint64_t address_space,
+    uint64_t address,
+    uint64_t rights)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_FRAME_MAP & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = frame;
+    register uint64_t r_rdx __asm__("rdx") = address_space;
+    register uint64_t r_r8 __asm__("r8") = address;
+    register uint64_t r_r9 __asm__("r9") = rights;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r9)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Undo what this capability has mapped. */
+static inline uint64_t bulkhead_frame_unmap(uint64_t frame)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_FRAME_UNMAP & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = frame;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Put a page table where the first one is missing on the way to an address. It stays until its
+ * capability is deleted. */
+static inline uint64_t bulkhead_table_map(uint64_t table, uint64_t address_space, uint64_t address)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_TABLE_MAP & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = table;
+    register uint64_t r_rdx __asm__("rdx") = address_space;
+    register uint64_t r_r8 __asm__("r8") = address;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
         : "r"(r_rdi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;

@@ -19,6 +19,10 @@ pub const TYPE_ENDPOINT: u64 = 6;
 pub const TYPE_NOTIFICATION: u64 = 7;
 /// A reply object.
 pub const TYPE_REPLY: u64 = 8;
+/// An address space.
+pub const TYPE_ADDRESS_SPACE: u64 = 9;
+/// A page table.
+pub const TYPE_PAGE_TABLE: u64 = 10;
 /// A frame of 2 MiB.
 pub const TYPE_LARGE_FRAME: u64 = 11;
 /// Receive, wait; map readable.

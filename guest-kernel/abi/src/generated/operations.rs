@@ -27,7 +27,7 @@ pub(crate) const RIGHTS: [(u64, &str); 3] = [
 ];
 
 /// Every operation of the kernel.
-pub static OPERATIONS: [Operation; 39] = [
+pub static OPERATIONS: [Operation; 42] = [
     Operation {
         number: syscall::EXIT,
         name: "exit",
@@ -1684,5 +1684,84 @@ pub static OPERATIONS: [Operation; 39] = [
         status_place: Place::whole(Register::Rax),
         results: &[],
         errors: &[Status::InvalidCapability, Status::DeleteFirst],
+    },
+    Operation {
+        number: syscall::FRAME_MAP,
+        name: "frame_map",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "frame",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "address_space",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "address",
+                kind: Kind::Address,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "rights",
+                kind: Kind::Rights,
+                place: Place::whole(Register::R9),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::InvalidArgument,
+            Status::InvalidAddress,
+            Status::DeleteFirst,
+            Status::NotMapped,
+        ],
+    },
+    Operation {
+        number: syscall::FRAME_UNMAP,
+        name: "frame_unmap",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "frame",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability],
+    },
+    Operation {
+        number: syscall::TABLE_MAP,
+        name: "table_map",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "table",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "address_space",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "address",
+                kind: Kind::Address,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::InvalidAddress,
+            Status::DeleteFirst,
+        ],
     },
 ];

@@ -245,8 +245,20 @@ pub const SCHED_CONFIGURE: u64 = 37;
 /// Make a scheduling context a thread's own; handle 0 to undo it. Arguments: `context`, `thread`.
 /// Errors: [`Status::InvalidCapability`], [`Status::DeleteFirst`].
 pub const SCHED_BIND: u64 = 38;
+/// Map a frame below page tables that were mapped there, or change the rights where this capability
+/// has mapped it. Arguments: `frame`, `address_space`, `address` (a multiple of the frame's size),
+/// `rights` (no more than the capability has). Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`], [`Status::InvalidArgument`], [`Status::InvalidAddress`],
+/// [`Status::DeleteFirst`], [`Status::NotMapped`].
+pub const FRAME_MAP: u64 = 39;
+/// Undo what this capability has mapped. Arguments: `frame`. Errors: [`Status::InvalidCapability`].
+pub const FRAME_UNMAP: u64 = 40;
+/// Put a page table where the first one is missing on the way to an address. It stays until its
+/// capability is deleted. Arguments: `table`, `address_space`, `address`. Errors:
+/// [`Status::InvalidCapability`], [`Status::InvalidAddress`], [`Status::DeleteFirst`].
+pub const TABLE_MAP: u64 = 41;
 /// First number that is no system call.
-pub const COUNT: u64 = 39;
+pub const COUNT: u64 = 42;
 
 /// Who is at fault when a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,7 +294,8 @@ pub enum Status {
     NotEnoughMemory = 5,
     /// Something is there already.
     DeleteFirst = 6,
-    /// Nothing is there.
+    /// Nothing is there. Where a page table is missing, `rdx` has its level: 1 is that of 4 KiB
+    /// pages.
     NotMapped = 7,
     /// What the thread waited for will not come.
     Aborted = 8,

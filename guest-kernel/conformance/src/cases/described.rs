@@ -165,7 +165,10 @@ impl Objects {
             | syscall::THREAD_RESUME
             | syscall::THREAD_BIND
             | syscall::SCHED_CONFIGURE
-            | syscall::SCHED_BIND => true,
+            | syscall::SCHED_BIND
+            | syscall::FRAME_MAP
+            | syscall::FRAME_UNMAP
+            | syscall::TABLE_MAP => true,
             syscall::CONSOLE_WRITE => {
                 a != slot::CONSOLE || !mapped(b) || c == 0 || !(1..3).contains(&d)
             }

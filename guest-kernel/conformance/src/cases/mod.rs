@@ -6,6 +6,7 @@ mod console;
 mod described;
 mod endings;
 mod faults;
+mod mapping;
 mod memory;
 mod messages;
 mod notifications;
@@ -88,6 +89,12 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("R3-untyped", revoking::untyped),
     ("R4-preemption", revoking::preemption),
     ("R9-itself", revoking::itself),
+    ("R5-deleted-frame", mapping::deleted),
+    ("M1-frames", mapping::frames),
+    ("M2-tables", mapping::tables),
+    ("M3-other-space", mapping::other_space),
+    ("E1-long-messages", mapping::long_messages),
+    ("E12-transfer", mapping::transfer),
     ("E1-lengths", messages::lengths),
     ("E3-too-long", messages::too_long),
     ("E4-nonblocking", messages::nonblocking),

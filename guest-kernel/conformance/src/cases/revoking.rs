@@ -127,9 +127,9 @@ pub(super) fn preemption() -> Result<(), String> {
         })
     };
     fill()?;
-    extern "C" fn tick(own: u64, pause: u64, _: u64, _: u64) -> ! {
+    extern "C" fn tick(own: u64, _: u64, _: u64, _: u64) -> ! {
         while shared(1).load(Ordering::Relaxed) == 0 {
-            time::sleep_ns(pause);
+            time::sleep_ns(shared(2).load(Ordering::Relaxed));
             shared(0).fetch_add(1, Ordering::Relaxed);
         }
         stop(own)
@@ -138,13 +138,23 @@ pub(super) fn preemption() -> Result<(), String> {
     let start = time::ticks();
     check_eq!(inner.place().revoke(), Ok(()), "R4: alone");
     let alone = time::ticks() - start;
-    fill()?;
     let khz = environment::boot_info().map_or(1, |info| info.head().tsc_khz);
-    let pause = time::ticks_to_ns(alone, khz) / 8;
-    bench.start(OWN + 1, tick, [pause, 0, 0])?;
-    let before = shared(0).load(Ordering::Relaxed);
-    check_eq!(inner.place().revoke(), Ok(()), "R4");
-    let ticks = shared(0).load(Ordering::Relaxed) - before;
+    let mut pause = time::ticks_to_ns(alone, khz) / 8;
+    shared(2).store(pause, Ordering::Relaxed);
+    bench.start(OWN + 1, tick, [0; 3])?;
+    let mut ticks = 0;
+    // The host may have been busy with something else: then it took longer than it does now.
+    for _ in 0..6 {
+        fill()?;
+        let before = shared(0).load(Ordering::Relaxed);
+        check_eq!(inner.place().revoke(), Ok(()), "R4");
+        ticks = shared(0).load(Ordering::Relaxed) - before;
+        if ticks >= 2 {
+            break;
+        }
+        pause /= 2;
+        shared(2).store(pause, Ordering::Relaxed);
+    }
     shared(1).store(1, Ordering::Relaxed);
     time::sleep_ns(1_000_000);
     check!(

@@ -1,8 +1,8 @@
 //! Capability spaces: copy, mint, move, mutate, rotate, delete, revoke; and untyped memory.
 
 use bulkhead_abi::object::{
-    TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_LARGE_FRAME, TYPE_NOTIFICATION, TYPE_REPLY,
-    TYPE_SCHED_CONTEXT, TYPE_THREAD, TYPE_UNTYPED,
+    TYPE_ADDRESS_SPACE, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_LARGE_FRAME, TYPE_NOTIFICATION,
+    TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, TYPE_UNTYPED,
 };
 use bulkhead_abi::syscall::Status;
 
@@ -125,6 +125,8 @@ impl<H: Hardware> Kernel<H> {
             TYPE_ENDPOINT => ObjectType::Endpoint,
             TYPE_NOTIFICATION => ObjectType::Notification,
             TYPE_REPLY => ObjectType::Reply,
+            TYPE_ADDRESS_SPACE => ObjectType::AddressSpace,
+            TYPE_PAGE_TABLE => ObjectType::PageTable,
             _ => return Err(Status::InvalidArgument.into()),
         };
         let (slot, _) = self.lookup(thread, untyped)?;

@@ -30,7 +30,7 @@ impl<H: Hardware> Kernel<H> {
         while !rest.is_empty() {
             let written = whole - rest.len();
             // A bad page behind good ones ends the write where it begins.
-            let Some(moved) = self.console_move(op, rest, false)? else {
+            let Some(moved) = self.console_move(thread, op, rest, false)? else {
                 return if written > 0 {
                     Ok(Outcome::Value(written))
                 } else {
@@ -56,7 +56,7 @@ impl<H: Hardware> Kernel<H> {
         if buffer.is_empty() {
             return Ok(Outcome::Value(0));
         }
-        let moved = self.console_move(CONSOLE_READ, buffer, true)?;
+        let moved = self.console_move(thread, CONSOLE_READ, buffer, true)?;
         match moved.ok_or(Status::InvalidAddress)? {
             CONSOLE_WOULD_BLOCK => {
                 self.count_time();
@@ -73,11 +73,12 @@ impl<H: Hardware> Kernel<H> {
     /// to or from the user's own frames. `None` when its first byte is not the user's to use so.
     fn console_move(
         &mut self,
+        thread: Ref<Thread>,
         op: u32,
         buffer: UserSlice,
         write: bool,
     ) -> Result<Option<i64>, Status> {
-        let space = self.space()?;
+        let space = self.space(thread)?;
         let hardware = &mut self.objects.memory;
         let wanted = buffer.len().min(u64::from(CONSOLE_MAX));
         let Some((start, mut found)) = space.translate(hardware, buffer.address(), write) else {

@@ -1,14 +1,14 @@
-//! Mapped memory.
+//! Memory from the pool, in the first address space.
 
 use bulkhead_abi::syscall::Status;
 
-use super::{Answer, Outcome};
+use super::{Answer, Outcome, Refusal};
 use crate::hardware::Hardware;
 use crate::kernel::{Kernel, service};
 use crate::objects::capability::Kind;
 use crate::objects::memory::Ref;
 use crate::objects::thread::Thread;
-use crate::paging::Rights;
+use crate::paging::{AddressSpace, Rights};
 use crate::user::UserRange;
 
 /// Pages zeroed before a call that needs them restarts: 2.4 ms where kernel mode is interpreted.
@@ -22,11 +22,14 @@ impl<H: Hardware> Kernel<H> {
         [address, bytes, rights]: [u64; 3],
     ) -> Answer {
         self.service(thread, pool, service::POOL)?;
+        if self.space(thread) != self.first_space() {
+            return Err(Status::InvalidCapability.into());
+        }
         let (range, rights) = (
             UserRange::pages(address, bytes)?,
             Rights::from_bits(rights)?,
         );
-        let space = self.space()?;
+        let space = self.first_space()?;
         let mapped = space.map(&mut self.objects.memory, &mut self.untyped, range, rights);
         self.or_clean(range.page_count(), mapped)
     }
@@ -37,12 +40,11 @@ impl<H: Hardware> Kernel<H> {
         space: u64,
         [address, bytes, rights]: [u64; 3],
     ) -> Answer {
-        self.capability(thread, space, Kind::AddressSpace)?;
+        let space = self.pooled_space(thread, space)?;
         let (range, rights) = (
             UserRange::pages(address, bytes)?,
             Rights::from_bits(rights)?,
         );
-        let space = self.space()?;
         let changed = space.protect(&mut self.objects.memory, &mut self.untyped, range, rights);
         self.or_clean(1, changed)
     }
@@ -53,7 +55,7 @@ impl<H: Hardware> Kernel<H> {
         space: u64,
         [address, bytes, _]: [u64; 3],
     ) -> Answer {
-        self.capability(thread, space, Kind::AddressSpace)?;
+        let space = self.pooled_space(thread, space)?;
         let range = UserRange::pages(address, bytes)?;
         // The kernel writes to the state page by its physical address: it must stay what it is.
         if self
@@ -62,9 +64,19 @@ impl<H: Hardware> Kernel<H> {
         {
             return Err(Status::InvalidAddress.into());
         }
-        let space = self.space()?;
         let unmapped = space.unmap(&mut self.objects.memory, &mut self.untyped, range);
         self.or_clean(1, unmapped)
+    }
+
+    /// The first address space, if that is what a handle names.
+    fn pooled_space(&self, thread: Ref<Thread>, handle: u64) -> Result<AddressSpace, Refusal> {
+        let found = self.capability(thread, handle, Kind::AddressSpace)?;
+        let first = self.first_space()?;
+        if AddressSpace::at(found.address()) == first {
+            Ok(first)
+        } else {
+            Err(Status::InvalidCapability.into())
+        }
     }
 
     /// Turns a lack of memory into a restart while given-back pages can still be zeroed for it.

@@ -5,12 +5,14 @@
 //! | --- | --- |
 //! | `capability` | capability spaces and untyped memory |
 //! | `console` | the console |
-//! | `memory` | mapped memory |
+//! | `mapping` | frames and page tables |
+//! | `memory` | memory from the pool |
 //! | `message` | messages and notifications |
 //! | `thread` | threads and their time |
 
 mod capability;
 mod console;
+mod mapping;
 mod memory;
 mod message;
 #[cfg(test)]
@@ -73,6 +75,10 @@ impl From<Error> for Refusal {
             Error::DeleteFirst => Status::DeleteFirst.into(),
             Error::RevokeFirst => Status::RevokeFirst.into(),
             Error::Range { min, max } => Self::Refused(Status::OutOfRange, Some([min, max])),
+            Error::InvalidAddress => Status::InvalidAddress.into(),
+            Error::NoTable { level } => {
+                Self::Refused(Status::NotMapped, Some([u64::from(level), 0]))
+            }
             Error::InvalidArgument => Status::InvalidArgument.into(),
             Error::IllegalOperation => Status::IllegalOperation.into(),
             Error::NotEnoughMemory { available } => {
@@ -146,6 +152,9 @@ impl<H: Hardware> Kernel<H> {
             syscall::THREAD_BIND => self.bind(thread, handle, arguments),
             syscall::SCHED_CONFIGURE => self.configure_context(thread, handle, arguments),
             syscall::SCHED_BIND => self.bind_context(thread, handle, arguments),
+            syscall::FRAME_MAP => self.map_frame(thread, handle, arguments),
+            syscall::FRAME_UNMAP => self.unmap_frame(thread, handle),
+            syscall::TABLE_MAP => self.map_table(thread, handle, arguments),
             _ => Err(Refusal::Unknown),
         }
     }

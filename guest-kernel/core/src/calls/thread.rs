@@ -47,6 +47,9 @@ impl<H: Hardware> Kernel<H> {
         }
         for (source, (slot, _)) in sources.into_iter().zip(handles) {
             let place = target.slot(slot);
+            if slot == ThreadSlot::AddressSpace {
+                self.objects.space_changes();
+            }
             self.objects.delete(place)?;
             if let Some(source) = source {
                 self.objects.copy(place, source, Rights::ALL)?;
@@ -95,6 +98,7 @@ impl<H: Hardware> Kernel<H> {
     /// from which one on they lie at another place.
     fn register_words(
         &mut self,
+        thread: Ref<Thread>,
         address: u64,
         write: bool,
     ) -> Result<impl Iterator<Item = u64> + use<H>, Refusal> {
@@ -103,7 +107,7 @@ impl<H: Hardware> Kernel<H> {
             return Err(Status::InvalidArgument.into());
         }
         UserSlice::new(address, bytes)?;
-        let space = self.space()?;
+        let space = self.space(thread)?;
         let mut find = |at| {
             let found = space.translate(&mut self.objects.memory, at, write);
             found.map(|(at, _)| at).ok_or(Status::InvalidAddress)
@@ -129,7 +133,7 @@ impl<H: Hardware> Kernel<H> {
         [into, ..]: Arguments,
     ) -> Answer {
         let target = self.thread(thread, handle)?;
-        let words = self.register_words(into, true)?;
+        let words = self.register_words(thread, into, true)?;
         let found = self.objects.memory.get(target);
         let registers = registers(&found.frame, found.fs_base, found.gs_base);
         let registers: [u64; WORDS] = zerocopy::transmute!(registers);
@@ -153,7 +157,10 @@ impl<H: Hardware> Kernel<H> {
             return Err(Status::InvalidArgument.into());
         }
         let mut words = [0; WORDS];
-        for (word, at) in words.iter_mut().zip(self.register_words(from, false)?) {
+        for (word, at) in words
+            .iter_mut()
+            .zip(self.register_words(thread, from, false)?)
+        {
             *word = self.objects.memory.load(at);
         }
         let wanted: ThreadRegisters = zerocopy::transmute!(words);

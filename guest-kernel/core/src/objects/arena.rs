@@ -27,6 +27,8 @@ pub(crate) struct Arena {
     pub(crate) interrupt_in: Option<u32>,
     /// Bytes that were zeroed.
     pub(crate) zeroed: u64,
+    /// Translations that were forgotten: root and address, 0 for all, all ones for a root that goes.
+    pub(crate) forgotten: Vec<(u64, u64)>,
 }
 
 impl Arena {
@@ -37,6 +39,7 @@ impl Arena {
                 .collect(),
             interrupt_in: None,
             zeroed: 0,
+            forgotten: Vec::new(),
         }
     }
 
@@ -80,6 +83,18 @@ impl Memory for Arena {
         for unit in (address..address + bytes).step_by(UNIT as usize) {
             self.bytes_mut(unit, UNIT).fill(0);
         }
+    }
+
+    fn forget(&mut self, root: u64, address: u64) {
+        self.forgotten.push((root, address));
+    }
+
+    fn forget_all(&mut self, root: u64) {
+        self.forgotten.push((root, 0));
+    }
+
+    fn leave(&mut self, root: u64) {
+        self.forgotten.push((root, u64::MAX));
     }
 
     fn preemption_pending(&mut self) -> bool {

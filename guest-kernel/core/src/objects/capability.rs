@@ -6,6 +6,8 @@
 //! | untyped | size (6), device (1) | watermark and dirty limit, 32 bits each, in units |
 //! | frame | rights (4), device (1), large (1) | where it is mapped |
 //! | CNode | radix (6), guard length (6) | guard |
+//! | address space | | number |
+//! | page table | level (2) | where it is mapped |
 //! | endpoint, notification, reply | rights (4) | badge |
 //! | zombie | upper part of its slots left | link to the zombie below, lower part of its slots left |
 //!
@@ -314,9 +316,38 @@ impl Capability {
         }
     }
 
-    /// A frame's capability that knows of no mapping.
-    pub(super) const fn unmapped(self) -> Self {
-        Self { data: 0, ..self }
+    /// Where a frame or page table is mapped, as [`super::mapping`] writes it; zero for nowhere.
+    pub(super) const fn mapping(self) -> u64 {
+        self.data
+    }
+
+    /// A frame or page table that is mapped elsewhere.
+    pub(super) const fn with_mapping(self, mapping: u64) -> Self {
+        Self {
+            data: mapping,
+            ..self
+        }
+    }
+
+    /// The level of a page table: 1 maps 4 KiB pages. Zero while it is not mapped.
+    pub(super) const fn level(self) -> u32 {
+        self.low() as u32
+    }
+
+    pub(super) const fn with_level(self, level: u32) -> Self {
+        self.with_low(level as u64)
+    }
+
+    /// The number of an address space.
+    pub(super) const fn number(self) -> u64 {
+        self.data
+    }
+
+    pub(super) const fn with_number(self, number: u64) -> Self {
+        Self {
+            data: number,
+            ..self
+        }
     }
 
     /// What may be done with an endpoint, notification, reply or frame.

@@ -188,7 +188,7 @@ impl<M: Memory> Objects<M> {
             Kind::PageTable | Kind::IrqControl | Kind::Zombie | Kind::Null => {
                 Err(Error::IllegalOperation)
             }
-            Kind::Frame => Ok(capability.unmapped()),
+            Kind::Frame => Ok(capability.with_mapping(0)),
             _ => Ok(capability),
         }
     }

@@ -82,6 +82,11 @@ impl<M: Memory> Objects<M> {
     /// Makes progress with the deletion of what is in `slot`, which is not empty and no zombie.
     fn delete_step(&mut self, slot: Ref<Slot>) {
         let capability = self.capability(slot);
+        match capability.kind() {
+            Kind::Frame | Kind::PageTable => self.end_mapping(capability),
+            Kind::AddressSpace => self.space_changes(),
+            _ => {}
+        }
         if !derivation::is_last(&self.memory, slot) {
             derivation::remove(&mut self.memory, slot);
             return;
@@ -179,6 +184,7 @@ impl<M: Memory> Objects<M> {
             Kind::Endpoint => return self.dismantle_endpoint(capability.object_ref()),
             Kind::Notification => return self.dismantle_notification(capability.object_ref()),
             Kind::Reply => self.dismantle_reply(capability.object_ref()),
+            Kind::AddressSpace => self.end_space(capability),
             Kind::SchedContext => self.unbind_context(capability.object_ref()),
             _ => {}
         }

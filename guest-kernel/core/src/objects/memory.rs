@@ -109,13 +109,20 @@ pub trait Memory {
     fn get<T: Stored>(&self, at: Ref<T>) -> &T;
     /// The object at `at`, to change.
     fn get_mut<T: Stored>(&mut self, at: Ref<T>) -> &mut T;
-    /// The word at `address` in a page that user mode can reach, and change at any time.
+    /// The word at `address` in a page table, or in a page that user mode can reach, and change at
+    /// any time.
     fn load(&self, address: u64) -> u64;
     /// Writes a word there.
     fn store(&mut self, address: u64, word: u64);
     /// Fills `bytes` bytes from `address` with zero; both are multiples of [`super::UNIT`].
     fn zero(&mut self, address: u64, bytes: u64);
-    /// Whether something urgent waits, an interrupt most of all: long work then stops where it is
-    /// and is taken up again.
+    /// Forgets the translation of a user address, if the address space with this root is active.
+    fn forget(&mut self, root: u64, address: u64);
+    /// Forgets all translations of user addresses, if the address space with this root is active.
+    fn forget_all(&mut self, root: u64);
+    /// Activates another address space, if the one with this root is active: it goes.
+    fn leave(&mut self, root: u64);
+    /// Whether something urgent waits, such as the timer's interrupt: long work then stops where it
+    /// is and is taken up again.
     fn preemption_pending(&mut self) -> bool;
 }

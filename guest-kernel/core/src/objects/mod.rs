@@ -14,6 +14,7 @@
 //! | [`schedule`] | who runs next, and on whose time |
 //! | [`ipc`] | messages and their answers |
 //! | [`notification`] | events |
+//! | [`mapping`] | frames and page tables in address spaces |
 //! | [`fault`] | what only a thread's handler can put right |
 //!
 //! Every object lies in memory that user space gave by retype, and memory of zeros is a valid
@@ -25,6 +26,7 @@ pub mod deletion;
 pub mod derivation;
 pub mod fault;
 pub mod ipc;
+pub mod mapping;
 pub mod memory;
 pub mod notification;
 pub mod schedule;
@@ -70,6 +72,15 @@ pub enum Error {
         /// The largest that would do.
         max: u64,
     },
+    /// An address is not the caller's to use.
+    #[error("an address is no user address")]
+    InvalidAddress,
+    /// A page table is missing on the way to an address.
+    #[error("a page table of level {level} is missing")]
+    NoTable {
+        /// 1 is that of 4 KiB pages.
+        level: u32,
+    },
     /// An argument makes no sense, whatever the state of things.
     #[error("an argument is invalid")]
     InvalidArgument,
@@ -102,6 +113,7 @@ pub struct Objects<M> {
     scheduler: schedule::Scheduler,
     /// Threads that wait for console input.
     readers: thread::List,
+    spaces: mapping::Spaces,
 }
 
 impl<M: Memory> Objects<M> {
@@ -113,6 +125,7 @@ impl<M: Memory> Objects<M> {
             dying: None,
             scheduler: schedule::Scheduler::new(),
             readers: thread::List::EMPTY,
+            spaces: mapping::Spaces::new(),
         }
     }
 

@@ -66,7 +66,8 @@ impl ObjectType {
         Ok(match self {
             Self::Untyped { bits } => sized(bits, UNIT_BITS, MAX_SIZE_BITS)?,
             Self::CNode { radix } => sized(radix, 1, MAX_RADIX)? + UNIT_BITS,
-            Self::Frame | Self::AddressSpace | Self::PageTable => 12,
+            Self::Frame | Self::PageTable => 12,
+            Self::AddressSpace => super::mapping::SPACE_BITS,
             Self::LargeFrame => 21,
             Self::Thread => super::thread::SIZE_BITS,
             Self::SchedContext => 7,
@@ -144,6 +145,9 @@ impl<M: Memory> Objects<M> {
         if (0..count).any(|n| !self.capability(first.at(n)).is_null()) {
             return Err(Error::DeleteFirst);
         }
+        if object == ObjectType::AddressSpace && count > self.free_spaces() {
+            return Err(Error::NotEnoughMemory { available: 0 });
+        }
         let (untyped, start, end) = self.room(slot, untyped, bits, count)?;
         let (untyped, zeroed) = if matches!(object, ObjectType::Untyped { .. }) {
             (untyped, Ok(()))
@@ -154,7 +158,10 @@ impl<M: Memory> Objects<M> {
         zeroed?;
         for n in 0..count {
             let address = untyped.address() + (start << UNIT_BITS) + (n << bits);
-            let made = object.capability(address, bits, untyped);
+            let made = match object {
+                ObjectType::AddressSpace => self.begin_space(address)?,
+                object => object.capability(address, bits, untyped),
+            };
             derivation::insert(&mut self.memory, slot, first.at(n), made, true);
         }
         let used = untyped.with_watermark(end, untyped.dirty());

@@ -9,6 +9,8 @@ mod cases;
 #[cfg(not(miri))]
 mod ipc;
 #[cfg(not(miri))]
+mod mapping;
+#[cfg(not(miri))]
 mod model;
 #[cfg(not(miri))]
 mod random;

@@ -8,6 +8,7 @@ use bulkhead_abi::layout::DIRECT_MAP;
 use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_REFUSED, ConsoleMailbox, EXIT_PORT};
 use bulkhead_abi::restricted::RestrictedState;
 use bulkhead_kernel_core::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
+use bulkhead_kernel_core::objects::mapping::RESTRICTED_ROOT;
 use bulkhead_kernel_core::objects::memory::{Memory, Ref, Stored};
 use bulkhead_kernel_core::objects::thread::Thread;
 
@@ -60,6 +61,12 @@ pub(crate) fn end_partition(status: u8) -> ! {
     cpu::halt()
 }
 
+/// Whether one of the two roots of the address space at `root` is active.
+fn is_active(root: u64) -> bool {
+    let active = cpu::page_table_root();
+    active == root || active == root + RESTRICTED_ROOT
+}
+
 /// The machine. There is one; the kernel has it.
 #[derive(Debug)]
 pub(super) struct Machine;
@@ -96,8 +103,26 @@ impl Memory for Machine {
         }
     }
 
+    fn forget(&mut self, root: u64, address: u64) {
+        if is_active(root) {
+            cpu::invalidate(address);
+        }
+    }
+
+    fn forget_all(&mut self, root: u64) {
+        if is_active(root) {
+            self.invalidate_all();
+        }
+    }
+
+    fn leave(&mut self, root: u64) {
+        if is_active(root) {
+            super::trap::use_kernel_root();
+        }
+    }
+
     fn preemption_pending(&mut self) -> bool {
-        apic::is_interrupt_pending()
+        apic::is_timer_due()
     }
 }
 

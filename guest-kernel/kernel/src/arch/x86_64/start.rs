@@ -13,7 +13,7 @@ use super::cpu::{self, CR4_SMAP, CR4_SMEP, MSR_LSTAR, MSR_SFMASK, MSR_STAR};
 use super::entry::syscall_entry;
 use super::gdt::{self, KERNEL_CODE};
 use super::machine::{direct, end_partition, use_console};
-use super::trap::{kernel, perform};
+use super::trap::{keep_kernel_root, kernel, perform};
 use super::{apic, idt};
 use crate::console;
 
@@ -57,6 +57,7 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
     // SAFETY: nothing else runs yet.
     let kernel = unsafe { kernel() };
     let root = cpu::page_table_root();
+    keep_kernel_root();
     let started = program(&info).and_then(|module| {
         let len = usize::try_from(module.range.len).unwrap_or(0);
         // SAFETY: the boot protocol promises that a module lies in RAM and is used for nothing

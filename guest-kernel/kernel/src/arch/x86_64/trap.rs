@@ -28,11 +28,13 @@ static KERNEL: Exclusive<Kernel<Machine>> = Exclusive::new(Kernel::new(Machine))
 struct Loaded {
     frame: *mut Frame,
     root: u64,
+    kernel_root: u64,
 }
 
 static LOADED: Exclusive<Loaded> = Exclusive::new(Loaded {
     frame: ptr::null_mut(),
     root: 0,
+    kernel_root: 0,
 });
 
 /// The kernel's state.
@@ -135,6 +137,23 @@ fn switch_bases(kernel: &mut Kernel<Machine>, now: Ref<Thread>) {
     kernel.objects.set_loaded(now);
 }
 
+/// Activates the kernel's own root, for the active address space goes.
+pub(super) fn use_kernel_root() {
+    // SAFETY: one CPU, interrupts off; no other reference lives.
+    let loaded = unsafe { &mut *LOADED.as_ptr() };
+    loaded.root = loaded.kernel_root;
+    // SAFETY: the root that the kernel was entered with.
+    unsafe { cpu::set_page_table_root(loaded.root) };
+}
+
+/// Remembers the active root as the kernel's own.
+pub(super) fn keep_kernel_root() {
+    // SAFETY: as above.
+    let loaded = unsafe { &mut *LOADED.as_ptr() };
+    loaded.kernel_root = cpu::page_table_root();
+    loaded.root = loaded.kernel_root;
+}
+
 /// Sets the CPU up for what comes next.
 #[inline]
 pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
@@ -151,13 +170,13 @@ pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
     let frame = kernel.frame().map_or(ptr::null_mut(), ptr::from_mut);
     // SAFETY: one CPU, interrupts off; no other reference lives.
     let loaded = unsafe { &mut *LOADED.as_ptr() };
-    if loaded.frame != frame {
+    if loaded.frame != frame || kernel.objects.take_space_changed() {
         loaded.frame = frame;
         gdt::set_entry_stack(frame.wrapping_add(1) as u64);
-        let root = kernel.page_table_root().map_or(0, |page| page.address());
+        let root = kernel.page_table_root();
         if loaded.root != root {
             loaded.root = root;
-            // SAFETY: both roots of the address space share the kernel's half.
+            // SAFETY: all roots share the kernel's half.
             unsafe { cpu::set_page_table_root(root) };
         }
     }
