@@ -383,7 +383,7 @@ mod tests {
         );
         for address in [0x40_0000, PROGRAM_BOOT_INFO - 0x1000] {
             let headers = [[1, 5, 0x1000, address, 0x2000, 0x2000]];
-            let program = crate::elf::tests::image(address, 0x4000, &headers);
+            let program = crate::fake::image(address, 0x4000, &headers);
             assert_eq!(
                 refused(|i| i.program = program),
                 StartError::Addresses,

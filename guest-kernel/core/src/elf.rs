@@ -10,9 +10,9 @@ use bulkhead_abi::layout::PAGE_SIZE;
 pub const MAX_SEGMENTS: usize = 16;
 
 const EHDR_LEN: usize = 64;
-const PHDR_LEN: usize = 56;
-const ET_EXEC: u16 = 2;
-const EM_X86_64: u16 = 62;
+pub(crate) const PHDR_LEN: usize = 56;
+pub(crate) const ET_EXEC: u16 = 2;
+pub(crate) const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 const PF_X: u32 = 1;
@@ -196,32 +196,12 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64, ElfError> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
+mod tests {
     extern crate std;
-    use std::vec;
     use std::vec::Vec;
 
-    /// An image with the given program headers: type, flags, offset, address, file and memory length.
-    pub(crate) fn image(entry: u64, len: usize, headers: &[[u64; 6]]) -> Vec<u8> {
-        let mut file = vec![0; len];
-        file[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
-        file[16..18].copy_from_slice(&ET_EXEC.to_le_bytes());
-        file[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
-        file[24..32].copy_from_slice(&entry.to_le_bytes());
-        file[32..40].copy_from_slice(&64u64.to_le_bytes());
-        file[54..56].copy_from_slice(&56u16.to_le_bytes());
-        file[56..58].copy_from_slice(&(headers.len() as u16).to_le_bytes());
-        for (n, [kind, flags, offset, address, in_file, in_memory]) in headers.iter().enumerate() {
-            let at = 64 + n * PHDR_LEN;
-            file[at..at + 4].copy_from_slice(&(*kind as u32).to_le_bytes());
-            file[at + 4..at + 8].copy_from_slice(&(*flags as u32).to_le_bytes());
-            for (field, value) in [(8, offset), (16, address), (32, in_file), (40, in_memory)] {
-                file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
-            }
-        }
-        file
-    }
+    use super::*;
+    use crate::fake::image;
 
     const AT: u64 = 0x7000_0000_0000;
 

@@ -1,10 +1,20 @@
 //! A machine for the tests: memory page by page as it is touched, a clock that stands still, a
 //! console that records. And a partition on it: [`Partition`].
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::new_without_default,
+    clippy::must_use_candidate,
+    reason = "for tests: what goes wrong here fails one"
+)]
 
 extern crate std;
 use std::boxed::Box;
 use std::collections::{HashMap, VecDeque};
 use std::string::{String, ToString};
+use std::vec;
 use std::vec::Vec;
 
 use bulkhead_abi::machine::{CONSOLE_READ, CONSOLE_WOULD_BLOCK};
@@ -20,7 +30,7 @@ use bulkhead_abi::syscall::Status;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::boot::{StartError, program};
-use crate::elf::tests::image;
+use crate::elf::{EM_X86_64, ET_EXEC, PHDR_LEN};
 use crate::frame::Frame;
 use crate::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
 use crate::kernel::{Kernel, Next, Trap};
@@ -33,31 +43,43 @@ type Page = [u128; 256];
 /// What lies where nothing was written yet.
 static EMPTY: Page = [0; 256];
 
-pub(crate) struct Fake {
+/// See the module.
+pub struct Fake {
     pages: HashMap<PhysPage, Box<Page>>,
     states: HashMap<PhysPage, RestrictedState>,
-    pub(crate) now: u64,
+    /// The time stamp counter.
+    pub now: u64,
     /// Console operations as they came: operation, guest-physical address, length.
-    pub(crate) console: Vec<(u32, u64, u32)>,
+    pub console: Vec<(u32, u64, u32)>,
     /// What the next console reads return; without an entry a read would block.
-    pub(crate) reads: VecDeque<i64>,
-    pub(crate) reports: Vec<String>,
+    pub reads: VecDeque<i64>,
+    /// How many more times long work is not interrupted; `None`: it never is.
+    pub patience: Option<u32>,
+    /// Lines on the console's error stream.
+    pub reports: Vec<String>,
 }
 
 impl Fake {
-    pub(crate) fn new() -> Self {
+    /// A machine of zeros.
+    pub fn new() -> Self {
         Self {
             pages: HashMap::new(),
             states: HashMap::new(),
             now: 1_000,
             console: Vec::new(),
             reads: VecDeque::new(),
+            patience: None,
             reports: Vec::new(),
         }
     }
 }
 
 impl Fake {
+    /// A page table as the processor reads it.
+    pub fn table(&mut self, address: u64) -> [u64; TABLE_ENTRIES] {
+        *self.words(PhysPage::new(address))
+    }
+
     /// The page of an address, and the bytes in it.
     fn place(address: u64, len: usize) -> (PhysPage, core::ops::Range<usize>) {
         let start = (address % 4096) as usize;
@@ -100,7 +122,14 @@ impl Memory for Fake {
     fn forget_all(&mut self, _: u64) {}
     fn leave(&mut self, _: u64) {}
     fn preemption_pending(&mut self) -> bool {
-        false
+        match &mut self.patience {
+            None => false,
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+        }
     }
 }
 
@@ -137,22 +166,48 @@ impl Hardware for Fake {
 
 const MIB: u64 = 1 << 20;
 /// Where the initial program's module lies.
-pub(crate) const MODULE: u64 = 4 * MIB;
+pub const MODULE: u64 = 4 * MIB;
 const MEMORY: u64 = 16 * MIB;
 /// Where the fake program can run and write.
-pub(crate) const PROGRAM: u64 = PROGRAM_BASE;
+pub const PROGRAM: u64 = PROGRAM_BASE;
+
+/// An image with the given program headers: type, flags, offset, address, file and memory length.
+pub(crate) fn image(entry: u64, len: usize, headers: &[[u64; 6]]) -> Vec<u8> {
+    let mut file = vec![0; len];
+    file[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    file[16..18].copy_from_slice(&ET_EXEC.to_le_bytes());
+    file[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
+    file[24..32].copy_from_slice(&entry.to_le_bytes());
+    file[32..40].copy_from_slice(&64u64.to_le_bytes());
+    file[54..56].copy_from_slice(&56u16.to_le_bytes());
+    file[56..58].copy_from_slice(&(headers.len() as u16).to_le_bytes());
+    for (n, [kind, flags, offset, address, in_file, in_memory]) in headers.iter().enumerate() {
+        let at = 64 + n * PHDR_LEN;
+        file[at..at + 4].copy_from_slice(&(*kind as u32).to_le_bytes());
+        file[at + 4..at + 8].copy_from_slice(&(*flags as u32).to_le_bytes());
+        for (field, value) in [(8, offset), (16, address), (32, in_file), (40, in_memory)] {
+            file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    file
+}
 
 /// A `BootInfo` for the tests to spoil.
 #[derive(Clone)]
-pub(crate) struct Info {
-    pub(crate) flags: u64,
-    pub(crate) regions: Vec<(u64, u64, u32)>,
-    pub(crate) modules: Vec<Module>,
-    pub(crate) program: Vec<u8>,
+pub struct Info {
+    /// `FLAG_*` of the ABI.
+    pub flags: u64,
+    /// First address, length and kind of each region.
+    pub regions: Vec<(u64, u64, u32)>,
+    /// As the ABI has them.
+    pub modules: Vec<Module>,
+    /// The initial program's file.
+    pub program: Vec<u8>,
 }
 
 impl Info {
-    pub(crate) fn usual() -> Self {
+    /// 16 MiB of free memory, and a program of four pages.
+    pub fn usual() -> Self {
         // Two pages of text, one of data, one zeroed.
         let headers = [
             [1, 5, 0x1000, PROGRAM, 0x2000, 0x2000],
@@ -237,13 +292,18 @@ impl Info {
 }
 
 /// A kernel with its initial program, ready to run.
-pub(crate) struct Partition {
-    pub(crate) kernel: Kernel<Fake>,
+pub struct Partition {
+    /// The kernel under test.
+    pub kernel: Kernel<Fake>,
     first: Ref<Thread>,
 }
 
 impl Partition {
-    pub(crate) fn start(info: &Info) -> Result<Self, StartError> {
+    /// A partition as `info` describes it.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(info: &Info) -> Result<Self, StartError> {
         let mut kernel = Kernel::new(Fake::new());
         let blob = info.blob();
         let view = BootInfoView::parse(zerocopy::IntoBytes::as_bytes(blob.as_slice())).unwrap();
@@ -253,27 +313,29 @@ impl Partition {
         Ok(Self { kernel, first })
     }
 
-    pub(crate) fn usual() -> Self {
+    /// One of [`Info::usual`].
+    pub fn usual() -> Self {
         Self::start(&Info::usual()).unwrap()
     }
 
-    pub(crate) fn trap(&mut self, trap: Trap) -> Next {
+    /// The kernel is entered.
+    pub fn trap(&mut self, trap: Trap) -> Next {
         self.kernel.trap(trap)
     }
 
     /// The machine.
-    pub(crate) fn hardware(&mut self) -> &mut Fake {
+    pub fn hardware(&mut self) -> &mut Fake {
         &mut self.kernel.objects.memory
     }
 
     /// The registers of the running thread, or of the first one while none runs.
-    pub(crate) fn frame(&mut self) -> &mut Frame {
+    pub fn frame(&mut self) -> &mut Frame {
         let thread = self.kernel.objects.current().unwrap_or(self.first);
         self.kernel.objects.memory.get_mut(thread).active_frame()
     }
 
     /// The running thread executes `syscall`.
-    pub(crate) fn enter(&mut self, number: u64, arguments: [u64; 4]) -> Next {
+    pub fn enter(&mut self, number: u64, arguments: [u64; 4]) -> Next {
         let frame = self.frame();
         [frame.rdi, frame.rsi, frame.rdx, frame.r10] = arguments;
         frame.rax = number;
@@ -281,7 +343,7 @@ impl Partition {
     }
 
     /// An operation on a capability: its answer, and what is in the registers of its results.
-    pub(crate) fn invoke(
+    pub fn invoke(
         &mut self,
         number: u64,
         handle: u64,
@@ -300,7 +362,7 @@ impl Partition {
     }
 
     /// A system call that comes back at once: its answer.
-    pub(crate) fn call(&mut self, number: u64, arguments: [u64; 4]) -> Result<u64, Status> {
+    pub fn call(&mut self, number: u64, arguments: [u64; 4]) -> Result<u64, Status> {
         assert_eq!(self.enter(number, arguments), Next::Run);
         let frame = self.frame();
         match Status::from_raw(frame.rax) {

@@ -33,5 +33,5 @@ pub mod restricted;
 pub mod untyped;
 pub mod user;
 
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;

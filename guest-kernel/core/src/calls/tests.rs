@@ -251,6 +251,21 @@ fn unknown_calls_and_faults_are_messages_to_a_handler() {
     assert!(p.hardware().reports.is_empty());
 }
 
+/// An interrupt that comes meanwhile leaves a thread that configures itself with its handles and
+/// its code.
+#[test]
+fn a_thread_that_configures_itself_is_whole_whatever_comes() {
+    let mut p = Partition::usual();
+    p.hardware().patience = Some(0);
+    let itself = [slot::CNODE, slot::ADDRESS_SPACE, slot::PARTITION, 0];
+    let space = p.kernel.page_table_root();
+    p.invoke(syscall::THREAD_CONFIGURE, slot::THREAD, &itself)
+        .unwrap();
+    assert_eq!(p.kernel.page_table_root(), space);
+    p.invoke(syscall::THREAD_CONFIGURE, slot::THREAD, &itself)
+        .unwrap();
+}
+
 #[test]
 fn faults_end_the_partition_with_a_signals_status() {
     for (vector, status) in [
@@ -278,7 +293,7 @@ fn faults_end_the_partition_with_a_signals_status() {
 
 proptest! {
 #![proptest_config(ProptestConfig {
-    cases: if cfg!(miri) { 4 } else { 256 },
+    cases: 256,
     failure_persistence: None,
     ..ProptestConfig::default()
 })]
@@ -286,6 +301,10 @@ proptest! {
 /// Any calls with any arguments: the kernel does not panic, answers with a known status,
 /// and never maps anything above user space or changes the kernel's half.
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "zeroes megabytes: minutes under Miri, and no unsafe code"
+)]
 fn any_calls_leave_the_kernel_sound(
     calls in proptest::collection::vec(
         (0..64_u64, proptest::array::uniform4(argument())), 1..40),

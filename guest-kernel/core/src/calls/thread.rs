@@ -33,11 +33,13 @@ impl<H: Hardware> Kernel<H> {
         [cspace, address_space, fault_handler, buffer, ..]: Arguments,
     ) -> Answer {
         let target = self.thread(thread, handle)?;
+        // In this order, because a long deletion is interrupted and the call executed again: by a
+        // thread that may be the target, and then needs its code and the handles that it used.
         let handles = [
-            (ThreadSlot::CSpace, cspace),
-            (ThreadSlot::AddressSpace, address_space),
             (ThreadSlot::FaultHandler, fault_handler),
             (ThreadSlot::MessageBuffer, buffer),
+            (ThreadSlot::AddressSpace, address_space),
+            (ThreadSlot::CSpace, cspace),
         ];
         let mut sources: [Option<Ref<Slot>>; 4] = [None; 4];
         for (source, (slot, handle)) in sources.iter_mut().zip(handles) {
@@ -45,6 +47,7 @@ impl<H: Hardware> Kernel<H> {
                 *source = Some(self.source(thread, slot, handle)?);
             }
         }
+        self.objects.bury()?;
         for (source, (slot, _)) in sources.into_iter().zip(handles) {
             let place = target.slot(slot);
             if slot == ThreadSlot::AddressSpace {
