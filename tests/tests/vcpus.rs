@@ -7,7 +7,7 @@ mod lab {
     use bulkhead_tests::scratch::Scratch;
 
     #[test]
-    fn a_stock_kernel_brings_up_8_vcpus() {
+    fn a_stock_kernel_brings_up_32_vcpus() {
         let bulkhead = Bulkhead::built();
         let before = Census::take();
         let scratch = Scratch::new();
@@ -19,8 +19,8 @@ mod lab {
                 name = "many"
                 kernel = "linux"
                 image = "@linux/vmlinuz"
-                vcpus = 8
-                memory = "256MiB"
+                vcpus = 32
+                memory = "512MiB"
                 command = ["/bin/busybox", "sed", "s/.*/online: &;/", "/sys/devices/system/cpu/online"]
                 grants = ["console"]
                 [[partition.mounts]]
@@ -29,7 +29,7 @@ mod lab {
             "#,
         );
         let ended = bulkhead.run(["up".as_ref(), manifest.as_os_str()]);
-        ended.expect_status(0).expect_stdout("online: 0-7;");
+        ended.expect_status(0).expect_stdout("online: 0-31;");
         before.expect_nothing_new();
     }
 }

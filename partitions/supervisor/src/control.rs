@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Longest line either way, in bytes.
 const MAX_LINE: u64 = 1024 * 1024;
 /// How long either side waits for the other's line.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// What a supervisor needs beyond the time that it gives the VMM.
 const MARGIN: Duration = Duration::from_secs(2);
 
@@ -120,7 +120,7 @@ impl Act {
             Self::Detach { .. } => 30,
             // As much as there is memory to write.
             Self::Dump { .. } => 600,
-            _ => 5,
+            _ => 20,
         })
     }
 }
