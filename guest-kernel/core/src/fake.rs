@@ -35,6 +35,7 @@ use crate::frame::Frame;
 use crate::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
 use crate::kernel::{Kernel, Next, Trap};
 use crate::objects::UNIT;
+use crate::objects::fastpath::{Fast, Switch};
 use crate::objects::memory::{Memory, Ref, Stored};
 use crate::objects::thread::Thread;
 
@@ -318,8 +319,25 @@ impl Partition {
         Self::start(&Info::usual()).unwrap()
     }
 
-    /// The kernel is entered.
+    /// The kernel is entered, as the architecture enters it.
     pub fn trap(&mut self, trap: Trap) -> Next {
+        if trap == Trap::Syscall
+            && let Some(thread) = self.kernel.objects.current()
+            && !self.kernel.is_restricted(thread)
+        {
+            let switched = match Fast::of(self.frame().rax) {
+                Some(Fast::Call) => self.kernel.objects.fast_call(thread),
+                Some(Fast::ReplyReceive) => self.kernel.objects.fast_reply_receive(thread),
+                None => None,
+            };
+            if let Some(switch) = switched {
+                let Switch {
+                    from, to, words, ..
+                } = switch;
+                self.kernel.objects.copy_registers(from, to, words);
+                return Next::Run;
+            }
+        }
         self.kernel.trap(trap)
     }
 
@@ -351,7 +369,9 @@ impl Partition {
     ) -> Result<[u64; 2], Status> {
         let frame = self.frame();
         (frame.rax, frame.rdi) = (number, handle);
-        frame.set_message(arguments.len(), arguments);
+        let mut words = [0; 10];
+        words[..arguments.len()].copy_from_slice(arguments);
+        frame.set_message(arguments.len() as u64, &words);
         assert_eq!(self.trap(Trap::Syscall), Next::Run);
         let frame = self.frame();
         match Status::from_raw(frame.rax) {

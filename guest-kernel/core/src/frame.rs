@@ -119,21 +119,38 @@ impl Frame {
     }
 
     /// Sets the first `count` words of a message; the other registers keep what they have.
-    pub fn set_message(&mut self, count: usize, words: &[u64]) {
-        let registers = [
-            &mut self.rdx,
-            &mut self.r8,
-            &mut self.r9,
-            &mut self.r10,
-            &mut self.r12,
-            &mut self.r13,
-            &mut self.r14,
-            &mut self.r15,
-            &mut self.rbx,
-            &mut self.rbp,
-        ];
-        for (register, word) in registers.into_iter().zip(words).take(count) {
-            *register = *word;
+    #[inline]
+    pub const fn set_message(&mut self, count: u64, words: &[u64; REGISTER_WORDS as usize]) {
+        let [a, b, c, d, e, f, g, h, i, j] = *words;
+        if count > 0 {
+            self.rdx = a;
+        }
+        if count > 1 {
+            self.r8 = b;
+        }
+        if count > 2 {
+            self.r9 = c;
+        }
+        if count > 3 {
+            self.r10 = d;
+        }
+        if count > 4 {
+            self.r12 = e;
+        }
+        if count > 5 {
+            self.r13 = f;
+        }
+        if count > 6 {
+            self.r14 = g;
+        }
+        if count > 7 {
+            self.r15 = h;
+        }
+        if count > 8 {
+            self.rbx = i;
+        }
+        if count > 9 {
+            self.rbp = j;
         }
     }
 

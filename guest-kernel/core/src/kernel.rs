@@ -110,6 +110,20 @@ impl<H: Hardware> Kernel<H> {
         Some(self.objects.memory.get_mut(thread).active_frame())
     }
 
+    /// The frame of a thread in native mode.
+    #[inline]
+    pub fn native_frame(&mut self, thread: Ref<Thread>) -> &mut Frame {
+        &mut self.objects.memory.get_mut(thread).frame
+    }
+
+    /// Whether the registers of a trap are those of a program that the thread runs in restricted
+    /// mode.
+    #[must_use]
+    #[inline]
+    pub fn is_restricted(&self, thread: Ref<Thread>) -> bool {
+        self.objects.memory.get(thread).mode() == Mode::Restricted
+    }
+
     /// Page table root that the running thread needs. Without an address space its next instruction
     /// faults.
     #[must_use]

@@ -404,3 +404,25 @@ pub(super) fn passive_server() -> Result<(), String> {
     }
     bench.finish()
 }
+
+/// A server without time of its own that answers one caller and finds the next one waiting goes on
+/// with it, on its time.
+pub(super) fn queued_callers() -> Result<(), String> {
+    let mut bench = Bench::new()?;
+    let (endpoint, reply) = (bench.endpoint()?, bench.reply()?);
+    // Less urgent than its callers: all of them call before it answers the first.
+    let server = bench.assistant(OWN - 1)?;
+    server.begin(echo, [endpoint.0, reply.0, 0])?;
+    // An answer and the wait for the next call are one step.
+    endpoint.call(&Message::new(1)).map_err(named)?;
+    server.context.unbind().map_err(named)?;
+    for number in [1, 2, 3] {
+        bench.start(OWN, call_once, [endpoint.0, number, 0])?;
+    }
+    check!(
+        asleep_until(|| word(3) == 3),
+        "E23: {} of 3 callers are answered",
+        word(3)
+    );
+    bench.finish()
+}

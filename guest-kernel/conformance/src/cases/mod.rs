@@ -106,6 +106,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("E19-cancel-one", messages::cancel_one),
     ("E21-dead-server", messages::dead_server),
     ("E22-passive-server", messages::passive_server),
+    ("E23-queued-callers", messages::queued_callers),
     ("N1-N3-poll", notifications::poll),
     ("N4-bound", notifications::bound),
     ("N6-wakes", notifications::wakes),

@@ -18,7 +18,7 @@ const PAGE: u64 = 4096;
 /// A page, aligned as the objects in it need it.
 type Page = [u128; PAGE as usize / 16];
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Arena {
     /// A box each, since Miri looks at all of what a reference is taken into. Objects lie on
     /// multiples of their size, so none reaches into a second page.

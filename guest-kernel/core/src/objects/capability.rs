@@ -198,10 +198,16 @@ impl Capability {
         Kind::ALL[(self.head & KIND) as usize]
     }
 
+    /// Whether it names an object of this kind.
+    #[must_use]
+    pub const fn is(self, kind: Kind) -> bool {
+        self.head & KIND == kind as u64
+    }
+
     /// Whether the slot is empty.
     #[must_use]
     pub const fn is_null(self) -> bool {
-        self.head & KIND == Kind::Null as u64
+        self.is(Kind::Null)
     }
 
     /// Where the object lies.

@@ -59,7 +59,7 @@ impl Fault {
 }
 
 /// Words of a fault's message.
-const WORDS: usize = 5;
+pub(super) const WORDS: u64 = 5;
 
 impl<M: Memory> Objects<M> {
     /// The running thread `thread` did `fault`: tells its handler, or stops it.
@@ -79,18 +79,18 @@ impl<M: Memory> Objects<M> {
         let message = Outgoing {
             badge: handler.badge(),
             rights: handler.rights().bits(),
-            info: MessageInfo::new(WORDS as u64, fault.label()).bits(),
+            info: MessageInfo::new(WORDS, fault.label()).bits(),
             call: 1,
         };
         self.send_checked(thread, handler.object_ref::<Endpoint>(), message, false);
     }
 
     /// The words of a fault that `thread` sends.
-    pub(super) fn fault_message(&self, thread: Ref<Thread>) -> Option<[u64; WORDS]> {
+    pub(super) fn fault_message(&self, thread: Ref<Thread>) -> Option<[u64; 10]> {
         let faulted = self.memory.get(thread);
         let [a, b] = faulted.fault_words;
         let frame = &faulted.frame;
-        (faulted.fault != 0).then_some([frame.rip, frame.rsp, frame.rflags, a, b])
+        (faulted.fault != 0).then_some([frame.rip, frame.rsp, frame.rflags, a, b, 0, 0, 0, 0, 0])
     }
 
     /// The handler's answer, in `handler`'s registers.

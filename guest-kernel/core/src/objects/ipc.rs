@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::capability::{Capability, Kind, Rights};
 use super::memory::{Memory, Ref, Stored};
 use super::thread::{List, Membership, Outgoing, State, Thread, ThreadSlot};
-use super::{Error, Objects};
+use super::{Error, Objects, fault};
 use crate::frame::REGISTER_WORDS;
 
 /// Most words of a message.
@@ -111,6 +111,18 @@ pub struct Endpoint {
 
 impl Stored for Endpoint {}
 
+impl Endpoint {
+    /// The receiver that has waited longest.
+    pub(super) fn first_receiver(&self) -> Option<Ref<Thread>> {
+        self.waiting.first().filter(|_| self.receiving != 0)
+    }
+
+    /// The sender that has waited longest.
+    pub(super) fn first_sender(&self) -> Option<Ref<Thread>> {
+        self.waiting.first().filter(|_| self.receiving == 0)
+    }
+}
+
 /// Where the answer of one call goes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -119,10 +131,38 @@ pub struct Reply {
     caller: u64,
     /// Who waits for a call to answer.
     receiver: u64,
-    reserved: [u64; 6],
+    /// Nonzero when the caller lent its time to the receiver.
+    lent: u64,
+    reserved: [u64; 5],
 }
 
 impl Stored for Reply {}
+
+impl Reply {
+    /// Whose call it holds.
+    pub(super) const fn caller(&self) -> Option<Ref<Thread>> {
+        Ref::from_link(self.caller)
+    }
+
+    /// It holds the call of `caller`, who lent its time to the receiver or did not; nobody waits
+    /// with it any more.
+    pub(super) const fn hold(&mut self, caller: Ref<Thread>, lent: bool) {
+        self.caller = caller.address();
+        self.receiver = 0;
+        self.lent = lent as u64;
+    }
+
+    /// Whether its caller lent its time to the receiver.
+    pub(super) const fn is_lent(&self) -> bool {
+        self.lent != 0
+    }
+
+    /// It holds no call any more; `receiver` waits with it for the next.
+    pub(super) const fn wait_with(&mut self, receiver: Ref<Thread>) {
+        self.caller = 0;
+        self.receiver = receiver.address();
+    }
+}
 
 impl<M: Memory> Objects<M> {
     /// Sends the message in `thread`'s registers and buffer.
@@ -163,8 +203,7 @@ impl<M: Memory> Objects<M> {
         message: Outgoing,
         drop: bool,
     ) {
-        let found = *self.memory.get(at);
-        if let Some(receiver) = found.waiting.first().filter(|_| found.receiving != 0) {
+        if let Some(receiver) = self.memory.get(at).first_receiver() {
             self.leave_queue(receiver);
             let reply = self.take_armed_reply(receiver);
             self.unready_if(thread, message.call != 0);
@@ -213,11 +252,12 @@ impl<M: Memory> Objects<M> {
             self.answer_received(thread, word, MessageInfo::SIGNAL);
             return Ok(());
         }
-        let found = *self.memory.get(at);
-        if let Some(sender) = found.waiting.first().filter(|_| found.receiving == 0) {
+        if let Some(sender) = self.memory.get(at).first_sender() {
             let message = self.memory.get(sender).outgoing;
             self.leave_queue(sender);
             self.hand_over(sender, thread, message, reply);
+            // It may have had no time left until it was lent some.
+            self.make_ready(thread);
         } else if poll {
             self.answer_received(thread, 0, MessageInfo::default());
         } else {
@@ -246,12 +286,12 @@ impl<M: Memory> Objects<M> {
         info: MessageInfo,
     ) -> Result<(), Error> {
         let at = reply_object(capability)?;
-        let caller = Ref::from_link(self.memory.get(at).caller).ok_or(Error::NoCaller)?;
+        let caller = self.memory.get(at).caller().ok_or(Error::NoCaller)?;
         self.check_message(thread, info)?;
         self.leave_queue(caller);
+        let lent = self.memory.get(at).is_lent() && self.memory.get(thread).home().is_none();
         let found = self.memory.get(caller);
-        if found.context().is_none() && found.home().is_none() {
-            // It waits on the time that it had lent.
+        if lent && found.context().is_none() && found.home().is_none() {
             self.lend_context(thread, caller);
         }
         if self.memory.get(caller).fault == 0 {
@@ -279,7 +319,7 @@ impl<M: Memory> Objects<M> {
     ) -> Result<(), Error> {
         endpoint(capability, Rights::READ)?;
         let at = reply_object(reply)?;
-        let caller = Ref::from_link(self.memory.get(at).caller);
+        let caller = self.memory.get(at).caller();
         self.reply(thread, reply, info)?;
         self.receive(thread, capability, Some(reply), false)?;
         if let Some(caller) = caller {
@@ -327,12 +367,13 @@ impl<M: Memory> Objects<M> {
         self.answer_received(receiver, message.badge, info);
         match (message.call != 0, reply) {
             (true, Some(reply)) => {
-                self.memory.get_mut(reply).caller = sender.address();
+                let server = self.memory.get(receiver);
+                let lends = server.context().is_none() && server.home().is_none();
+                self.memory.get_mut(reply).hold(sender, lends);
                 let caller = self.memory.get_mut(sender);
                 caller.block(State::Calling, reply.address());
                 caller.set_reply(Some(reply));
-                let server = self.memory.get(receiver);
-                if server.context().is_none() && server.home().is_none() {
+                if lends {
                     self.lend_context(sender, receiver);
                 }
             }
@@ -354,14 +395,12 @@ impl<M: Memory> Objects<M> {
     ) -> MessageInfo {
         if let Some(words) = self.fault_message(sender) {
             let target = &mut self.memory.get_mut(receiver).frame;
-            target.set_message(words.len(), &words);
+            target.set_message(fault::WORDS, &words);
             return info;
         }
         let words = info.words();
         let in_registers = words.min(REGISTER_WORDS);
-        let message = self.memory.get(sender).frame.message();
-        let target = &mut self.memory.get_mut(receiver).frame;
-        target.set_message(in_registers as usize, &message);
+        self.copy_registers(sender, receiver, in_registers);
         if words <= REGISTER_WORDS && info.capabilities() == 0 {
             return info;
         }
@@ -378,6 +417,13 @@ impl<M: Memory> Objects<M> {
             0
         };
         info.with(words, capabilities)
+    }
+
+    /// Copies the first `count` words of a message.
+    #[inline]
+    pub fn copy_registers(&mut self, from: Ref<Thread>, to: Ref<Thread>, count: u64) {
+        let words = self.memory.get(from).frame.message();
+        self.memory.get_mut(to).frame.set_message(count, &words);
     }
 
     /// Copies up to `count` capabilities from the handles in one buffer to the slots in another;
@@ -467,8 +513,24 @@ impl<M: Memory> Objects<M> {
         }
     }
 
+    /// Takes a thread out of an endpoint's list.
+    pub(super) fn leave_endpoint(&mut self, thread: Ref<Thread>, at: Ref<Endpoint>) {
+        let waiting = self.memory.get(at).waiting;
+        let waiting = waiting.without(&mut self.memory, Membership::Wait, thread);
+        self.memory.get_mut(at).waiting = waiting;
+    }
+
+    /// Takes the first thread, which is `thread`, out of an endpoint's list.
+    #[inline]
+    pub(super) fn take_first(&mut self, thread: Ref<Thread>, at: Ref<Endpoint>) {
+        let waiting = self.memory.get(at).waiting;
+        let waiting = waiting.without_first(&mut self.memory, Membership::Wait, thread);
+        self.memory.get_mut(at).waiting = waiting;
+    }
+
     /// Puts a thread at the end of an endpoint's list.
-    fn join(&mut self, thread: Ref<Thread>, at: Ref<Endpoint>, receiving: bool) {
+    #[inline]
+    pub(super) fn join(&mut self, thread: Ref<Thread>, at: Ref<Endpoint>, receiving: bool) {
         let waiting = self.memory.get(at).waiting;
         let waiting = waiting.pushed(&mut self.memory, Membership::Wait, thread);
         let endpoint = self.memory.get_mut(at);
@@ -480,9 +542,7 @@ impl<M: Memory> Objects<M> {
     pub(super) fn leave_queue(&mut self, thread: Ref<Thread>) {
         let found = *self.memory.get(thread);
         if let Some(at) = found.endpoint() {
-            let waiting = self.memory.get(at).waiting;
-            let waiting = waiting.without(&mut self.memory, Membership::Wait, thread);
-            self.memory.get_mut(at).waiting = waiting;
+            self.leave_endpoint(thread, at);
         } else if let Some(at) = found.awaited() {
             self.leave_notification(thread, at);
         } else if let (State::Calling, Some(reply)) = (found.state(), found.reply()) {
@@ -545,7 +605,7 @@ impl<M: Memory> Objects<M> {
     #[cfg(test)]
     pub(super) fn caller(&self, reply: Capability) -> Option<Ref<Thread>> {
         (reply.kind() == Kind::Reply)
-            .then(|| Ref::from_link(self.memory.get(reply.object_ref::<Reply>()).caller))
+            .then(|| self.memory.get(reply.object_ref::<Reply>()).caller())
             .flatten()
     }
 
@@ -566,7 +626,7 @@ impl<M: Memory> Objects<M> {
     /// Ends a reply object: whoever waits for its answer, or with it, does not any more.
     pub(super) fn dismantle_reply(&mut self, at: Ref<Reply>) {
         let found = *self.memory.get(at);
-        if let Some(caller) = Ref::<Thread>::from_link(found.caller) {
+        if let Some(caller) = found.caller() {
             self.leave_queue(caller);
             self.abort(caller);
         }

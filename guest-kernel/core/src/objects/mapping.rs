@@ -41,6 +41,7 @@ struct Space {
 
 /// All address spaces, by their number.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Spaces {
     table: [Space; SPACES],
     /// The root of the kernel alone, whose upper half all share.

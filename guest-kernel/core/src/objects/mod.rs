@@ -13,6 +13,7 @@
 //! | [`thread`] | threads and the queues they wait in |
 //! | [`schedule`] | who runs next, and on whose time |
 //! | [`ipc`] | messages and their answers |
+//! | [`fastpath`] | the short way of calls and their answers |
 //! | [`notification`] | events |
 //! | [`mapping`] | frames and page tables in address spaces |
 //! | [`fault`] | what only a thread's handler can put right |
@@ -24,6 +25,7 @@ pub mod capability;
 pub mod cspace;
 pub mod deletion;
 pub mod derivation;
+pub mod fastpath;
 pub mod fault;
 pub mod ipc;
 pub mod mapping;
@@ -106,6 +108,7 @@ pub enum Error {
 
 /// All kernel objects of a partition, and what the kernel knows beside them.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Objects<M> {
     pub(crate) memory: M,
     /// What deletions have left to do.

@@ -111,6 +111,11 @@ impl<M: Memory> Objects<M> {
         }
     }
 
+    /// Whether there was a signal that nobody has taken.
+    pub(super) fn is_signalled(&self, at: Ref<Notification>) -> bool {
+        self.memory.get(at).signalled != 0
+    }
+
     /// Takes what was signalled.
     pub(super) fn take_signal(&mut self, at: Ref<Notification>) -> Option<u64> {
         let found = self.memory.get_mut(at);

@@ -45,9 +45,20 @@ impl SchedContext {
         Ref::from_link(self.owner)
     }
 
+    /// From now on `thread` runs on it.
+    pub(super) const fn hold(&mut self, thread: Ref<Thread>) {
+        self.holder = thread.address();
+    }
+
     /// The thread that runs on it.
     pub(super) const fn holder(&self) -> Option<Ref<Thread>> {
         Ref::from_link(self.holder)
+    }
+
+    /// Whether a new period began at `now`.
+    #[cfg(test)]
+    pub(super) const fn is_filled_at(&self, now: u64) -> bool {
+        self.began == now
     }
 
     /// Whether it lets others of its priority run only when its budget is spent.
@@ -58,21 +69,25 @@ impl SchedContext {
 
 /// All that is ready to run on the CPU, and what runs.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Scheduler {
     ready: [List; PRIORITIES],
     /// A bit for each priority with somebody in its list. The highest is found by counting zeros
     /// from the top (`bsr`); from the bottom it would be `tzcnt`, which hosts that interpret guest
     /// kernel mode execute as `bsf`.
     occupied: [u64; PRIORITIES / 64],
+    /// One more than the highest of them; zero for none. It is asked for more often than it changes.
+    above: u64,
     /// Contexts that wait for their next period, by the thread that holds them.
     timers: List,
-    current: Option<Ref<Thread>>,
+    /// The thread that runs, as a link: one word is what messages have to change.
+    current: u64,
     /// When the running thread's time was last counted.
     counted: u64,
     /// What [`Objects::schedule`] said last need not hold any more.
     stale: bool,
-    /// The thread that the CPU's other registers are set up for.
-    loaded: Option<Ref<Thread>>,
+    /// The thread that the CPU's other registers are set up for, as a link.
+    loaded: u64,
 }
 
 impl Scheduler {
@@ -80,21 +95,39 @@ impl Scheduler {
         Self {
             ready: [List::EMPTY; PRIORITIES],
             occupied: [0; PRIORITIES / 64],
+            above: 0,
             timers: List::EMPTY,
-            current: None,
+            current: 0,
             counted: 0,
             stale: true,
-            loaded: None,
+            loaded: 0,
         }
     }
 
     /// The highest priority with somebody ready.
-    fn highest(&self) -> Option<usize> {
-        let word = (0..PRIORITIES / 64)
+    const fn highest(&self) -> Option<u64> {
+        self.above.checked_sub(1)
+    }
+
+    /// Notes that somebody of this priority is ready.
+    fn occupy(&mut self, priority: usize) {
+        self.occupied[priority / 64] |= 1 << (priority % 64);
+        self.above = self.above.max(priority as u64 + 1);
+    }
+
+    /// Notes that nobody of this priority is ready any more.
+    fn vacate(&mut self, priority: usize) {
+        self.occupied[priority / 64] &= !(1 << (priority % 64));
+        if self.above != priority as u64 + 1 {
+            return;
+        }
+        self.above = (0..PRIORITIES / 64)
             .rev()
-            .find(|word| self.occupied[*word] != 0)?;
-        let bit = u64::BITS - 1 - self.occupied[word].leading_zeros();
-        Some(word * 64 + bit as usize)
+            .find(|word| self.occupied[*word] != 0)
+            .map_or(0, |word| {
+                let bits = u64::BITS - self.occupied[word].leading_zeros();
+                word as u64 * 64 + u64::from(bits)
+            });
     }
 }
 
@@ -102,7 +135,7 @@ impl<M: Memory> Objects<M> {
     /// The thread that runs.
     #[must_use]
     pub const fn current(&self) -> Option<Ref<Thread>> {
-        self.scheduler.current
+        Ref::from_link(self.scheduler.current)
     }
 
     /// Whether [`Objects::schedule`] would say what it said last, as long as no time passes.
@@ -114,20 +147,20 @@ impl<M: Memory> Objects<M> {
     /// The thread that the CPU's other registers were last set up for, while it exists.
     #[must_use]
     pub const fn loaded(&self) -> Option<Ref<Thread>> {
-        self.scheduler.loaded
+        Ref::from_link(self.scheduler.loaded)
     }
 
     /// The CPU's other registers are not those of `thread` any more: they are loaded again before
     /// it runs.
     pub fn forget_loaded(&mut self, thread: Ref<Thread>) {
-        if self.scheduler.loaded == Some(thread) {
-            self.scheduler.loaded = None;
+        if self.scheduler.loaded == thread.address() {
+            self.scheduler.loaded = 0;
         }
     }
 
     /// Remembers whom the CPU's other registers are set up for.
     pub const fn set_loaded(&mut self, thread: Ref<Thread>) {
-        self.scheduler.loaded = Some(thread);
+        self.scheduler.loaded = thread.address();
     }
 
     /// Stops the running thread until `due`.
@@ -231,13 +264,15 @@ impl<M: Memory> Objects<M> {
         Ok(())
     }
 
-    /// Lends the context that `from` runs on to `to`, which has none.
+    /// Lends the context that `from` runs on to `to`, which has none. Who runs without one runs no
+    /// longer.
     pub(super) fn lend_context(&mut self, from: Ref<Thread>, to: Ref<Thread>) {
+        self.unready(from);
         let context = self.memory.get(from).context();
         self.memory.get_mut(from).set_context(None);
         self.memory.get_mut(to).set_context(context);
         if let Some(context) = context {
-            self.memory.get_mut(context).holder = to.address();
+            self.memory.get_mut(context).hold(to);
         }
     }
 
@@ -255,7 +290,10 @@ impl<M: Memory> Objects<M> {
             self.unready(holder);
             self.memory.get_mut(holder).set_context(None);
         }
-        self.memory.get_mut(home).holder = thread.address();
+        if let Some(lent) = self.memory.get(thread).context() {
+            self.memory.get_mut(lent).holder = 0;
+        }
+        self.memory.get_mut(home).hold(thread);
         self.memory.get_mut(thread).set_context(Some(home));
     }
 
@@ -276,7 +314,7 @@ impl<M: Memory> Objects<M> {
         let Some(context) = found.context() else {
             return;
         };
-        if self.scheduler.current == Some(thread) || found.due != 0 || self.is_queued(thread) {
+        if self.scheduler.current == thread.address() || found.due != 0 || self.is_queued(thread) {
             return;
         }
         let now = self.scheduler.counted;
@@ -299,8 +337,8 @@ impl<M: Memory> Objects<M> {
 
     /// Takes a thread out of all lists of this room; it does not run any more.
     pub(super) fn unready(&mut self, thread: Ref<Thread>) {
-        if self.scheduler.current == Some(thread) {
-            self.scheduler.current = None;
+        if self.scheduler.current == thread.address() {
+            self.scheduler.current = 0;
             self.scheduler.stale = true;
             return;
         }
@@ -325,8 +363,7 @@ impl<M: Memory> Objects<M> {
         let used = now.saturating_sub(self.scheduler.counted);
         self.scheduler.counted = now;
         let Some(context) = self
-            .scheduler
-            .current
+            .current()
             .and_then(|thread| self.memory.get(thread).context())
         else {
             return;
@@ -351,27 +388,27 @@ impl<M: Memory> Objects<M> {
                 self.ready_again(thread);
             }
         }
-        if let Some(thread) = self.scheduler.current
+        if let Some(thread) = self.current()
             && self.must_yield(thread)
         {
-            self.scheduler.current = None;
+            self.scheduler.current = 0;
             self.ready_again(thread);
         }
-        if self.scheduler.current.is_none()
+        if self.scheduler.current == 0
             && let Some(priority) = self.scheduler.highest()
-            && let Some(thread) = self.scheduler.ready[priority].first()
+            && let Some(thread) = self.scheduler.ready[priority as usize].first()
         {
             self.dequeue(thread);
-            self.scheduler.current = Some(thread);
+            self.scheduler.current = thread.address();
         }
         self.scheduler.stale = false;
-        self.scheduler.current
+        self.current()
     }
 
     /// Whether the running thread has to let others run.
     fn must_yield(&mut self, thread: Ref<Thread>) -> bool {
         let found = self.memory.get(thread);
-        let priority = found.priority as usize;
+        let priority = found.priority;
         let Some(context) = found.context() else {
             return true;
         };
@@ -389,17 +426,18 @@ impl<M: Memory> Objects<M> {
             .is_some_and(|ready| ready > priority)
         {
             // It was interrupted, not at its end: it stays the first of its priority.
-            let first = self.scheduler.ready[priority].first();
-            self.scheduler.current = None;
+            let first = self.scheduler.ready[priority as usize % PRIORITIES].first();
+            self.scheduler.current = 0;
             self.enqueue_before(thread, first);
         }
-        self.scheduler.current.is_none()
+        self.scheduler.current == 0
     }
 
     /// The running thread lets others of its priority run first.
     pub fn yield_now(&mut self) {
         self.scheduler.stale = true;
-        if let Some(thread) = self.scheduler.current.take() {
+        if let Some(thread) = self.current() {
+            self.scheduler.current = 0;
             self.ready_again(thread);
         }
     }
@@ -408,7 +446,7 @@ impl<M: Memory> Objects<M> {
     /// budget is spent then, or a waiting context is filled.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        let running = self.scheduler.current.and_then(|thread| {
+        let running = self.current().and_then(|thread| {
             let context = self.memory.get(self.memory.get(thread).context()?);
             // Whoever runs alone needs no turn to end.
             (!context.is_round_robin() || self.scheduler.highest().is_some())
@@ -424,13 +462,23 @@ impl<M: Memory> Objects<M> {
     /// Switches straight to `to`, which was just made ready to run in the place of the thread that
     /// ran; only if nobody ready is more urgent.
     pub(super) fn switch_to(&mut self, to: Ref<Thread>) {
-        if self.scheduler.current.is_none()
+        if self.scheduler.current == 0
             && self.is_queued(to)
-            && self.scheduler.highest() == Some(self.memory.get(to).priority as usize)
+            && self.scheduler.highest() == Some(self.memory.get(to).priority)
         {
             self.dequeue(to);
-            self.scheduler.current = Some(to);
+            self.scheduler.current = to.address();
         }
+    }
+
+    /// Whether nobody ready is more urgent than `priority`.
+    pub(super) fn is_highest(&self, priority: u64) -> bool {
+        (self.scheduler.highest()).is_none_or(|highest| highest <= priority)
+    }
+
+    /// Runs `thread`, which stands in no list, in the place of the running one.
+    pub(super) const fn run_instead(&mut self, thread: Ref<Thread>) {
+        self.scheduler.current = thread.address();
     }
 
     /// Runs a thread that is ready, whether or not it is its turn.
@@ -439,7 +487,7 @@ impl<M: Memory> Objects<M> {
         if self.is_queued(thread) {
             self.dequeue(thread);
         }
-        self.scheduler.current = Some(thread);
+        self.scheduler.current = thread.address();
     }
 
     fn is_queued(&self, thread: Ref<Thread>) -> bool {
@@ -458,7 +506,7 @@ impl<M: Memory> Objects<M> {
         let list = self.scheduler.ready[priority];
         self.scheduler.ready[priority] =
             list.inserted(&mut self.memory, Membership::Ready, thread, next);
-        self.scheduler.occupied[priority / 64] |= 1 << (priority % 64);
+        self.scheduler.occupy(priority);
     }
 
     fn dequeue(&mut self, thread: Ref<Thread>) {
@@ -470,7 +518,7 @@ impl<M: Memory> Objects<M> {
             self.scheduler.ready[priority].without(&mut self.memory, Membership::Ready, thread);
         self.scheduler.ready[priority] = list;
         if list.is_empty() {
-            self.scheduler.occupied[priority / 64] &= !(1 << (priority % 64));
+            self.scheduler.vacate(priority);
         }
     }
 

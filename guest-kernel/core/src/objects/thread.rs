@@ -239,6 +239,11 @@ impl Thread {
         self.context = link(context);
     }
 
+    /// Whether it has no time now and waits for no point in time.
+    pub(super) const fn lacks_time(&self) -> bool {
+        self.context | self.due == 0
+    }
+
     /// The scheduling context that is its own.
     pub(super) const fn home(&self) -> Option<Ref<SchedContext>> {
         Ref::from_link(self.home)
@@ -361,6 +366,24 @@ impl List {
         thread: Ref<Thread>,
     ) -> Self {
         self.inserted(memory, membership, thread, None)
+    }
+
+    /// The list without `thread`, which is its first.
+    #[inline]
+    pub(super) fn without_first(
+        mut self,
+        memory: &mut impl Memory,
+        membership: Membership,
+        thread: Ref<Thread>,
+    ) -> Self {
+        let place = membership as usize;
+        let left = core::mem::take(&mut memory.get_mut(thread).memberships[place]);
+        self.head = left.next;
+        match Ref::<Thread>::from_link(left.next) {
+            Some(next) => memory.get_mut(next).memberships[place].previous = 0,
+            None => self.tail = 0,
+        }
+        self
     }
 
     /// The list without `thread`, which is in it.

@@ -8,8 +8,8 @@ use super::*;
 
 const SERVER: u64 = 10;
 const CLIENT: u64 = 12;
-const ENDPOINT: u64 = 14;
-const REPLY: u64 = 15;
+pub(super) const ENDPOINT: u64 = 14;
+pub(super) const REPLY: u64 = 15;
 
 /// A server and a client, ready; an endpoint and a reply object.
 fn pair(server: u64, client: u64) -> (Rig, Ref<Thread>, Ref<Thread>) {
@@ -34,7 +34,7 @@ impl Rig {
         self.objects.send(thread, by, info, how)
     }
 
-    fn receive(&mut self, thread: Ref<Thread>, reply: bool) -> Result<(), Error> {
+    pub(super) fn receive(&mut self, thread: Ref<Thread>, reply: bool) -> Result<(), Error> {
         self.run(thread);
         let reply = reply.then(|| self.capability(REPLY));
         let from = self.capability(ENDPOINT);

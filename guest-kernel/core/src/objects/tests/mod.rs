@@ -1,9 +1,12 @@
 //! Tests of the object logic as a whole: the cases of the documentation one by one (`cases`), and
-//! random operations beside a reference model (`model`).
+//! random operations beside a reference model (`model`), the short way of messages beside the
+//! long one (`fastpath`).
 
 extern crate std;
 
 mod cases;
+#[cfg(not(miri))]
+mod fastpath;
 // None of this is unsafe, and under Miri, a hundred times slower, it is minutes: `cases` stands for
 // the rest there.
 #[cfg(not(miri))]
@@ -145,7 +148,9 @@ impl Rig {
     /// Puts the first words of a message into a thread's registers.
     pub(super) fn words(&mut self, thread: Ref<Thread>, words: &[u64]) {
         let frame = &mut self.objects.memory.get_mut(thread).frame;
-        frame.set_message(words.len(), words);
+        let mut all = [0; 10];
+        all[..words.len()].copy_from_slice(words);
+        frame.set_message(words.len() as u64, &all);
     }
 
     /// Gives a thread a frame, made in slot `number`, as its message buffer; its address.

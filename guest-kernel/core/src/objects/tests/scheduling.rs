@@ -1,5 +1,6 @@
 //! Priorities, turns and budgets.
 
+use super::super::fault::Fault;
 use super::super::ipc::{MessageInfo, Sending};
 use super::super::schedule::{MIN_BUDGET, SchedContext};
 use super::*;
@@ -159,6 +160,109 @@ fn time_that_is_lent_on_comes_back_the_same_way() {
     assert_eq!(rig.objects.current(), Some(client));
     let holders = [inner, outer].map(|thread| rig.objects.memory.get(thread).context());
     assert_eq!(holders, [None, None]);
+}
+
+/// A server that is given time of its own while it runs on a caller's keeps it after the answer.
+#[test]
+fn time_of_its_own_is_not_taken_for_what_was_lent() {
+    let mut rig = Rig::new();
+    let (server, client) = (rig.passive_thread(10, 150), rig.thread(12, 100));
+    rig.make(ObjectType::Endpoint, 16);
+    rig.make(ObjectType::Reply, 17);
+    rig.make(ObjectType::SchedContext, 18);
+    let [at, reply, own] = [16, 17, 18].map(|n| rig.capability(n));
+    let own = own.object_ref::<SchedContext>();
+    let now = rig.now;
+    rig.objects.configure_context(own, MS, MS, now).unwrap();
+    rig.run(server);
+    rig.objects.receive(server, at, Some(reply), false).unwrap();
+    rig.run(client);
+    let empty = MessageInfo::default();
+    rig.objects.send(client, at, empty, Sending::Call).unwrap();
+    rig.objects.bind_context(server, own).unwrap();
+    rig.objects.reply(server, reply, empty).unwrap();
+    assert_eq!(rig.objects.memory.get(server).context(), Some(own));
+    assert_eq!(rig.objects.schedule(now), Some(server));
+    rig.objects.suspend(server);
+    assert_eq!(rig.objects.schedule(now), Some(client));
+}
+
+/// A server without time of its own answers one caller and goes on, on the next one's time.
+#[test]
+fn a_server_on_lent_time_takes_the_next_call_of_the_queue() {
+    let mut rig = Rig::new();
+    let server = rig.passive_thread(10, 150);
+    let clients = [rig.thread(12, 100), rig.thread(14, 100)];
+    rig.make(ObjectType::Endpoint, 16);
+    rig.make(ObjectType::Reply, 17);
+    let [at, reply] = [16, 17].map(|n| rig.capability(n));
+    let empty = MessageInfo::default();
+    for client in clients {
+        rig.run(client);
+        rig.objects.send(client, at, empty, Sending::Call).unwrap();
+    }
+    rig.run(server);
+    rig.objects.receive(server, at, Some(reply), false).unwrap();
+    for _ in clients {
+        assert_eq!(rig.objects.schedule(rig.now), Some(server));
+        rig.objects.reply_receive(server, at, reply, empty).unwrap();
+    }
+    assert_eq!(rig.state(server), State::Receiving);
+    assert_eq!(clients.map(|client| rig.state(client)), [State::Ready; 2]);
+}
+
+/// A caller that lost its time while it waits gets no one else's with the answer.
+#[test]
+fn an_answer_gives_back_only_what_was_lent() {
+    let mut rig = Rig::new();
+    let (server, client) = (rig.thread(10, 150), rig.thread(12, 100));
+    rig.make(ObjectType::Endpoint, 16);
+    rig.make(ObjectType::Reply, 17);
+    let [at, reply, own, theirs] = [16, 17, 11, 13].map(|n| rig.capability(n));
+    rig.run(server);
+    rig.objects.receive(server, at, Some(reply), false).unwrap();
+    rig.run(client);
+    let empty = MessageInfo::default();
+    rig.objects.send(client, at, empty, Sending::Call).unwrap();
+    rig.objects.unbind_context(theirs.object_ref());
+    rig.objects.reply(server, reply, empty).unwrap();
+    let [server, client] = [server, client].map(|thread| rig.objects.memory.get(thread).context());
+    assert_eq!((server, client), (Some(own.object_ref()), None));
+}
+
+/// A server on lent time that hands it back to a thread which stops has none left to go on with.
+#[test]
+fn who_gives_its_time_back_stops_at_once() {
+    let mut rig = Rig::new();
+    let (handler, server) = (rig.passive_thread(10, 150), rig.passive_thread(12, 150));
+    let client = rig.thread(14, 100);
+    for n in [16, 17] {
+        rig.make(ObjectType::Endpoint, n);
+        rig.make(ObjectType::Reply, n + 2);
+    }
+    let [at_server, at_handler, reply_server, reply_handler] =
+        [16, 17, 18, 19].map(|n| rig.capability(n));
+    let (from, to) = (rig.slot(17), server.slot(ThreadSlot::FaultHandler));
+    rig.objects.copy(to, from, Rights::ALL).unwrap();
+    for (thread, at, reply) in [
+        (handler, at_handler, reply_handler),
+        (server, at_server, reply_server),
+    ] {
+        rig.run(thread);
+        rig.objects.receive(thread, at, Some(reply), false).unwrap();
+    }
+    rig.run(client);
+    let empty = MessageInfo::default();
+    rig.objects
+        .send(client, at_server, empty, Sending::Call)
+        .unwrap();
+    rig.objects
+        .fault(server, Fault::UnknownCall { number: 999 });
+    assert_eq!(rig.objects.schedule(rig.now), Some(handler));
+    let stop = MessageInfo::new(0, 1);
+    rig.objects.reply(handler, reply_handler, stop).unwrap();
+    assert!(!rig.objects.is_settled(), "the handler has no time");
+    assert_eq!(rig.objects.schedule(rig.now), None);
 }
 
 #[test]

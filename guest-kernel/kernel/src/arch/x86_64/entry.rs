@@ -1,6 +1,6 @@
 //! The assembly of entry and exit, and the constants it shares with Rust.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
 use bulkhead_kernel_core::frame::{Frame, USER_CODE, USER_DATA};
@@ -23,4 +23,16 @@ global_asm!(
 unsafe extern "C" {
     /// Target of `syscall`. Its address is all that Rust uses.
     pub(super) fn syscall_entry();
+    fn resume_frame();
+}
+
+/// Leaves the kernel: resumes a frame.
+///
+/// # Safety
+/// The CPU is set up for the frame, whose registers are those of user mode; nothing on the kernel's
+/// stack is needed any more.
+#[inline(always)]
+pub(super) unsafe fn resume(frame: *mut Frame) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("jmp {}", sym resume_frame, in("rax") frame, options(noreturn)) }
 }

@@ -2,7 +2,8 @@
 #
 # An entry from user mode finds RSP at the end of the running thread's frame (TSS.RSP0), so the
 # pushes of the CPU and of this file store the registers where they stay: nothing is copied.
-# trap() then runs on the kernel's one stack and returns the frame to resume, or 0 to idle.
+# trap() then runs on the kernel's one stack and returns the frame to resume, or 0 to idle; or it
+# jumps to resume_frame with the frame in RAX.
 # The layout is bulkhead_kernel_core::frame::Frame. No instruction here may fault.
 
 # First instruction, by the boot protocol: RDI is the address of the BootInfo.
@@ -73,6 +74,8 @@ entry:
 resume:
     test rax, rax
     jz idle
+    .globl resume_frame
+resume_frame:
     mov rsp, rax
     pop r15
     pop r14

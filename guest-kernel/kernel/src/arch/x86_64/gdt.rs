@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use bulkhead_kernel_core::frame::{USER_CODE, USER_DATA};
+use bulkhead_kernel_core::frame::{Frame, USER_CODE, USER_DATA};
 
 use super::Exclusive;
 
@@ -120,7 +120,14 @@ pub(super) unsafe fn load() {
 }
 
 /// Where entries from user mode store registers from now on.
-pub(super) fn set_entry_stack(end: u64) {
+pub(super) fn set_entry_frame(frame: *mut Frame) {
     // SAFETY: one CPU, interrupts off: nobody reads or writes it at the same time.
-    unsafe { (*TASK_STATE.as_ptr()).rsp0 = end };
+    unsafe { (*TASK_STATE.as_ptr()).rsp0 = frame.wrapping_add(1) as u64 };
+}
+
+/// Where entries from user mode store registers.
+pub(super) fn entry_frame() -> *mut Frame {
+    // SAFETY: as above.
+    let end = unsafe { (*TASK_STATE.as_ptr()).rsp0 };
+    (end as *mut Frame).wrapping_sub(1)
 }

@@ -6,18 +6,17 @@ use bulkhead_abi::layout::USER_END;
 use bulkhead_abi::machine::{CONSOLE_VECTOR, TIMER_VECTOR};
 use bulkhead_kernel_core::frame::Frame;
 use bulkhead_kernel_core::kernel::{Kernel, Next, Trap};
+use bulkhead_kernel_core::objects::fastpath::{Fast, Switch};
 use bulkhead_kernel_core::objects::memory::Ref;
 use bulkhead_kernel_core::objects::thread::Thread;
 
-use super::entry::syscall_entry;
+use super::entry::{self, syscall_entry};
 use super::machine::{Machine, end_partition};
 use super::{Exclusive, apic, cpu, gdt};
 
 const PAGE_FAULT: u64 = 14;
 /// First vector that is an interrupt and no exception.
 const FIRST_INTERRUPT: u64 = 32;
-/// Error code of a user-mode fetch from a page that is present and not the user's.
-const USER_FETCH_REFUSED: u64 = 0x15;
 const TIMER: u64 = TIMER_VECTOR as u64;
 const CONSOLE: u64 = CONSOLE_VECTOR as u64;
 const SPURIOUS: u64 = 0xff;
@@ -26,13 +25,11 @@ static KERNEL: Exclusive<Kernel<Machine>> = Exclusive::new(Kernel::new(Machine))
 
 /// What the CPU is set up for.
 struct Loaded {
-    frame: *mut Frame,
     root: u64,
     kernel_root: u64,
 }
 
 static LOADED: Exclusive<Loaded> = Exclusive::new(Loaded {
-    frame: ptr::null_mut(),
     root: 0,
     kernel_root: 0,
 });
@@ -47,31 +44,70 @@ pub(super) unsafe fn kernel() -> &'static mut Kernel<Machine> {
 }
 
 /// An entry from user mode; `entry.s` stored the registers in the running thread's frame. Returns
-/// the frame to resume, or null to idle.
+/// the frame to resume, or null to idle, if it returns.
+///
+/// What is frequent goes its own way from here, each in a function of its own: none of them saves
+/// registers that only the others need.
 #[unsafe(no_mangle)]
-extern "C" fn trap() -> *mut Frame {
+extern "C" fn trap(frame: *mut Frame) -> *mut Frame {
     // SAFETY: entered by `entry.s` only, from user mode, with interrupts off.
     let kernel = unsafe { kernel() };
-    let Some(frame) = kernel.frame() else {
+    // SAFETY: `entry.s` says where it stored the registers: in the running thread's frame. This
+    // reference ends before the kernel's logic makes another.
+    let entered = unsafe { &mut *frame };
+    if entered.vector == PAGE_FAULT && is_syscall(entered) {
+        entered.finish_syscall();
+    } else if entered.vector != Frame::SYSCALL {
+        return interrupted(kernel, entered.vector);
+    }
+    let number = entered.rax;
+    let Some(thread) = kernel.objects.current() else {
         // Only the running thread's frame leads here.
-        return perform(kernel, Next::Idle);
+        return other(kernel, Trap::Stray);
     };
-    let trap = match frame.vector {
-        Frame::SYSCALL => Trap::Syscall,
-        PAGE_FAULT => {
-            let address = cpu::fault_address();
-            if is_syscall(frame, address) {
-                frame.finish_syscall();
-                Trap::Syscall
-            } else {
-                Trap::Exception { address }
-            }
-        }
-        vector @ FIRST_INTERRUPT.. => interrupt(vector),
+    if kernel.is_restricted(thread) {
+        return other(kernel, Trap::Syscall);
+    }
+    match Fast::of(number) {
+        Some(Fast::Call) => call(kernel, thread),
+        Some(Fast::ReplyReceive) => reply_receive(kernel, thread),
+        None => other(kernel, Trap::Syscall),
+    }
+}
+
+/// An entry by an exception or interrupt from user mode.
+#[inline(never)]
+fn interrupted(kernel: &mut Kernel<Machine>, vector: u64) -> *mut Frame {
+    let trap = match vector {
+        PAGE_FAULT => Trap::Exception {
+            address: cpu::fault_address(),
+        },
+        FIRST_INTERRUPT.. => interrupt(vector),
         _ => Trap::Exception { address: 0 },
     };
+    other(kernel, trap)
+}
+
+#[inline(never)]
+fn other(kernel: &mut Kernel<Machine>, trap: Trap) -> *mut Frame {
     let next = kernel.trap(trap);
     perform(kernel, next)
+}
+
+#[inline(never)]
+fn call(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Frame {
+    match kernel.objects.fast_call(thread) {
+        Some(switch) => go(kernel, switch),
+        None => other(kernel, Trap::Syscall),
+    }
+}
+
+#[inline(never)]
+fn reply_receive(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Frame {
+    match kernel.objects.fast_reply_receive(thread) {
+        Some(switch) => go(kernel, switch),
+        None => other(kernel, Trap::Syscall),
+    }
 }
 
 /// An entry from kernel mode: an interrupt of the idle loop, or a fault of the kernel.
@@ -99,15 +135,13 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
 
 /// Whether a page fault is a `syscall` on a host whose CPU stays at CPL 3 when it jumps to LSTAR:
 /// the target is a supervisor page, so the fetch faults, with return address and flags in RCX and
-/// R11. A program that jumps there itself gets what it would get by `syscall`, unless its RCX is
+/// R11. Nothing else can fault there: user mode never gets beyond this fetch.
+///
+/// A program that jumps there itself gets what it would get by `syscall`, unless its RCX is
 /// no address that `syscall` could leave: `iretq` to one that is not canonical would fault in the
 /// kernel.
-fn is_syscall(frame: &Frame, address: u64) -> bool {
-    let target = syscall_entry as *const () as u64;
-    frame.rip == target
-        && address == target
-        && frame.error_code == USER_FETCH_REFUSED
-        && frame.rcx < USER_END
+fn is_syscall(frame: &Frame) -> bool {
+    frame.rip == syscall_entry as *const () as u64 && frame.rcx < USER_END
 }
 
 fn interrupt(vector: u64) -> Trap {
@@ -126,9 +160,9 @@ fn interrupt(vector: u64) -> Trap {
 }
 
 /// Gives FS and GS base to the thread that runs next.
-#[cold]
-fn switch_bases(kernel: &mut Kernel<Machine>, now: Ref<Thread>) {
-    if let Some(before) = kernel.objects.loaded() {
+#[inline]
+fn switch_bases(kernel: &mut Kernel<Machine>, before: Option<Ref<Thread>>, now: Ref<Thread>) {
+    if let Some(before) = before {
         let (fs, gs) = kernel.bases(before);
         (*fs, *gs) = (cpu::fs_base(), cpu::gs_base());
     }
@@ -154,6 +188,44 @@ pub(super) fn keep_kernel_root() {
     loaded.root = loaded.kernel_root;
 }
 
+/// Activates a page table root.
+#[inline]
+fn load_root(root: u64) {
+    // SAFETY: one CPU, interrupts off; no other reference lives.
+    let loaded = unsafe { &mut *LOADED.as_ptr() };
+    if loaded.root != root {
+        loaded.root = root;
+        // SAFETY: all roots share the kernel's half.
+        unsafe { cpu::set_page_table_root(root) };
+    }
+}
+
+/// Leaves the kernel for the thread that the CPU was switched to.
+#[inline(always)]
+fn go(kernel: &mut Kernel<Machine>, switch: Switch) -> ! {
+    switch_bases(kernel, Some(switch.from), switch.to);
+    gdt::set_entry_frame(kernel.native_frame(switch.to));
+    load_root(switch.root);
+    if switch.words != 0 {
+        go_with_words(kernel, switch.from, switch.to, switch.words);
+    }
+    // SAFETY: all is set up for this frame.
+    unsafe { entry::resume(kernel.native_frame(switch.to)) }
+}
+
+/// The rest of [`go`], apart for the registers that it needs.
+#[inline(never)]
+fn go_with_words(
+    kernel: &mut Kernel<Machine>,
+    from: Ref<Thread>,
+    to: Ref<Thread>,
+    words: u64,
+) -> ! {
+    kernel.objects.copy_registers(from, to, words);
+    // SAFETY: as in `go`.
+    unsafe { entry::resume(kernel.native_frame(to)) }
+}
+
 /// Sets the CPU up for what comes next.
 #[inline]
 pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
@@ -164,21 +236,14 @@ pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
     let (Next::Run, Some(thread)) = (next, kernel.objects.current()) else {
         return ptr::null_mut();
     };
-    if kernel.objects.loaded() != Some(thread) {
-        switch_bases(kernel, thread);
+    let before = kernel.objects.loaded();
+    if before != Some(thread) {
+        switch_bases(kernel, before, thread);
     }
     let frame = kernel.frame().map_or(ptr::null_mut(), ptr::from_mut);
-    // SAFETY: one CPU, interrupts off; no other reference lives.
-    let loaded = unsafe { &mut *LOADED.as_ptr() };
-    if loaded.frame != frame || kernel.objects.take_space_changed() {
-        loaded.frame = frame;
-        gdt::set_entry_stack(frame.wrapping_add(1) as u64);
-        let root = kernel.page_table_root();
-        if loaded.root != root {
-            loaded.root = root;
-            // SAFETY: all roots share the kernel's half.
-            unsafe { cpu::set_page_table_root(root) };
-        }
+    if gdt::entry_frame() != frame || kernel.objects.take_space_changed() {
+        gdt::set_entry_frame(frame);
+        load_root(kernel.page_table_root());
     }
     frame
 }
