@@ -5,6 +5,7 @@
 
 mod lab {
     use std::fs::{self, File};
+    use std::io::{Write, stderr};
     use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::thread;
@@ -29,6 +30,7 @@ mod lab {
     struct Guest<'a> {
         bulkhead: &'a Bulkhead,
         chroot: &'a Chroot,
+        scratch: &'a Scratch,
     }
 
     impl Guest<'_> {
@@ -133,7 +135,7 @@ mod lab {
         File::create_new(path).unwrap().set_len(mib << 20).unwrap();
     }
 
-    fn manifest(scratch: &Scratch) -> std::path::PathBuf {
+    fn manifest(scratch: &Scratch, transport: &str) -> std::path::PathBuf {
         let (kernel, initrd) = (
             debian::boot_file("vmlinuz"),
             debian::boot_file("initrd.img"),
@@ -150,7 +152,7 @@ mod lab {
                 image = "{}"
                 initrd = "{}"
                 cmdline = "{CMDLINE}"
-                transport = "pci"
+                transport = "{transport}"
                 memory = {{ size = "512MiB", max = "1GiB" }}
                 vcpus = 2
                 grants = [
@@ -169,6 +171,52 @@ mod lab {
 
     #[test]
     fn a_distribution_lives_in_a_partition() {
+        lives("pci", |guest, stage| {
+            stage("comes up whole");
+            comes_up_whole(guest);
+            let devices = guest.run("lspci -n; cat /proc/interrupts");
+            assert!(
+                devices.contains("1af4:1042") && devices.contains("MSI"),
+                "{devices}"
+            );
+            stage("installs a package");
+            installs_a_package(guest);
+            stage("verifies its disk");
+            verifies_its_disk(guest);
+            stage("measures its network");
+            measures_its_network(guest);
+            stage("shares a directory");
+            shares_a_directory(guest);
+            stage("takes disks as they come and go");
+            takes_disks_as_they_come_and_go(guest);
+            stage("takes memory as it comes and goes");
+            takes_memory_as_it_comes_and_goes(guest);
+            stage("reboots");
+            reboots(guest);
+        });
+    }
+
+    #[test]
+    fn a_distribution_lives_without_pci_as_well() {
+        lives("mmio", |guest, stage| {
+            stage("comes up whole");
+            comes_up_whole(guest);
+            let devices = guest.run("lspci -n; ls /sys/bus/platform/drivers/virtio-mmio");
+            assert!(
+                devices.contains("LNRO0005") && !devices.contains("1af4:"),
+                "{devices}"
+            );
+            stage("installs a package");
+            installs_a_package(guest);
+            stage("verifies its disk");
+            verifies_its_disk(guest);
+            stage("shares a directory");
+            shares_a_directory(guest);
+        });
+    }
+
+    /// Boots the distribution, has `life` happen to it, and lets it power off.
+    fn lives(transport: &str, life: impl FnOnce(&Guest<'_>, &dyn Fn(&str))) {
         let bulkhead = Bulkhead::built();
         let scratch = Scratch::new();
         let chroot = Chroot::new(&scratch);
@@ -176,34 +224,27 @@ mod lab {
         disk(&scratch.path().join("data.img"), 16);
         fs::create_dir(scratch.path().join("share")).unwrap();
         let before = Census::take();
-        let manifest = manifest(&scratch);
+        let manifest = manifest(&scratch, transport);
         bulkhead
             .run(["up".as_ref(), "--detach".as_ref(), manifest.as_os_str()])
             .expect_status(0);
         let guest = Guest {
             bulkhead: &bulkhead,
             chroot: &chroot,
+            scratch: &scratch,
         };
 
+        // Written past the harness, so that one sees how far it came when time is up.
+        let since = Instant::now();
+        let stage = |name: &str| {
+            let seconds = since.elapsed().as_secs();
+            let _ = writeln!(stderr(), "debian: {transport}: {name}, after {seconds} s");
+        };
+        stage("boots");
         guest.until("true");
-        let stage = |name: &str| println!("debian: {name}");
-        stage("comes up whole");
-        comes_up_whole(&guest);
-        stage("installs a package");
-        installs_a_package(&guest);
-        stage("verifies its disk");
-        verifies_its_disk(&guest);
-        stage("measures its network");
-        measures_its_network(&guest, &chroot);
-        stage("shares a directory");
-        shares_a_directory(&guest, &scratch);
-        stage("takes disks as they come and go");
-        takes_disks_as_they_come_and_go(&guest, &scratch);
-        stage("takes memory as it comes and goes");
-        takes_memory_as_it_comes_and_goes(&guest);
-        stage("reboots");
-        reboots(&guest);
+        life(&guest, &stage);
 
+        stage("powers off");
         // The connection may end before its command has.
         let _ = guest.try_run("systemctl poweroff");
         let end = Instant::now() + PATIENCE;
@@ -230,11 +271,6 @@ mod lab {
             failed()
         );
         assert_eq!(guest.run("nproc").trim(), "2");
-        let devices = guest.run("lspci -n; grep -c MSI /proc/interrupts; cat /proc/interrupts");
-        assert!(
-            devices.contains("1af4:1042") && devices.contains("MSI"),
-            "{devices}"
-        );
     }
 
     fn installs_a_package(guest: &Guest<'_>) {
@@ -255,8 +291,8 @@ mod lab {
         assert_eq!(guest.run("ls /sys/block/vdb/mq | wc -l").trim(), "2");
     }
 
-    fn measures_its_network(guest: &Guest<'_>, chroot: &Chroot) {
-        let server = chroot
+    fn measures_its_network(guest: &Guest<'_>) {
+        let server = (guest.chroot)
             .command("iperf3")
             .args(["-s", "-B", "127.0.0.1"])
             .spawn();
@@ -269,8 +305,8 @@ mod lab {
         drop(server);
     }
 
-    fn shares_a_directory(guest: &Guest<'_>, scratch: &Scratch) {
-        let share = scratch.path().join("share");
+    fn shares_a_directory(guest: &Guest<'_>) {
+        let share = (guest.scratch).path().join("share");
         fs::write(share.join("from-host"), "hello guest\n").unwrap();
         let read = guest.run(
             "mount -t virtiofs share /mnt && cat /mnt/from-host && echo 'hello host' >/mnt/from-guest && \
@@ -283,8 +319,8 @@ mod lab {
         );
     }
 
-    fn takes_disks_as_they_come_and_go(guest: &Guest<'_>, scratch: &Scratch) {
-        let path = scratch.path().join("plug.img");
+    fn takes_disks_as_they_come_and_go(guest: &Guest<'_>) {
+        let path = (guest.scratch).path().join("plug.img");
         disk(&path, 4);
         for round in 0..PLUGS {
             let disk = path.display().to_string();

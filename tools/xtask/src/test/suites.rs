@@ -24,10 +24,6 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Bound on one suite in the lab, boot included. The longest takes 5 minutes on an idle machine.
 const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
-/// The suite that CI leaves out, and counts as skipped: a whole distribution took 5 minutes on one
-/// emulated host and more than 30 on another.
-const LONGEST: &str = "debian";
-
 /// True where this machine's `/dev/kvm` can be used by us.
 pub(crate) fn kvm_usable() -> bool {
     fs::File::options()
@@ -92,15 +88,7 @@ pub(crate) fn in_lab(
         }
     }
     let dir = suites(repo)?;
-    let mut suites = with_tests(&dir, &words)?;
-    let mut skipped = Counts::default();
-    if in_ci() && filter.is_none() && suites.iter().any(|suite| suite == LONGEST) {
-        suites.retain(|suite| suite != LONGEST);
-        skipped = Counts::skipped(format!(
-            "{LONGEST}: on some hosts it takes longer than CI has: \
-             cargo xtask test --tier lab --filter distribution"
-        ));
-    }
+    let suites = with_tests(&dir, &words)?;
     let kernel = repo.dist().join("lib/bulkhead/kernel");
     let hash = output(Command::new("sha256sum").arg(&kernel))?;
     let hash = hash.split_whitespace().next().unwrap_or_default();
@@ -120,7 +108,7 @@ pub(crate) fn in_lab(
     )?;
     let lanes = thread::available_parallelism().map_or(1, usize::from);
     let queue = Mutex::new(suites.into_iter());
-    let total = Mutex::new(skipped);
+    let total = Mutex::new(Counts::default());
     thread::scope(|scope| {
         for _ in 0..lanes {
             scope.spawn(|| {
