@@ -219,6 +219,25 @@ fn threads_of_one_priority_take_turns() {
 }
 
 #[test]
+fn who_lowers_itself_below_others_lets_them_run_at_once() {
+    let mut p = Partition::usual();
+    let first = p.kernel.objects.current();
+    spawn(&mut p, slot::FREE);
+    let lower = |p: &mut Partition, priority| {
+        let arguments = [slot::THREAD, priority, 255];
+        let frame = p.frame();
+        (frame.rax, frame.rdi) = (syscall::THREAD_SET_PRIORITY, slot::THREAD);
+        frame.set_message(arguments.len(), &arguments);
+        assert_eq!(p.trap(Trap::Syscall), Next::Run);
+    };
+    lower(&mut p, 128);
+    assert_eq!(p.kernel.objects.current(), first, "an equal waits its turn");
+    lower(&mut p, 127);
+    assert_ne!(p.kernel.objects.current(), first);
+    assert_eq!((p.frame().rdi, p.frame().rip), (9, PROGRAM));
+}
+
+#[test]
 fn a_refusal_says_what_would_do() {
     let mut p = Partition::usual();
     let retype = [TYPE_ENDPOINT, 0, slot::CNODE, 0, 0, slot::FREE, 0];

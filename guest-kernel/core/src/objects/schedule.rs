@@ -251,6 +251,8 @@ impl<M: Memory> Objects<M> {
                 max: ceiling,
             });
         }
+        // The running thread stands in no list, and may have to let others run from now on.
+        self.scheduler.stale = true;
         let queued = self.is_queued(thread);
         if queued {
             self.unready(thread);
@@ -488,6 +490,12 @@ impl<M: Memory> Objects<M> {
             self.dequeue(thread);
         }
         self.scheduler.current = thread.address();
+    }
+
+    /// The priority of the most urgent thread that could run and does not.
+    #[cfg(test)]
+    pub(super) fn most_urgent(&self) -> Option<u64> {
+        self.scheduler.highest().map(|priority| priority as u64)
     }
 
     fn is_queued(&self, thread: Ref<Thread>) -> bool {

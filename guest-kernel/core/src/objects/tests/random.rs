@@ -162,6 +162,15 @@ impl World {
 
     fn check(&self) {
         let objects = &self.rig.objects;
+        if objects.is_settled() {
+            let running = objects
+                .current()
+                .map(|thread| objects.memory.get(thread).priority);
+            assert!(
+                running >= objects.most_urgent(),
+                "who runs is the most urgent"
+            );
+        }
         let mut expected: HashMap<u64, Vec<Ref<Thread>>> = HashMap::new();
         for thread in &self.threads {
             let found = objects.memory.get(*thread);
