@@ -350,10 +350,10 @@ mod tests {
 
     #[test]
     fn statuses_survive_the_way_through_a_register() {
-        for raw in 0..15 {
+        for raw in 0..16 {
             assert_eq!(Status::from_raw(raw).map(|s| s as u64), Some(raw));
         }
-        for raw in [15, 16, 1 << 32, u64::MAX] {
+        for raw in [16, 17, 1 << 32, u64::MAX] {
             assert_eq!(Status::from_raw(raw), None);
         }
     }

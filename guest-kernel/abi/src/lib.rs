@@ -7,12 +7,14 @@
 //!
 //! Numbers and layouts are written down in `kernel.toml`, from which `cargo xtask abi` makes
 //! `src/generated`, the C header in `include` and the tables of `docs/kernel-abi.md`. By hand are
-//! only the checks of a `BootInfo` in [`boot`] and the way from registers to text in [`decode`].
+//! only the checks of a `BootInfo` in [`boot`], the way from registers to text in [`decode`], and
+//! that from a duration to a [`timeout`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod decode;
+pub mod timeout;
 mod generated {
     pub(crate) mod boot;
     pub mod layout;

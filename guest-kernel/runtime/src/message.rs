@@ -1,6 +1,9 @@
 //! Messages: built, sent, received.
 
+use core::time::Duration;
+
 use bulkhead_abi::syscall::{CALL, NB_RECV, NB_SEND, RECV, REPLY, REPLY_RECV, SEND, Status};
+use bulkhead_abi::timeout::Timeout;
 
 use crate::object::{Endpoint, Reply};
 use crate::syscall::{Registers, exchange};
@@ -119,6 +122,11 @@ impl Received {
     }
 }
 
+/// A timeout, as it stands beside an operation's number.
+pub(crate) const fn within(time: Duration) -> u64 {
+    Timeout::after(time).bits()
+}
+
 fn run(mut registers: Registers) -> Registers {
     // SAFETY: messages change no memory but that of message buffers, which nothing refers to while
     // the kernel has them.
@@ -133,6 +141,14 @@ impl Endpoint {
     /// See [`SEND`].
     pub fn send(self, message: &Message) -> Result<(), Status> {
         run(message.registers(SEND, self.0)).status()
+    }
+
+    /// Sends a message; waits for a receiver no longer than that.
+    ///
+    /// # Errors
+    /// See [`SEND`]; [`Status::TimedOut`].
+    pub fn send_within(self, message: &Message, time: Duration) -> Result<(), Status> {
+        run(message.registers(SEND | within(time), self.0)).status()
     }
 
     /// Sends a message if somebody is receiving.
@@ -151,14 +167,34 @@ impl Endpoint {
         Received::of(&run(message.registers(CALL, self.0)))
     }
 
+    /// Sends a message and waits for the answer, no longer than that in all.
+    ///
+    /// # Errors
+    /// See [`CALL`]; [`Status::TimedOut`].
+    pub fn call_within(self, message: &Message, time: Duration) -> Result<Received, Status> {
+        Received::of(&run(message.registers(CALL | within(time), self.0)))
+    }
+
+    fn take(self, operation: u64, reply: Option<Reply>) -> Result<Received, Status> {
+        let registers = Message::new(0).registers(operation, self.0);
+        let rsi = reply.map_or(0, |reply| reply.0);
+        Received::of(&run(Registers { rsi, ..registers }))
+    }
+
     /// Waits for a message; calls are answered through `reply`.
     ///
     /// # Errors
     /// See [`RECV`].
     pub fn receive(self, reply: Option<Reply>) -> Result<Received, Status> {
-        let registers = Message::new(0).registers(RECV, self.0);
-        let rsi = reply.map_or(0, |reply| reply.0);
-        Received::of(&run(Registers { rsi, ..registers }))
+        self.take(RECV, reply)
+    }
+
+    /// Waits for a message, no longer than that.
+    ///
+    /// # Errors
+    /// See [`RECV`]; [`Status::TimedOut`].
+    pub fn receive_within(self, reply: Option<Reply>, time: Duration) -> Result<Received, Status> {
+        self.take(RECV | within(time), reply)
     }
 
     /// Receives a message if somebody is sending; badge 0 and no words else.
@@ -166,9 +202,7 @@ impl Endpoint {
     /// # Errors
     /// See [`NB_RECV`].
     pub fn try_receive(self, reply: Option<Reply>) -> Result<Received, Status> {
-        let registers = Message::new(0).registers(NB_RECV, self.0);
-        let rsi = reply.map_or(0, |reply| reply.0);
-        Received::of(&run(Registers { rsi, ..registers }))
+        self.take(NB_RECV, reply)
     }
 
     /// Answers the call that `reply` holds, then waits for the next message.
@@ -177,6 +211,21 @@ impl Endpoint {
     /// See [`REPLY_RECV`].
     pub fn reply_receive(self, reply: Reply, message: &Message) -> Result<Received, Status> {
         let registers = message.registers(REPLY_RECV, self.0);
+        let rsi = reply.0;
+        Received::of(&run(Registers { rsi, ..registers }))
+    }
+
+    /// Answers the call that `reply` holds, then waits for the next message, no longer than that.
+    ///
+    /// # Errors
+    /// See [`REPLY_RECV`]; [`Status::TimedOut`] when the answer was given and nothing came.
+    pub fn reply_receive_within(
+        self,
+        reply: Reply,
+        message: &Message,
+        time: Duration,
+    ) -> Result<Received, Status> {
+        let registers = message.registers(REPLY_RECV | within(time), self.0);
         let rsi = reply.0;
         Received::of(&run(Registers { rsi, ..registers }))
     }

@@ -4,6 +4,8 @@
 //! A value of these types is a handle, no more: it can outlive what it names, and is answered
 //! [`Status::InvalidCapability`] then.
 
+use core::time::Duration;
+
 use bulkhead_abi::object::{
     RIGHTS_ALL, TYPE_ADDRESS_SPACE, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION,
     TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, ThreadRegisters,
@@ -15,6 +17,7 @@ use bulkhead_abi::syscall::{
     THREAD_WRITE_REGISTERS, WAIT, slot,
 };
 
+use crate::message::within;
 use crate::slots;
 use crate::syscall::{Registers, exchange, invoke};
 
@@ -541,6 +544,14 @@ impl Notification {
     /// See [`WAIT`].
     pub fn wait(self) -> Result<u64, Status> {
         self.take(WAIT)
+    }
+
+    /// Waits for a signal, no longer than that.
+    ///
+    /// # Errors
+    /// See [`WAIT`]; [`Status::TimedOut`].
+    pub fn wait_within(self, time: Duration) -> Result<u64, Status> {
+        self.take(WAIT | within(time))
     }
 
     /// What was signalled; 0 for nothing.

@@ -39,6 +39,8 @@
 #define BULKHEAD_STATUS_BUSY UINT64_C(13)
 /* The reply object holds no call: it was answered, or its caller is gone. At fault: other. */
 #define BULKHEAD_STATUS_NO_CALLER UINT64_C(14)
+/* What the thread waited for did not come in the time that it allowed. At fault: limit. */
+#define BULKHEAD_STATUS_TIMED_OUT UINT64_C(15)
 
 /* Who is at fault when a call is refused. */
 enum bulkhead_fault {
@@ -47,8 +49,8 @@ enum bulkhead_fault {
     /* The caller: it asked for something that the rules forbid, or that it holds no capability for.
      * The same call fails again until the caller changes something. */
     BULKHEAD_FAULT_CALLER,
-    /* No party: what the partition was given, or a bound of the kernel, is used up. The same call
-     * may succeed later. */
+    /* No party: what the partition was given, a bound of the kernel, or the time that the caller
+     * allowed is used up. The same call may succeed later. */
     BULKHEAD_FAULT_LIMIT,
     /* Another party: it went away, or did not do its part. The same call may succeed with somebody
      * else. */
@@ -74,6 +76,7 @@ static inline enum bulkhead_fault bulkhead_status_fault(uint64_t status)
     case BULKHEAD_STATUS_ILLEGAL_OPERATION: return BULKHEAD_FAULT_CALLER;
     case BULKHEAD_STATUS_BUSY: return BULKHEAD_FAULT_CALLER;
     case BULKHEAD_STATUS_NO_CALLER: return BULKHEAD_FAULT_OTHER;
+    case BULKHEAD_STATUS_TIMED_OUT: return BULKHEAD_FAULT_LIMIT;
     default: return BULKHEAD_FAULT_CALLER;
     }
 }
@@ -97,6 +100,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
     case BULKHEAD_STATUS_ILLEGAL_OPERATION: return "IllegalOperation";
     case BULKHEAD_STATUS_BUSY: return "Busy";
     case BULKHEAD_STATUS_NO_CALLER: return "NoCaller";
+    case BULKHEAD_STATUS_TIMED_OUT: return "TimedOut";
     default: return "unknown status";
     }
 }
@@ -136,7 +140,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
 
 /* Version of the ABI: of everything in its description. A kernel or a program refuses a version it
  * does not know. */
-#define BULKHEAD_VERSION UINT32_C(2)
+#define BULKHEAD_VERSION UINT32_C(3)
 /* First eight bytes of the blob: BULKHEAD in ASCII. */
 #define BULKHEAD_MAGIC UINT64_C(0x444145484b4c5542)
 /* Upper bound of the whole blob, in bytes. */
@@ -541,24 +545,26 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 #define BULKHEAD_OP_INSPECT UINT64_C(19)
 /* Signal a notification by its badge. */
 #define BULKHEAD_OP_SIGNAL UINT64_C(20)
-/* Take what was signalled, or wait for a signal. */
+/* Take what was signalled, or wait for a signal, with a timeout at most so long. */
 #define BULKHEAD_OP_WAIT UINT64_C(21)
 /* Take what was signalled; badge 0 for nothing. */
 #define BULKHEAD_OP_POLL UINT64_C(22)
-/* Send a message; waits for a receiver. */
+/* Send a message; waits for a receiver, with a timeout at most so long. */
 #define BULKHEAD_OP_SEND UINT64_C(23)
 /* Send a message if somebody is receiving, else drop it. */
 #define BULKHEAD_OP_NB_SEND UINT64_C(24)
-/* Receive a message; waits for one, or for a signal of the bound notification. */
+/* Receive a message; waits for one, or for a signal of the bound notification, with a timeout at
+ * most so long. */
 #define BULKHEAD_OP_RECV UINT64_C(25)
 /* Receive a message if somebody is sending; badge 0 and no words else. */
 #define BULKHEAD_OP_NB_RECV UINT64_C(26)
-/* Send a message and wait for its answer. */
+/* Send a message and wait for its answer, with a timeout at most so long from the call to the
+ * answer. */
 #define BULKHEAD_OP_CALL UINT64_C(27)
 /* Answer the call that a reply object holds. */
 #define BULKHEAD_OP_REPLY UINT64_C(28)
-/* Answer a call, then receive with the same reply object, in one step. When the answer is refused,
- * nothing is received. */
+/* Answer a call, then receive with the same reply object, in one step, with a timeout for at most
+ * so long. When the answer is refused, nothing is received. */
 #define BULKHEAD_OP_REPLY_RECV UINT64_C(29)
 /* Give a thread its capability space, address space, fault handler and message buffer; handle 0 for
  * none. */
@@ -1001,10 +1007,16 @@ static inline uint64_t bulkhead_signal(uint64_t notification)
     return r_rax;
 }
 
-/* Take what was signalled, or wait for a signal. Results: badge (the union of the signals' badges). */
-static inline uint64_t bulkhead_wait(uint64_t notification, uint64_t *badge)
+/* Take what was signalled, or wait for a signal, with a timeout at most so long. Arguments: timeout
+ * (microseconds, to be shifted; 0 to wait for ever), timeout_shift (left, by so many bits).
+ * Results: badge (the union of the signals' badges). */
+static inline uint64_t bulkhead_wait(
+    uint64_t notification,
+    uint64_t timeout,
+    uint64_t timeout_shift,
+    uint64_t *badge)
 {
-    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_WAIT & UINT64_C(0xff)) << 0;
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_WAIT & UINT64_C(0xff)) << 0 | (timeout & UINT64_C(0x1ff)) << 18 | (timeout_shift & UINT64_C(0x1f)) << 27;
     register uint64_t r_rdi __asm__("rdi") = notification;
     register uint64_t r_rsi __asm__("rsi");
     register uint64_t r_rdx __asm__("rdx");
@@ -1049,7 +1061,9 @@ static inline uint64_t bulkhead_poll(uint64_t notification, uint64_t *badge)
     return r_rax;
 }
 
-/* Send a message; waits for a receiver. Arguments: length (words, 0 to 120), capabilities (0 to 3). */
+/* Send a message; waits for a receiver, with a timeout at most so long. Arguments: length (words, 0
+ * to 120), capabilities (0 to 3), timeout (microseconds, to be shifted; 0 to wait for ever),
+ * timeout_shift (left, by so many bits). */
 static inline uint64_t bulkhead_send(
     uint64_t endpoint,
     uint64_t length,
@@ -1064,9 +1078,11 @@ static inline uint64_t bulkhead_send(
     uint64_t word6,
     uint64_t word7,
     uint64_t word8,
-    uint64_t word9)
+    uint64_t word9,
+    uint64_t timeout,
+    uint64_t timeout_shift)
 {
-    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SEND & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_SEND & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32 | (timeout & UINT64_C(0x1ff)) << 18 | (timeout_shift & UINT64_C(0x1f)) << 27;
     register uint64_t r_rdi __asm__("rdi") = endpoint;
     register uint64_t r_rsi __asm__("rsi");
     register uint64_t r_rdx __asm__("rdx") = word0;
@@ -1124,12 +1140,16 @@ static inline uint64_t bulkhead_nb_send(
     return r_rax;
 }
 
-/* Receive a message; waits for one, or for a signal of the bound notification. Arguments: reply (a
- * reply object to answer a call with, or 0). Results: info (bits 8 to 15 the length, 16 and 17 the
- * number of capabilities, from 32 on the label; 0 for a signal). */
+/* Receive a message; waits for one, or for a signal of the bound notification, with a timeout at
+ * most so long. Arguments: reply (a reply object to answer a call with, or 0), timeout
+ * (microseconds, to be shifted; 0 to wait for ever), timeout_shift (left, by so many bits).
+ * Results: info (bits 8 to 15 the length, 16 and 17 the number of capabilities, from 32 on the
+ * label; 0 for a signal). */
 static inline uint64_t bulkhead_recv(
     uint64_t endpoint,
     uint64_t reply,
+    uint64_t timeout,
+    uint64_t timeout_shift,
     uint64_t *badge,
     uint64_t *info,
     uint64_t *got0,
@@ -1143,7 +1163,7 @@ static inline uint64_t bulkhead_recv(
     uint64_t *got8,
     uint64_t *got9)
 {
-    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_RECV & UINT64_C(0xff)) << 0;
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_RECV & UINT64_C(0xff)) << 0 | (timeout & UINT64_C(0x1ff)) << 18 | (timeout_shift & UINT64_C(0x1f)) << 27;
     register uint64_t r_rdi __asm__("rdi") = endpoint;
     register uint64_t r_rsi __asm__("rsi") = reply;
     register uint64_t r_rdx __asm__("rdx");
@@ -1226,9 +1246,10 @@ static inline uint64_t bulkhead_nb_recv(
     return r_rax;
 }
 
-/* Send a message and wait for its answer. Arguments: length (words, 0 to 120), capabilities (0 to
- * 3). Results: info (bits 8 to 15 the length, 16 and 17 the number of capabilities, from 32 on the
- * label; 0 for a signal). */
+/* Send a message and wait for its answer, with a timeout at most so long from the call to the
+ * answer. Arguments: length (words, 0 to 120), capabilities (0 to 3), timeout (microseconds, to be
+ * shifted; 0 to wait for ever), timeout_shift (left, by so many bits). Results: info (bits 8 to 15
+ * the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal). */
 static inline uint64_t bulkhead_call(
     uint64_t endpoint,
     uint64_t length,
@@ -1244,6 +1265,8 @@ static inline uint64_t bulkhead_call(
     uint64_t word7,
     uint64_t word8,
     uint64_t word9,
+    uint64_t timeout,
+    uint64_t timeout_shift,
     uint64_t *badge,
     uint64_t *info,
     uint64_t *got0,
@@ -1257,7 +1280,7 @@ static inline uint64_t bulkhead_call(
     uint64_t *got8,
     uint64_t *got9)
 {
-    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_CALL & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_CALL & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32 | (timeout & UINT64_C(0x1ff)) << 18 | (timeout_shift & UINT64_C(0x1f)) << 27;
     register uint64_t r_rdi __asm__("rdi") = endpoint;
     register uint64_t r_rsi __asm__("rsi");
     register uint64_t r_rdx __asm__("rdx") = word0;
@@ -1327,10 +1350,11 @@ static inline uint64_t bulkhead_reply(
     return r_rax;
 }
 
-/* Answer a call, then receive with the same reply object, in one step. When the answer is refused,
- * nothing is received. Arguments: length (words, 0 to 120), capabilities (0 to 3), reply (a reply
- * object to answer a call with, or 0). Results: info (bits 8 to 15 the length, 16 and 17 the number
- * of capabilities, from 32 on the label; 0 for a signal). */
+/* Answer a call, then receive with the same reply object, in one step, with a timeout for at most
+ * so long. When the answer is refused, nothing is received. Arguments: length (words, 0 to 120),
+ * capabilities (0 to 3), reply (a reply object to answer a call with, or 0), timeout (microseconds,
+ * to be shifted; 0 to wait for ever), timeout_shift (left, by so many bits). Results: info (bits 8
+ * to 15 the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal). */
 static inline uint64_t bulkhead_reply_recv(
     uint64_t endpoint,
     uint64_t length,
@@ -1347,6 +1371,8 @@ static inline uint64_t bulkhead_reply_recv(
     uint64_t word7,
     uint64_t word8,
     uint64_t word9,
+    uint64_t timeout,
+    uint64_t timeout_shift,
     uint64_t *badge,
     uint64_t *info,
     uint64_t *got0,
@@ -1360,7 +1386,7 @@ static inline uint64_t bulkhead_reply_recv(
     uint64_t *got8,
     uint64_t *got9)
 {
-    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_REPLY_RECV & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32;
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_REPLY_RECV & UINT64_C(0xff)) << 0 | (length & UINT64_C(0xff)) << 8 | (capabilities & UINT64_C(0x3)) << 16 | (label & UINT64_C(0xffffffff)) << 32 | (timeout & UINT64_C(0x1ff)) << 18 | (timeout_shift & UINT64_C(0x1f)) << 27;
     register uint64_t r_rdi __asm__("rdi") = endpoint;
     register uint64_t r_rsi __asm__("rsi") = reply;
     register uint64_t r_rdx __asm__("rdx") = word0;

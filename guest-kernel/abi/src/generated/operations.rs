@@ -704,11 +704,23 @@ pub static OPERATIONS: [Operation; 42] = [
         number: syscall::WAIT,
         name: "wait",
         number_place: Place::bits(Register::Rax, 0, 8),
-        arguments: &[Value {
-            name: "notification",
-            kind: Kind::Handle,
-            place: Place::whole(Register::Rdi),
-        }],
+        arguments: &[
+            Value {
+                name: "notification",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "timeout",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 18, 9),
+            },
+            Value {
+                name: "timeout_shift",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 27, 5),
+            },
+        ],
         status_place: Place::whole(Register::Rax),
         results: &[Value {
             name: "badge",
@@ -719,6 +731,7 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::InvalidCapability,
             Status::IllegalOperation,
             Status::Aborted,
+            Status::TimedOut,
         ],
     },
     Operation {
@@ -813,6 +826,16 @@ pub static OPERATIONS: [Operation; 42] = [
                 kind: Kind::Number,
                 place: Place::whole(Register::Rbp),
             },
+            Value {
+                name: "timeout",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 18, 9),
+            },
+            Value {
+                name: "timeout_shift",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 27, 5),
+            },
         ],
         status_place: Place::whole(Register::Rax),
         results: &[],
@@ -822,6 +845,7 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::OutOfRange,
             Status::InvalidArgument,
             Status::Aborted,
+            Status::TimedOut,
         ],
     },
     Operation {
@@ -924,6 +948,16 @@ pub static OPERATIONS: [Operation; 42] = [
                 kind: Kind::Handle,
                 place: Place::whole(Register::Rsi),
             },
+            Value {
+                name: "timeout",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 18, 9),
+            },
+            Value {
+                name: "timeout_shift",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 27, 5),
+            },
         ],
         status_place: Place::whole(Register::Rax),
         results: &[
@@ -993,6 +1027,7 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::IllegalOperation,
             Status::Busy,
             Status::Aborted,
+            Status::TimedOut,
         ],
     },
     Operation {
@@ -1155,6 +1190,16 @@ pub static OPERATIONS: [Operation; 42] = [
                 kind: Kind::Number,
                 place: Place::whole(Register::Rbp),
             },
+            Value {
+                name: "timeout",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 18, 9),
+            },
+            Value {
+                name: "timeout_shift",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 27, 5),
+            },
         ],
         status_place: Place::whole(Register::Rax),
         results: &[
@@ -1225,6 +1270,7 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::OutOfRange,
             Status::InvalidArgument,
             Status::Aborted,
+            Status::TimedOut,
         ],
     },
     Operation {
@@ -1392,6 +1438,16 @@ pub static OPERATIONS: [Operation; 42] = [
                 kind: Kind::Number,
                 place: Place::whole(Register::Rbp),
             },
+            Value {
+                name: "timeout",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 18, 9),
+            },
+            Value {
+                name: "timeout_shift",
+                kind: Kind::Number,
+                place: Place::bits(Register::Rax, 27, 5),
+            },
         ],
         status_place: Place::whole(Register::Rax),
         results: &[
@@ -1464,6 +1520,7 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::NoCaller,
             Status::Busy,
             Status::Aborted,
+            Status::TimedOut,
         ],
     },
     Operation {

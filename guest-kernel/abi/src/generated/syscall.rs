@@ -12,12 +12,12 @@
 //! `rdx`, `r8`, `r9`, `r10`, `r12`, `r13`, `r14`, `r15`; a [`Status`] comes back in `rax`, results
 //! in `rdx`, `r8`; `rcx`, `r11` are lost, everything else is kept.
 //!
-//! Convention `message`: A message: number, length, capabilities and label share a register; the
-//! first ten words are in registers, the rest in the message buffer. `syscall` with the number in
-//! `rax:0-7`, arguments in `rdi`, `rax:8-15`, `rax:16-17`, `rax:32-63`, `rdx`, `r8`, `r9`, `r10`,
-//! `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; a [`Status`] comes back in `rax`, results in `rdi`,
-//! `rsi`, `rdx`, `r8`, `r9`, `r10`, `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; `rcx`, `r11` are
-//! lost, everything else is kept.
+//! Convention `message`: A message: number, length, capabilities, timeout and label share a
+//! register; the first ten words are in registers, the rest in the message buffer. `syscall` with
+//! the number in `rax:0-7`, arguments in `rdi`, `rax:8-15`, `rax:16-17`, `rax:32-63`, `rdx`, `r8`,
+//! `r9`, `r10`, `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; a [`Status`] comes back in `rax`, results
+//! in `rdi`, `rsi`, `rdx`, `r8`, `r9`, `r10`, `r12`, `r13`, `r14`, `r15`, `rbx`, `rbp`; `rcx`,
+//! `r11` are lost, everything else is kept.
 //!
 //! The first argument of a call on an object is a slot of the program's root CNode.
 
@@ -157,30 +157,35 @@ pub const INSPECT: u64 = 19;
 /// Signal a notification by its badge. Arguments: `notification`. Errors:
 /// [`Status::InvalidCapability`], [`Status::IllegalOperation`].
 pub const SIGNAL: u64 = 20;
-/// Take what was signalled, or wait for a signal. Arguments: `notification`. Result: `badge` (the
-/// union of the signals' badges). Errors: [`Status::InvalidCapability`],
-/// [`Status::IllegalOperation`], [`Status::Aborted`].
+/// Take what was signalled, or wait for a signal, with a timeout at most so long. Arguments:
+/// `notification`, `timeout` (microseconds, to be shifted; 0 to wait for ever), `timeout_shift`
+/// (left, by so many bits). Result: `badge` (the union of the signals' badges). Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::Aborted`],
+/// [`Status::TimedOut`].
 pub const WAIT: u64 = 21;
 /// Take what was signalled; badge 0 for nothing. Arguments: `notification`. Result: `badge` (the
 /// union of the signals' badges). Errors: [`Status::InvalidCapability`],
 /// [`Status::IllegalOperation`].
 pub const POLL: u64 = 22;
-/// Send a message; waits for a receiver. Arguments: `endpoint`, `length` (words, 0 to 120),
-/// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
-/// `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
-/// [`Status::OutOfRange`], [`Status::InvalidArgument`], [`Status::Aborted`].
+/// Send a message; waits for a receiver, with a timeout at most so long. Arguments: `endpoint`,
+/// `length` (words, 0 to 120), `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`,
+/// `word3`, `word4`, `word5`, `word6`, `word7`, `word8`, `word9`, `timeout` (microseconds, to be
+/// shifted; 0 to wait for ever), `timeout_shift` (left, by so many bits). Errors:
+/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::OutOfRange`],
+/// [`Status::InvalidArgument`], [`Status::Aborted`], [`Status::TimedOut`].
 pub const SEND: u64 = 23;
 /// Send a message if somebody is receiving, else drop it. Arguments: `endpoint`, `length` (words, 0
 /// to 120), `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`,
 /// `word6`, `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`],
 /// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::InvalidArgument`].
 pub const NB_SEND: u64 = 24;
-/// Receive a message; waits for one, or for a signal of the bound notification. Arguments:
-/// `endpoint`, `reply` (a reply object to answer a call with, or 0). Result: `badge`, `info` (bits
-/// 8 to 15 the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal),
-/// `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
-/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::Busy`],
-/// [`Status::Aborted`].
+/// Receive a message; waits for one, or for a signal of the bound notification, with a timeout at
+/// most so long. Arguments: `endpoint`, `reply` (a reply object to answer a call with, or 0),
+/// `timeout` (microseconds, to be shifted; 0 to wait for ever), `timeout_shift` (left, by so many
+/// bits). Result: `badge`, `info` (bits 8 to 15 the length, 16 and 17 the number of capabilities,
+/// from 32 on the label; 0 for a signal), `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`,
+/// `got7`, `got8`, `got9`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::Busy`], [`Status::Aborted`], [`Status::TimedOut`].
 pub const RECV: u64 = 25;
 /// Receive a message if somebody is sending; badge 0 and no words else. Arguments: `endpoint`,
 /// `reply` (a reply object to answer a call with, or 0). Result: `badge`, `info` (bits 8 to 15 the
@@ -188,27 +193,30 @@ pub const RECV: u64 = 25;
 /// `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
 /// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::Busy`].
 pub const NB_RECV: u64 = 26;
-/// Send a message and wait for its answer. Arguments: `endpoint`, `length` (words, 0 to 120),
-/// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
-/// `word7`, `word8`, `word9`. Result: `badge`, `info` (bits 8 to 15 the length, 16 and 17 the
-/// number of capabilities, from 32 on the label; 0 for a signal), `got0`, `got1`, `got2`, `got3`,
-/// `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors: [`Status::InvalidCapability`],
-/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::InvalidArgument`],
-/// [`Status::Aborted`].
+/// Send a message and wait for its answer, with a timeout at most so long from the call to the
+/// answer. Arguments: `endpoint`, `length` (words, 0 to 120), `capabilities` (0 to 3), `label`,
+/// `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`, `word7`, `word8`, `word9`,
+/// `timeout` (microseconds, to be shifted; 0 to wait for ever), `timeout_shift` (left, by so many
+/// bits). Result: `badge`, `info` (bits 8 to 15 the length, 16 and 17 the number of capabilities,
+/// from 32 on the label; 0 for a signal), `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`,
+/// `got7`, `got8`, `got9`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::OutOfRange`], [`Status::InvalidArgument`], [`Status::Aborted`], [`Status::TimedOut`].
 pub const CALL: u64 = 27;
 /// Answer the call that a reply object holds. Arguments: `reply`, `length` (words, 0 to 120),
 /// `capabilities` (0 to 3), `label`, `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`,
 /// `word7`, `word8`, `word9`. Errors: [`Status::InvalidCapability`], [`Status::NoCaller`],
 /// [`Status::OutOfRange`], [`Status::InvalidArgument`].
 pub const REPLY: u64 = 28;
-/// Answer a call, then receive with the same reply object, in one step. When the answer is refused,
-/// nothing is received. Arguments: `endpoint`, `length` (words, 0 to 120), `capabilities` (0 to 3),
-/// `label`, `reply` (a reply object to answer a call with, or 0), `word0`, `word1`, `word2`,
-/// `word3`, `word4`, `word5`, `word6`, `word7`, `word8`, `word9`. Result: `badge`, `info` (bits 8
-/// to 15 the length, 16 and 17 the number of capabilities, from 32 on the label; 0 for a signal),
-/// `got0`, `got1`, `got2`, `got3`, `got4`, `got5`, `got6`, `got7`, `got8`, `got9`. Errors:
-/// [`Status::InvalidCapability`], [`Status::IllegalOperation`], [`Status::OutOfRange`],
-/// [`Status::InvalidArgument`], [`Status::NoCaller`], [`Status::Busy`], [`Status::Aborted`].
+/// Answer a call, then receive with the same reply object, in one step, with a timeout for at most
+/// so long. When the answer is refused, nothing is received. Arguments: `endpoint`, `length`
+/// (words, 0 to 120), `capabilities` (0 to 3), `label`, `reply` (a reply object to answer a call
+/// with, or 0), `word0`, `word1`, `word2`, `word3`, `word4`, `word5`, `word6`, `word7`, `word8`,
+/// `word9`, `timeout` (microseconds, to be shifted; 0 to wait for ever), `timeout_shift` (left, by
+/// so many bits). Result: `badge`, `info` (bits 8 to 15 the length, 16 and 17 the number of
+/// capabilities, from 32 on the label; 0 for a signal), `got0`, `got1`, `got2`, `got3`, `got4`,
+/// `got5`, `got6`, `got7`, `got8`, `got9`. Errors: [`Status::InvalidCapability`],
+/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::InvalidArgument`],
+/// [`Status::NoCaller`], [`Status::Busy`], [`Status::Aborted`], [`Status::TimedOut`].
 pub const REPLY_RECV: u64 = 29;
 /// Give a thread its capability space, address space, fault handler and message buffer; handle 0
 /// for none. Arguments: `thread`, `cspace`, `address_space`, `fault_handler` (an endpoint, or the
@@ -268,8 +276,8 @@ pub enum Fault {
     /// The caller: it asked for something that the rules forbid, or that it holds no capability
     /// for. The same call fails again until the caller changes something.
     Caller,
-    /// No party: what the partition was given, or a bound of the kernel, is used up. The same call
-    /// may succeed later.
+    /// No party: what the partition was given, a bound of the kernel, or the time that the caller
+    /// allowed is used up. The same call may succeed later.
     Limit,
     /// Another party: it went away, or did not do its part. The same call may succeed with somebody
     /// else.
@@ -311,6 +319,8 @@ pub enum Status {
     Busy = 13,
     /// The reply object holds no call: it was answered, or its caller is gone.
     NoCaller = 14,
+    /// What the thread waited for did not come in the time that it allowed.
+    TimedOut = 15,
 }
 
 impl Status {
@@ -333,6 +343,7 @@ impl Status {
             12 => Self::IllegalOperation,
             13 => Self::Busy,
             14 => Self::NoCaller,
+            15 => Self::TimedOut,
             _ => return None,
         })
     }
@@ -353,7 +364,7 @@ impl Status {
             | Self::OutOfRange
             | Self::IllegalOperation
             | Self::Busy => Fault::Caller,
-            Self::NotEnoughMemory => Fault::Limit,
+            Self::NotEnoughMemory | Self::TimedOut => Fault::Limit,
             Self::Aborted | Self::NoCaller => Fault::Other,
         }
     }

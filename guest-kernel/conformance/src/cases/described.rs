@@ -8,6 +8,7 @@ use bulkhead_runtime::abi::decode::{Answer, Call, Kind, OPERATIONS, Operation, R
 use bulkhead_runtime::abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE, USER_END};
 use bulkhead_runtime::abi::object::TYPE_UNTYPED;
 use bulkhead_runtime::abi::syscall::{self, Status, rights, slot};
+use bulkhead_runtime::abi::timeout::Timeout;
 use bulkhead_runtime::object::Untyped;
 use bulkhead_runtime::syscall::{Registers, exchange};
 
@@ -174,10 +175,9 @@ impl Objects {
             }
             syscall::CONSOLE_READ => a != slot::CONSOLE || !mapped(b) || c == 0,
             syscall::SLEEP => a < 256,
-            // These would wait for ever.
-            syscall::WAIT => a != self.notification,
+            syscall::WAIT => a != self.notification || is_short(operation, chosen),
             syscall::SEND | syscall::RECV | syscall::CALL | syscall::REPLY_RECV => {
-                a != self.endpoint
+                a != self.endpoint || is_short(operation, chosen)
             }
             syscall::RESTRICTED_BIND => !mapped(a) || a % PAGE_SIZE != 0,
             // No page is bound before the cases of restricted mode have run.
@@ -185,6 +185,17 @@ impl Objects {
             _ => return Err(format!("{} has no rule here", operation.name)),
         })
     }
+}
+
+/// Whether a wait with these arguments ends soon.
+fn is_short(operation: &Operation, chosen: &[u64]) -> bool {
+    let rax = (operation.arguments.iter().zip(chosen))
+        .filter(|(value, _)| value.place.register == Register::Rax)
+        .fold(0, |rax, (value, chosen)| {
+            let mask = u64::MAX >> (64 - value.place.bits);
+            rax | (chosen & mask) << value.place.shift
+        });
+    (1..1000).contains(&Timeout::of(rax).microseconds())
 }
 
 /// The register of a place.
@@ -232,10 +243,15 @@ fn try_one(operation: &'static Operation, chosen: &[u64]) -> Result<bool, String
     };
     let (call, answer) = (Call(asked), Answer(operation, answered));
     check!(listed, "{call}: {answer} is not listed");
-    let tells = [Status::OutOfRange, Status::NotEnoughMemory];
+    let status = Status::from_raw(registers.rax).unwrap_or(Status::Ok);
+    let kept = match status {
+        Status::OutOfRange | Status::NotEnoughMemory => registers.rdx,
+        // Who has waited has its registers as they were.
+        Status::TimedOut => asked(Register::Rdx),
+        _ => 0,
+    };
     check!(
-        registers.rdx == 0
-            || tells.contains(&Status::from_raw(registers.rax).unwrap_or(Status::Ok)),
+        registers.rdx == kept,
         "{call}: {answer} came with the value {:#x}",
         registers.rdx
     );

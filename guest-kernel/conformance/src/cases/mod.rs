@@ -16,6 +16,7 @@ mod revoking;
 mod scheduling;
 mod spaces;
 mod threads;
+mod timeouts;
 
 use alloc::string::String;
 
@@ -118,6 +119,11 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("S1-resume", scheduling::resume),
     ("S3-ceiling", scheduling::ceiling),
     ("S4-budget", scheduling::budget),
+    ("T1-timeouts", timeouts::every_wait),
+    ("T2-in-time", timeouts::in_time),
+    ("T3-late-answer", timeouts::late_answer),
+    ("T4-no-timer-left", timeouts::nothing_left),
+    ("T5-passive-server", timeouts::passive_server),
     ("restricted-unbound", restricted::unbound),
     ("restricted-bind-errors", restricted::bind_errors),
     ("restricted-syscall", restricted::syscall),

@@ -1,5 +1,7 @@
 //! Messages and notifications: from a thread's registers to [`crate::objects::ipc`].
 
+use bulkhead_abi::timeout::Timeout;
+
 use super::{Answer, Outcome, Refusal};
 use crate::hardware::Hardware;
 use crate::kernel::Kernel;
@@ -9,8 +11,26 @@ use crate::objects::memory::Ref;
 use crate::objects::thread::Thread;
 
 impl<H: Hardware> Kernel<H> {
-    fn message_info(&self, thread: Ref<Thread>) -> MessageInfo {
-        MessageInfo::from_bits(self.objects.memory.get(thread).frame.rax)
+    /// What `rax` says beside the operation: of the message, and how long to wait.
+    fn message_info(&self, thread: Ref<Thread>) -> (MessageInfo, Timeout) {
+        let rax = self.objects.memory.get(thread).frame.rax;
+        let info = MessageInfo::from_bits(rax & !Timeout::MASK);
+        (info, Timeout::of(rax))
+    }
+
+    /// If `thread` waits now, then no longer than that.
+    #[inline]
+    fn limit(&mut self, thread: Ref<Thread>, timeout: Timeout) {
+        if timeout.is_some() {
+            self.set_limit(thread, timeout);
+        }
+    }
+
+    #[cold]
+    fn set_limit(&mut self, thread: Ref<Thread>, timeout: Timeout) {
+        let ns = timeout.microseconds().saturating_mul(1_000);
+        let ticks = self.ticks(ns);
+        self.objects.limit_wait(thread, ticks);
     }
 
     /// The reply object that a receiver names, or none.
@@ -23,23 +43,26 @@ impl<H: Hardware> Kernel<H> {
 
     pub(super) fn send(&mut self, thread: Ref<Thread>, endpoint: u64, how: Sending) -> Answer {
         let endpoint = self.capability(thread, endpoint, Kind::Endpoint)?;
-        let info = self.message_info(thread);
+        let (info, timeout) = self.message_info(thread);
         self.count_time();
         self.objects.send(thread, endpoint, info, how)?;
+        self.limit(thread, timeout);
         Ok(Outcome::Answered)
     }
 
     pub(super) fn receive(&mut self, thread: Ref<Thread>, endpoint: u64, poll: bool) -> Answer {
         let endpoint = self.capability(thread, endpoint, Kind::Endpoint)?;
         let reply = self.reply_object(thread)?;
+        let (_, timeout) = self.message_info(thread);
         self.count_time();
         self.objects.receive(thread, endpoint, reply, poll)?;
+        self.limit(thread, timeout);
         Ok(Outcome::Answered)
     }
 
     pub(super) fn reply(&mut self, thread: Ref<Thread>, reply: u64) -> Answer {
         let reply = self.capability(thread, reply, Kind::Reply)?;
-        let info = self.message_info(thread);
+        let (info, _) = self.message_info(thread);
         self.count_time();
         self.objects.reply(thread, reply, info)?;
         Ok(Outcome::Done)
@@ -49,9 +72,10 @@ impl<H: Hardware> Kernel<H> {
         let endpoint = self.capability(thread, endpoint, Kind::Endpoint)?;
         let handle = self.objects.memory.get(thread).frame.rsi;
         let reply = self.capability(thread, handle, Kind::Reply)?;
-        let info = self.message_info(thread);
+        let (info, timeout) = self.message_info(thread);
         self.count_time();
         self.objects.reply_receive(thread, endpoint, reply, info)?;
+        self.limit(thread, timeout);
         Ok(Outcome::Answered)
     }
 
@@ -69,8 +93,10 @@ impl<H: Hardware> Kernel<H> {
 
     pub(super) fn wait(&mut self, thread: Ref<Thread>, notification: u64, poll: bool) -> Answer {
         let notification = self.capability(thread, notification, Kind::Notification)?;
+        let (_, timeout) = self.message_info(thread);
         self.count_time();
         self.objects.wait(thread, notification, poll)?;
+        self.limit(thread, timeout);
         Ok(Outcome::Answered)
     }
 }

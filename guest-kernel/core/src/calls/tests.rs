@@ -1,12 +1,14 @@
 //! The system calls, one by one and at random, on a machine of the tests.
 
 extern crate std;
+use core::time::Duration;
 use std::vec::Vec;
 
 use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
 use bulkhead_abi::machine::{CONSOLE_WRITE, CONSOLE_WRITE_ERROR};
-use bulkhead_abi::object::{TYPE_ENDPOINT, TYPE_SCHED_CONTEXT, TYPE_THREAD};
+use bulkhead_abi::object::{TYPE_ENDPOINT, TYPE_NOTIFICATION, TYPE_SCHED_CONTEXT, TYPE_THREAD};
 use bulkhead_abi::syscall::{rights, slot};
+use bulkhead_abi::timeout::Timeout;
 use proptest::prelude::*;
 
 use super::memory::CLEAN_STEP;
@@ -161,6 +163,42 @@ fn sleeping_and_ending() {
     );
 }
 
+#[test]
+fn a_timeout_stands_beside_the_number_of_what_waits() {
+    let mut p = Partition::usual();
+    let (endpoint, notification) = (slot::FREE, slot::FREE + 1);
+    for (kind, at) in [(TYPE_ENDPOINT, endpoint), (TYPE_NOTIFICATION, notification)] {
+        let retype = [kind, 0, slot::CNODE, 0, 0, at, 1];
+        p.invoke(syscall::RETYPE, slot::MEMORY, &retype).unwrap();
+    }
+    let timeout = Timeout::after(Duration::from_millis(3));
+    for (number, handle) in [
+        (syscall::WAIT, notification),
+        (syscall::RECV, endpoint),
+        (syscall::SEND, endpoint),
+        (syscall::CALL, endpoint),
+    ] {
+        let start = p.hardware().now;
+        let due = start + timeout.microseconds() * 1_000;
+        let waits = p.enter(number | timeout.bits(), [handle, 0, 0, 0]);
+        assert_eq!(waits, Next::Idle, "{number}");
+        assert_eq!(p.kernel.deadline(), Some(due));
+        p.hardware().now = due - 1;
+        assert_eq!(p.kernel.wake(Trap::Timer), Next::Idle);
+        p.hardware().now = due;
+        assert_eq!(p.kernel.wake(Trap::Timer), Next::Run);
+        assert_eq!(p.frame().rax, Status::TimedOut as u64);
+    }
+    // What does not wait has no use for one, and nobody is told of it.
+    spawn(&mut p, slot::FREE + 2);
+    assert_eq!(p.enter(syscall::RECV, [endpoint, 0, 0, 0]), Next::Run);
+    let send = 7 << 32 | timeout.bits() | 1 << 8 | syscall::NB_SEND;
+    assert_eq!(p.enter(send, [endpoint, 0, 5, 0]), Next::Run);
+    assert_eq!(p.frame().rax, Status::Ok as u64);
+    assert_eq!(p.enter(syscall::YIELD, [0; 4]), Next::Run);
+    assert_eq!((p.frame().rsi, p.frame().rdx), (7 << 32 | 1 << 8, 5));
+}
+
 /// Makes a thread that begins at the program's start and has as much time as the first one.
 pub(crate) fn spawn(p: &mut Partition, at: u64) {
     let cnode = slot::CNODE;
@@ -224,10 +262,9 @@ fn who_lowers_itself_below_others_lets_them_run_at_once() {
     let first = p.kernel.objects.current();
     spawn(&mut p, slot::FREE);
     let lower = |p: &mut Partition, priority| {
-        let arguments = [slot::THREAD, priority, 255];
         let frame = p.frame();
         (frame.rax, frame.rdi) = (syscall::THREAD_SET_PRIORITY, slot::THREAD);
-        frame.set_message(arguments.len(), &arguments);
+        (frame.rdx, frame.r8, frame.r9) = (slot::THREAD, priority, 255);
         assert_eq!(p.trap(Trap::Syscall), Next::Run);
     };
     lower(&mut p, 128);
@@ -326,7 +363,7 @@ proptest! {
 )]
 fn any_calls_leave_the_kernel_sound(
     calls in proptest::collection::vec(
-        (0..64_u64, proptest::array::uniform4(argument())), 1..40),
+        (number(), proptest::array::uniform4(argument())), 1..40),
 ) {
     let mut p = Partition::usual();
     let root = p.kernel.space.unwrap().root();
@@ -351,6 +388,14 @@ fn any_calls_leave_the_kernel_sound(
     }
     prop_assert_eq!(&p.hardware().words(root)[256..], kernel_half.as_slice());
 }
+}
+
+/// Operations, some of those that wait with a timeout.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..64_u64,
+        (20..30_u64, any::<u64>()).prop_map(|(number, rax)| number | Timeout::of(rax).bits()),
+    ]
 }
 
 /// Arguments that come near what matters.

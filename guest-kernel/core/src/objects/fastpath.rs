@@ -13,6 +13,7 @@
 //! timer is to interrupt.
 
 use bulkhead_abi::syscall::{CALL, REPLY_RECV, Status};
+use bulkhead_abi::timeout::Timeout;
 
 use super::Objects;
 use super::capability::{Capability, Kind, Rights};
@@ -23,8 +24,9 @@ use super::slot::Slot;
 use super::thread::{State, Thread, ThreadSlot};
 use crate::frame::REGISTER_WORDS;
 
-/// Bits of `rax` that say which operation it is, and how many capabilities come along.
-const SHORT: u64 = 0x3_00ff;
+/// Bits of `rax` that say which operation it is, how many capabilities come along, and for how long
+/// it waits.
+const SHORT: u64 = 0x3_00ff | Timeout::MASK;
 
 /// Which short way a system call may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

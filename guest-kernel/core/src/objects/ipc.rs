@@ -566,14 +566,25 @@ impl<M: Memory> Objects<M> {
         let _ = self.take_armed_reply(thread);
     }
 
+    /// Takes a thread out of what it waits on, and takes its reply object from it. Its state is for
+    /// the caller to set.
+    pub(super) fn end_wait(&mut self, thread: Ref<Thread>) {
+        let receives = self.memory.get(thread).state() == State::Receiving;
+        self.leave_queue(thread);
+        if receives {
+            self.forget_armed_reply(thread);
+        }
+    }
+
     /// Takes a thread out of whatever it waits for, and stops it.
     pub(super) fn stop_waiting(&mut self, thread: Ref<Thread>) {
         let state = self.memory.get(thread).state();
         self.leave_queue(thread);
-        match state {
-            State::Receiving => self.forget_armed_reply(thread),
-            State::Sleeping => self.forget_timer(thread),
-            _ => {}
+        if state == State::Receiving {
+            self.forget_armed_reply(thread);
+        }
+        if self.memory.get(thread).due != 0 {
+            self.forget_timer(thread);
         }
         let stopped = self.memory.get_mut(thread);
         if stopped.fault != 0 {
@@ -614,11 +625,7 @@ impl<M: Memory> Objects<M> {
         let Some(thread) = self.memory.get(at).waiting.first() else {
             return true;
         };
-        let state = self.memory.get(thread).state();
-        self.leave_queue(thread);
-        if state == State::Receiving {
-            self.forget_armed_reply(thread);
-        }
+        self.end_wait(thread);
         self.abort(thread);
         false
     }

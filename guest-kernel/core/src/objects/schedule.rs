@@ -7,6 +7,9 @@
 //! Among ready threads the highest priority runs, and threads of one priority in turn. The running
 //! thread stands in no list.
 
+#[cfg(test)]
+extern crate std;
+
 use bulkhead_abi::syscall::Status;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -78,7 +81,8 @@ pub(super) struct Scheduler {
     occupied: [u64; PRIORITIES / 64],
     /// One more than the highest of them; zero for none. It is asked for more often than it changes.
     above: u64,
-    /// Contexts that wait for their next period, by the thread that holds them.
+    /// Threads that wait for a point in time, the next one first: those that sleep, those whose
+    /// context is filled then, and those that do not wait for longer.
     timers: List,
     /// The thread that runs, as a link: one word is what messages have to change.
     current: u64,
@@ -168,6 +172,31 @@ impl<M: Memory> Objects<M> {
         self.unready(thread);
         self.memory.get_mut(thread).set_state(State::Sleeping);
         self.set_timer(thread, due);
+    }
+
+    /// Has `thread` wait for no more than `ticks` from now, if it waits for another or for a signal:
+    /// then it goes on with [`Status::TimedOut`].
+    pub fn limit_wait(&mut self, thread: Ref<Thread>, ticks: u64) {
+        let state = self.memory.get(thread).state();
+        if matches!(
+            state,
+            State::Sending | State::Receiving | State::Calling | State::Waiting
+        ) {
+            let due = self.scheduler.counted.saturating_add(ticks);
+            self.set_timer(thread, due);
+        }
+    }
+
+    /// The time that `thread` gave what it waits for is over.
+    fn time_out(&mut self, thread: Ref<Thread>) {
+        let found = self.memory.get(thread);
+        if found.context().is_none() && found.home().is_none() {
+            // It waits on, for it could do nothing else: what it waits for brings the time to go on.
+            return;
+        }
+        self.end_wait(thread);
+        self.memory.get_mut(thread).frame.rax = Status::TimedOut as u64;
+        self.make_ready(thread);
     }
 
     /// Gives a context its budget and period, in ticks, from `now` on.
@@ -301,7 +330,12 @@ impl<M: Memory> Objects<M> {
 
     /// A thread that was blocked or stopped can go on.
     pub(super) fn make_ready(&mut self, thread: Ref<Thread>) {
-        self.memory.get_mut(thread).set_state(State::Ready);
+        let ready = self.memory.get_mut(thread);
+        ready.set_state(State::Ready);
+        if ready.due != 0 {
+            // It came in time.
+            self.forget_timer(thread);
+        }
         self.ready_again(thread);
     }
 
@@ -337,7 +371,8 @@ impl<M: Memory> Objects<M> {
         }
     }
 
-    /// Takes a thread out of all lists of this room; it does not run any more.
+    /// Takes a thread out of all lists of those that would run, now or in time; it does not run any
+    /// more. What it waits for, and for how long, stays.
     pub(super) fn unready(&mut self, thread: Ref<Thread>) {
         if self.scheduler.current == thread.address() {
             self.scheduler.current = 0;
@@ -345,7 +380,7 @@ impl<M: Memory> Objects<M> {
             return;
         }
         let found = self.memory.get(thread);
-        if found.due != 0 && found.state() != State::Sleeping {
+        if found.due != 0 && found.state() == State::Ready {
             self.forget_timer(thread);
         } else if self.is_queued(thread) {
             self.dequeue(thread);
@@ -374,21 +409,32 @@ impl<M: Memory> Objects<M> {
         running.left = running.left.saturating_sub(used);
     }
 
-    /// Acts on the passage of time and says who runs: the running thread goes on unless its budget
-    /// is spent or a more urgent one is ready. `None` when nobody can run.
-    pub fn schedule(&mut self, now: u64) -> Option<Ref<Thread>> {
-        self.count_time(now);
+    /// Acts on all timers that are due.
+    #[cold]
+    fn act_on_timers(&mut self, now: u64) {
         while let Some(thread) = self.scheduler.timers.first()
             && self.memory.get(thread).due <= now
         {
             self.forget_timer(thread);
-            let awoken = self.memory.get_mut(thread);
-            if awoken.state() == State::Sleeping {
-                awoken.frame.rax = Status::Ok as u64;
-                self.make_ready(thread);
-            } else {
-                self.ready_again(thread);
+            let due = self.memory.get_mut(thread);
+            match due.state() {
+                State::Sleeping => {
+                    due.frame.rax = Status::Ok as u64;
+                    self.make_ready(thread);
+                }
+                State::Ready => self.ready_again(thread),
+                _ => self.time_out(thread),
             }
+        }
+    }
+
+    /// Acts on the passage of time and says who runs: the running thread goes on unless its budget
+    /// is spent or a more urgent one is ready. `None` when nobody can run.
+    pub fn schedule(&mut self, now: u64) -> Option<Ref<Thread>> {
+        self.count_time(now);
+        if (self.scheduler.timers.first()).is_some_and(|thread| self.memory.get(thread).due <= now)
+        {
+            self.act_on_timers(now);
         }
         if let Some(thread) = self.current()
             && self.must_yield(thread)
@@ -490,6 +536,19 @@ impl<M: Memory> Objects<M> {
             self.dequeue(thread);
         }
         self.scheduler.current = thread.address();
+    }
+
+    /// Whether nothing is left of a context's period.
+    #[cfg(test)]
+    pub(super) fn is_spent(&self, context: Ref<SchedContext>) -> bool {
+        self.memory.get(context).left == 0
+    }
+
+    /// Who waits for a point in time, the first one first.
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> std::vec::Vec<Ref<Thread>> {
+        let next = |thread: &Ref<Thread>| List::after(&self.memory, Membership::Timer, *thread);
+        core::iter::successors(self.scheduler.timers.first(), next).collect()
     }
 
     /// The priority of the most urgent thread that could run and does not.

@@ -137,7 +137,8 @@ pub struct Thread {
     bound: u64,
     context: u64,
     home: u64,
-    /// When it wakes or its context is filled again, while it is in the timer list.
+    /// Its place in the timer list, nonzero while it is in it: when it wakes, when its context is
+    /// filled again, or until when it waits.
     pub(super) due: u64,
     /// Nonzero while a fault of its own is what it sent; see [`super::fault`].
     pub(super) fault: u64,

@@ -1,7 +1,10 @@
 //! The short way of messages: that it does what the long one does, when it is taken, and that it
 //! leaves alone what it is not for.
 
+use core::time::Duration;
+
 use bulkhead_abi::syscall::{CALL, REPLY_RECV};
+use bulkhead_abi::timeout::Timeout;
 
 use super::super::fastpath::{Fast, Switch};
 use super::super::ipc::{MessageInfo, Sending};
@@ -57,6 +60,11 @@ pub(super) fn compare(rig: &Rig, thread: Ref<Thread>) -> bool {
     }
     assert!(short.memory == long.memory, "the same in memory");
     true
+}
+
+/// The shortest timeout, in `rax`.
+fn timeout() -> u64 {
+    Timeout::after(Duration::ZERO).bits()
 }
 
 /// A server without time of its own that waits, and a client that runs.
@@ -128,11 +136,18 @@ fn calls_and_answers_of_every_length_go_the_short_way() {
 #[test]
 fn what_the_long_way_is_for_goes_the_long_way() {
     type Spoil = fn(&mut Rig, Ref<Thread>, Ref<Thread>);
-    let cases: [(&str, Spoil); 10] = [
+    let cases: [(&str, Spoil); 12] = [
         ("a word too many", |rig, _, client| rig.call(client, 11)),
         ("a capability", |rig, _, client| {
             let info = MessageInfo::from_bits(1 << 16);
             rig.ask(client, CALL, info, ENDPOINT);
+        }),
+        ("a timeout", |rig, _, client| {
+            let call = CALL | timeout();
+            rig.ask(client, call, MessageInfo::new(0, 7), ENDPOINT);
+        }),
+        ("a server with a timeout", |rig, server, _| {
+            rig.objects.limit_wait(server, 1);
         }),
         ("no such handle", |rig, _, client| {
             rig.ask(client, CALL, MessageInfo::new(0, 7), ENDPOINT + 64);
@@ -177,8 +192,15 @@ fn what_the_long_way_is_for_goes_the_long_way() {
 #[test]
 fn what_the_long_way_is_for_is_answered_the_long_way() {
     type Spoil = fn(&mut Rig, Ref<Thread>, Ref<Thread>);
-    let cases: [(&str, Spoil); 9] = [
+    let cases: [(&str, Spoil); 11] = [
         ("a word too many", |rig, server, _| rig.answer(server, 11)),
+        ("a timeout", |rig, server, _| {
+            let answer = REPLY_RECV | timeout();
+            rig.ask(server, answer, MessageInfo::new(0, 7), ENDPOINT);
+        }),
+        ("a caller with a timeout", |rig, _, client| {
+            rig.objects.limit_wait(client, 1);
+        }),
         ("nobody called", |rig, _, client| {
             rig.objects.suspend(client);
         }),

@@ -46,10 +46,6 @@ impl Rig {
         let by = self.capability(REPLY);
         self.objects.reply(thread, by, info)
     }
-
-    fn status(&self, thread: Ref<Thread>) -> Option<Status> {
-        Status::from_raw(self.registers(thread).rax)
-    }
 }
 
 fn info(words: u64) -> MessageInfo {

@@ -19,9 +19,13 @@ mod model;
 mod random;
 #[cfg(not(miri))]
 mod scheduling;
+#[cfg(not(miri))]
+mod timeouts;
 
 use std::collections::HashMap;
 use std::vec::Vec;
+
+use bulkhead_abi::syscall::Status;
 
 use super::arena::{Arena, BASE};
 use super::capability::{Capability, Kind, Rights};
@@ -139,6 +143,11 @@ impl Rig {
 
     pub(super) fn registers(&self, thread: Ref<Thread>) -> Frame {
         self.objects.memory.get(thread).frame
+    }
+
+    /// What a thread's operation was answered.
+    pub(super) fn status(&self, thread: Ref<Thread>) -> Option<Status> {
+        Status::from_raw(self.registers(thread).rax)
     }
 
     pub(super) fn state(&self, thread: Ref<Thread>) -> State {

@@ -98,6 +98,7 @@ impl World {
         let endpoint = capability(rig, 30, y);
         let notification = capability(rig, 40, y);
         let reply = capability(rig, 50, x);
+        let timeout = (operation >= 128).then(|| u64::from(x) * 500);
         // Refusals are as good as anything else here.
         let _ = match operation % 18 {
             0 => rig.objects.send(thread, endpoint, info, Sending::Blocking),
@@ -157,6 +158,9 @@ impl World {
                 .objects
                 .set_priority(other, u64::from(z) % 4 + 98, 0, 255),
         };
+        if let Some(ticks) = timeout.filter(|_| operation % 18 < 11) {
+            self.rig.objects.limit_wait(thread, ticks);
+        }
         self.check();
     }
 
@@ -171,6 +175,12 @@ impl World {
                 "who runs is the most urgent"
             );
         }
+        let timers = objects.timers();
+        let due: Vec<u64> = timers
+            .iter()
+            .map(|thread| objects.memory.get(*thread).due)
+            .collect();
+        assert!(due.is_sorted(), "timers are sorted: {due:?}");
         let mut expected: HashMap<u64, Vec<Ref<Thread>>> = HashMap::new();
         for thread in &self.threads {
             let found = objects.memory.get(*thread);
@@ -182,7 +192,14 @@ impl World {
                 expected.entry(at).or_default().push(*thread);
             }
             let can_run = found.state() == State::Ready && found.context().is_some();
-            let queued = found.queued != 0 || found.due != 0;
+            let timed = timers.contains(thread);
+            assert_eq!(found.due != 0, timed, "{thread:?} is in the timer list");
+            let refills = timed && found.state() == State::Ready;
+            assert!(
+                !refills || found.context().is_some_and(|held| objects.is_spent(held)),
+                "{thread:?} has time and waits for it"
+            );
+            let queued = found.queued != 0 || refills;
             let running = objects.current() == Some(*thread);
             assert!(!(queued && running), "{thread:?} runs and is queued");
             assert_eq!(can_run, queued || running, "{thread:?} {:?}", found.state());
