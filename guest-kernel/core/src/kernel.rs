@@ -194,9 +194,15 @@ impl<H: Hardware> Kernel<H> {
 
     /// Says who runs next, as time and threads are now.
     pub(crate) fn schedule(&mut self) -> Next {
+        let more = self.objects.wake_some_readers();
         let now = self.objects.memory.now();
         let next = self.objects.schedule(now);
-        self.deadline = self.objects.deadline();
+        self.deadline = if more {
+            // The rest are woken by the next interrupt, so that none waits for all of them.
+            Some(now)
+        } else {
+            self.objects.deadline()
+        };
         if next.is_some() {
             Next::Run
         } else {

@@ -16,6 +16,7 @@ use super::*;
 use crate::fake::{Info, MODULE, PROGRAM, Partition};
 use crate::kernel::{Next, Trap};
 use crate::objects::memory::Memory;
+use crate::objects::thread::State;
 
 const RW: u64 = rights::READ | rights::WRITE;
 const AT: u64 = 0x4000_0000;
@@ -78,6 +79,37 @@ fn reading_waits_for_input_and_tries_again() {
         p.call(syscall::CONSOLE_READ, read_only),
         Err(Status::InvalidAddress)
     );
+}
+
+/// One interrupt does not wake hundreds of threads: the timer comes at once for the rest.
+#[test]
+fn input_for_many_readers_wakes_them_by_several_interrupts() {
+    let mut p = Partition::usual();
+    let first = p.kernel.objects.current().unwrap();
+    let threads: Vec<Ref<Thread>> = (0..40)
+        .map(|n| {
+            let handle = slot::FREE + 2 * n;
+            spawn(&mut p, handle);
+            let thread = p.kernel.thread(first, handle).unwrap();
+            p.kernel.objects.wait_for_input(thread);
+            thread
+        })
+        .collect();
+    let waiting = |p: &mut Partition| {
+        let objects = &p.kernel.objects;
+        let state = |thread: &&Ref<Thread>| objects.memory.get(**thread).state();
+        let all = threads.iter();
+        all.filter(|thread| state(thread) == State::Reading).count()
+    };
+    p.trap(Trap::ConsoleInput);
+    let left = waiting(&mut p);
+    assert!((1..40).contains(&left), "{left} are left");
+    while waiting(&mut p) > 0 {
+        let now = p.hardware().now;
+        assert_eq!(p.kernel.deadline(), Some(now), "the timer comes at once");
+        p.trap(Trap::Timer);
+    }
+    assert_ne!(p.kernel.deadline(), Some(p.hardware().now));
 }
 
 #[test]

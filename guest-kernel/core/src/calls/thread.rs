@@ -20,7 +20,7 @@ const WORDS: usize = size_of::<ThreadRegisters>() / 8;
 
 impl<H: Hardware> Kernel<H> {
     /// The thread that `thread` names by `handle`.
-    fn thread(&self, thread: Ref<Thread>, handle: u64) -> Result<Ref<Thread>, Refusal> {
+    pub(super) fn thread(&self, thread: Ref<Thread>, handle: u64) -> Result<Ref<Thread>, Refusal> {
         Ok(self
             .capability(thread, handle, Kind::Thread)?
             .object_ref::<Thread>())

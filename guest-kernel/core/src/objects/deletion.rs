@@ -75,7 +75,8 @@ impl<M: Memory> Objects<M> {
         Ok(())
     }
 
-    fn preempted(&mut self) -> Result<(), Error> {
+    /// Ends work that takes long where something urgent waits.
+    pub(super) fn preempted(&mut self) -> Result<(), Error> {
         if self.memory.preemption_pending() {
             Err(Error::Preempted)
         } else {

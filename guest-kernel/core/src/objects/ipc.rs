@@ -16,6 +16,7 @@ extern crate std;
 use bulkhead_abi::syscall::Status;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::cancellation::Cancellation;
 use super::capability::{Capability, Kind, Rights};
 use super::memory::{Memory, Ref, Stored};
 use super::thread::{List, Membership, Outgoing, State, Thread, ThreadSlot};
@@ -103,10 +104,12 @@ pub enum Sending {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Endpoint {
-    waiting: List,
+    pub(super) waiting: List,
     /// Nonzero when those who wait are receivers.
     receiving: u64,
-    reserved: [u64; 5],
+    /// What is left of an interrupted cancellation; see [`super::cancellation`].
+    pub(super) cancellation: Cancellation,
+    reserved: [u64; 3],
 }
 
 impl Stored for Endpoint {}
@@ -328,31 +331,6 @@ impl<M: Memory> Objects<M> {
         Ok(())
     }
 
-    /// Aborts all sends by capabilities with this one's badge.
-    ///
-    /// # Errors
-    /// [`Error::InvalidCapability`] for what is no endpoint, [`Error::IllegalOperation`] without
-    /// all rights.
-    pub fn cancel_badged_sends(&mut self, capability: Capability) -> Result<(), Error> {
-        let at = endpoint(capability, Rights::ALL)?;
-        if capability.rights() != Rights::ALL {
-            return Err(Error::IllegalOperation);
-        }
-        let found = *self.memory.get(at);
-        if found.receiving != 0 {
-            return Ok(());
-        }
-        let mut next = found.waiting.first();
-        while let Some(thread) = next {
-            next = List::after(&self.memory, Membership::Wait, thread);
-            if self.memory.get(thread).outgoing.badge == capability.badge() {
-                self.leave_queue(thread);
-                self.abort(thread);
-            }
-        }
-        Ok(())
-    }
-
     /// Gives `receiver` what `sender` sent; settles what becomes of the sender.
     fn hand_over(
         &mut self,
@@ -542,6 +520,7 @@ impl<M: Memory> Objects<M> {
     pub(super) fn leave_queue(&mut self, thread: Ref<Thread>) {
         let found = *self.memory.get(thread);
         if let Some(at) = found.endpoint() {
+            self.pass_over(at, thread);
             self.leave_endpoint(thread, at);
         } else if let Some(at) = found.awaited() {
             self.leave_notification(thread, at);
@@ -645,7 +624,7 @@ impl<M: Memory> Objects<M> {
 }
 
 /// The endpoint that `capability` names, if it has one of the rights.
-fn endpoint(capability: Capability, rights: Rights) -> Result<Ref<Endpoint>, Error> {
+pub(super) fn endpoint(capability: Capability, rights: Rights) -> Result<Ref<Endpoint>, Error> {
     if capability.kind() != Kind::Endpoint {
         return Err(Error::InvalidCapability);
     }

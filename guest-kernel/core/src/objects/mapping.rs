@@ -44,6 +44,8 @@ struct Space {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Spaces {
     table: [Space; SPACES],
+    /// No number below is free, so that making many does not look through the table for each.
+    all_below: usize,
     /// The root of the kernel alone, whose upper half all share.
     kernel_root: u64,
     /// The running thread's root may be another one than before.
@@ -57,6 +59,7 @@ impl Spaces {
                 root: 0,
                 generation: 0,
             }; SPACES],
+            all_below: 0,
             kernel_root: 0,
             changed: false,
         }
@@ -126,9 +129,14 @@ impl<M: Memory> Objects<M> {
     /// # Errors
     /// [`Error::NotEnoughMemory`] when there are as many as there can be.
     pub(crate) fn begin_space(&mut self, root: u64) -> Result<Capability, Error> {
-        let number = (self.spaces.table.iter().position(|space| space.root == 0))
-            .ok_or(Error::NotEnoughMemory { available: 0 })?;
-        self.spaces.table[number].root = root;
+        let first = self.spaces.all_below;
+        let behind = self.spaces.table.iter().skip(first);
+        let number = (behind.take_while(|space| space.root != 0).count()) + first;
+        let Some(space) = self.spaces.table.get_mut(number) else {
+            return Err(Error::NotEnoughMemory { available: 0 });
+        };
+        space.root = root;
+        self.spaces.all_below = number + 1;
         let kernel = self.spaces.kernel_root;
         if kernel != 0 {
             // Only what is in use: on some hosts each instruction here costs half a microsecond.
@@ -146,7 +154,9 @@ impl<M: Memory> Objects<M> {
 
     /// Ends an address space: what is mapped in it is mapped nowhere.
     pub(super) fn end_space(&mut self, capability: Capability) {
-        let space = &mut self.spaces.table[capability.number() as usize % SPACES];
+        let number = capability.number() as usize % SPACES;
+        self.spaces.all_below = self.spaces.all_below.min(number);
+        let space = &mut self.spaces.table[number];
         space.root = 0;
         space.generation = space.generation.wrapping_add(1);
         self.spaces.changed = true;

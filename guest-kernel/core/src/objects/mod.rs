@@ -4,6 +4,7 @@
 //! | room | what lives there |
 //! | --- | --- |
 //! | [`memory`] | typed references to objects in RAM |
+//! | [`cancellation`] | the end of all sends by one badge |
 //! | [`capability`] | the two words of a capability |
 //! | [`slot`] | where a capability lies |
 //! | [`derivation`] | who came from whom |
@@ -21,6 +22,7 @@
 //! Every object lies in memory that user space gave by retype, and memory of zeros is a valid
 //! object of every kind: an idle endpoint, a stopped thread, an empty CNode.
 
+pub mod cancellation;
 pub mod capability;
 pub mod cspace;
 pub mod deletion;
@@ -116,6 +118,8 @@ pub struct Objects<M> {
     scheduler: schedule::Scheduler,
     /// Threads that wait for console input.
     readers: thread::List,
+    /// The last of them that input which came is to wake.
+    last_to_wake: Option<Ref<thread::Thread>>,
     spaces: mapping::Spaces,
 }
 
@@ -128,6 +132,7 @@ impl<M: Memory> Objects<M> {
             dying: None,
             scheduler: schedule::Scheduler::new(),
             readers: thread::List::EMPTY,
+            last_to_wake: None,
             spaces: mapping::Spaces::new(),
         }
     }

@@ -14,6 +14,8 @@ use crate::frame::Frame;
 pub const SLOTS_RADIX: u32 = 3;
 /// Size of a thread in bits.
 pub const SIZE_BITS: u32 = 10;
+/// Threads that wait for console input and are woken in one entry into the kernel.
+const WAKE_STEP: usize = 16;
 
 /// What the slots of a thread are for. They are set as a whole when the thread is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,16 +284,32 @@ impl<M: Memory> Objects<M> {
         self.readers = (self.readers).pushed(&mut self.memory, Membership::Wait, thread);
     }
 
-    /// Console input came: whoever waits for it tries again.
+    /// Console input came: whoever waits for it now tries again, see
+    /// [`Objects::wake_some_readers`].
     pub fn wake_readers(&mut self) {
-        while let Some(thread) = self.readers.first() {
+        self.last_to_wake = self.readers.last();
+    }
+
+    /// Wakes some of those who waited for console input when it came; whether there are more.
+    pub fn wake_some_readers(&mut self) -> bool {
+        for _ in 0..WAKE_STEP {
+            if self.last_to_wake.is_none() {
+                return false;
+            }
+            let Some(thread) = self.readers.first() else {
+                return false;
+            };
             self.leave_queue(thread);
             self.make_ready(thread);
         }
+        self.last_to_wake.is_some()
     }
 
     /// Takes a thread that waits for console input out of the list of those.
     pub(super) fn leave_readers(&mut self, thread: Ref<Thread>) {
+        if self.last_to_wake == Some(thread) {
+            self.last_to_wake = List::before(&self.memory, Membership::Wait, thread);
+        }
         self.readers = (self.readers).without(&mut self.memory, Membership::Wait, thread);
     }
 }
@@ -319,6 +337,10 @@ impl List {
         Ref::from_link(self.head)
     }
 
+    pub(super) const fn last(self) -> Option<Ref<Thread>> {
+        Ref::from_link(self.tail)
+    }
+
     pub(super) const fn is_empty(self) -> bool {
         self.head == 0
     }
@@ -330,6 +352,15 @@ impl List {
         thread: Ref<Thread>,
     ) -> Option<Ref<Thread>> {
         Ref::from_link(memory.get(thread).memberships[membership as usize].next)
+    }
+
+    /// Who stands before `thread`.
+    pub(super) fn before(
+        memory: &impl Memory,
+        membership: Membership,
+        thread: Ref<Thread>,
+    ) -> Option<Ref<Thread>> {
+        Ref::from_link(memory.get(thread).memberships[membership as usize].previous)
     }
 
     /// The list with `thread` before `next`, or at its end.

@@ -383,6 +383,75 @@ fn cancelling_sends_meets_one_badge_only() {
     );
 }
 
+/// Many senders, two badges, an interrupt after every step: nobody is forgotten, nobody is
+/// aborted who has another badge, and no step goes over more than a few senders.
+#[test]
+fn cancelling_sends_is_interrupted_and_goes_on() {
+    const SENDERS: u64 = 90;
+    let mut rig = Rig::new();
+    rig.make(ObjectType::Endpoint, ENDPOINT);
+    rig.mint(20, ENDPOINT, 1).unwrap();
+    rig.mint(21, ENDPOINT, 2).unwrap();
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|n| {
+            let thread = rig.passive_thread(30, 100);
+            // The root has too few slots for all of them: each keeps its own capability.
+            let place = thread.slot(ThreadSlot::FaultHandler);
+            rig.objects.relocate(place, rig.slot(30), None).unwrap();
+            // One of each badge at the ends, and long rows of the other one in between.
+            let badge = 20 + u64::from(n % 40 != 0);
+            rig.send(thread, badge, info(0), Sending::Blocking).unwrap();
+            (thread, badge)
+        })
+        .collect();
+    let waiting = |rig: &Rig, badge| {
+        let all = senders.iter().filter(|(_, by)| *by == badge);
+        all.filter(|(thread, _)| rig.state(*thread) == State::Sending)
+            .count()
+    };
+    let cancel = |rig: &mut Rig, badge| {
+        let mut interrupted = 0;
+        loop {
+            rig.objects.memory.interrupt_in = Some(0);
+            match rig.objects.cancel_badged_sends(rig.capability(badge)) {
+                Ok(()) => return interrupted,
+                Err(error) => assert_eq!(error, Error::Preempted),
+            }
+            interrupted += 1;
+            assert!(interrupted < 1000, "it makes no progress");
+        }
+    };
+    // Left half done, and finished by who cancels the other badge.
+    rig.objects.memory.interrupt_in = Some(0);
+    let begun = rig.objects.cancel_badged_sends(rig.capability(20));
+    assert_eq!(begun, Err(Error::Preempted));
+    assert_eq!(waiting(&rig, 20), 2);
+    // The one that would be looked at next goes meanwhile.
+    rig.objects.suspend(senders[1].0);
+    let before = waiting(&rig, 21);
+    let interrupted = cancel(&mut rig, 21);
+    assert_eq!((waiting(&rig, 20), waiting(&rig, 21)), (0, 0));
+    assert!(interrupted >= before, "{interrupted} interrupts");
+    for (thread, _) in &senders {
+        assert_eq!(rig.status(*thread), Some(Status::Aborted));
+    }
+    // Who comes while it is interrupted comes behind.
+    for (thread, badge) in &senders[..80] {
+        rig.send(*thread, *badge, info(0), Sending::Blocking)
+            .unwrap();
+    }
+    rig.objects.memory.interrupt_in = Some(0);
+    let begun = rig.objects.cancel_badged_sends(rig.capability(20));
+    assert_eq!(begun, Err(Error::Preempted));
+    rig.send(senders[80].0, 20, info(0), Sending::Blocking)
+        .unwrap();
+    let interrupted = cancel(&mut rig, 20);
+    assert!(interrupted >= 3, "{interrupted} interrupts over 80 senders");
+    assert_eq!((waiting(&rig, 20), waiting(&rig, 21)), (0, 78));
+    rig.objects.memory.interrupt_in = None;
+    rig.delete(ENDPOINT);
+}
+
 #[test]
 fn capabilities_come_with_messages_where_granted() {
     for granted in [true, false] {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::super::fault::Fault;
-use super::super::ipc::{MessageInfo, Sending};
+use super::super::ipc::{Endpoint, MessageInfo, Sending};
 use super::super::schedule::SchedContext;
 use super::*;
 
@@ -131,7 +131,12 @@ impl World {
                 self.replace([30, 40, 50][usize::from(x) % 3] + u64::from(y) % 3);
                 Ok(())
             }
-            14 => rig.objects.cancel_badged_sends(endpoint),
+            14 => {
+                rig.objects.memory.interrupt_in = (z % 2 == 1).then(|| u32::from(x) % 4);
+                let cancelled = rig.objects.cancel_badged_sends(endpoint);
+                rig.objects.memory.interrupt_in = None;
+                cancelled
+            }
             // Whoever waits without time of its own is a server that runs on its callers'.
             15 | 16 => {
                 let context = rig.capability(13 + u64::from(y) % (THREADS - 1) * 2);
@@ -233,6 +238,11 @@ impl World {
                 continue;
             }
             let mut waiting = objects.waiting(capability);
+            if capability.kind() == Kind::Endpoint {
+                let endpoint = objects.memory.get(capability.object_ref::<Endpoint>());
+                let next = endpoint.cancellation.next();
+                assert!(next.is_none_or(|next| waiting.contains(&next)), "{next:?}");
+            }
             let mut wanted = expected.remove(&capability.address()).unwrap_or_default();
             waiting.sort();
             wanted.sort();

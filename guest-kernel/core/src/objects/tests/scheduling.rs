@@ -295,3 +295,30 @@ fn what_is_deleted_takes_its_time_along() {
     let next = rig.capability(10).object_ref::<Thread>();
     assert_eq!(rig.objects.bind_context(next, context), Ok(()));
 }
+
+/// Input wakes all who waited for it, a few at a time; who comes later waits for the next.
+#[test]
+fn many_readers_are_woken_in_steps() {
+    let mut rig = Rig::new();
+    let threads: Vec<_> = (0..20).map(|n| rig.thread(10 + n * 2, 100)).collect();
+    let waiting = |rig: &Rig| {
+        let all = threads.iter();
+        all.filter(|thread| rig.state(**thread) == State::Reading)
+            .count()
+    };
+    for thread in &threads[..19] {
+        rig.objects.wait_for_input(*thread);
+    }
+    assert!(!rig.objects.wake_some_readers(), "no input came");
+    rig.objects.wake_readers();
+    rig.objects.wait_for_input(threads[19]);
+    // The last one that the input is for goes.
+    rig.objects.suspend(threads[18]);
+    assert!(rig.objects.wake_some_readers());
+    assert_eq!(waiting(&rig), 3);
+    assert!(!rig.objects.wake_some_readers());
+    assert_eq!(waiting(&rig), 1, "whose input did not come");
+    rig.objects.wake_readers();
+    rig.objects.suspend(threads[19]);
+    assert!(!rig.objects.wake_some_readers());
+}
