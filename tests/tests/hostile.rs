@@ -1,9 +1,12 @@
 //! Promise: whatever a guest kernel does, its VMM neither panics nor hangs, and `bulkhead down`
-//! ends it.
+//! ends it. And whatever a native program does, the microkernel neither crashes nor stalls.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -159,6 +162,62 @@ mod kvm {
                 "{device}"
             );
         }
+    }
+
+    /// A minute without a word is a stall: the program says once a second how far it is, if the machine
+    /// is idle.
+    #[test]
+    fn a_hostile_native_program_neither_crashes_nor_stalls_the_kernel() {
+        let bulkhead = Bulkhead::built();
+        let before = Census::take();
+        let inputs = fs::File::open(bulkhead.library("tests/hostile-programs")).unwrap();
+        let program = bulkhead.library("tests/hostile");
+        let run = ["run", "--kernel", "native", "--", program.to_str().unwrap()];
+        let arguments = ["corpus", "seconds=25", "seed=4"];
+        let mut command = bulkhead.command(run.iter().chain(&arguments));
+        let mut child = (command.stdin(inputs).stdout(Stdio::piped()))
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let (said, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = Vec::new();
+            // Its threads write to the console too, whatever they have.
+            while output
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|read| read > 0)
+            {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if said.send(text).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        });
+        let (mut progress, mut result) = (0, String::new());
+        loop {
+            match lines.recv_timeout(Duration::from_secs(60)) {
+                Ok(line) if line.starts_with("result: ") || line.starts_with("FAILED: ") => {
+                    result = line;
+                }
+                Ok(line) if line.starts_with("hostile: ") => {
+                    println!("{line}");
+                    progress += 1;
+                }
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let _ = child.kill();
+                    panic!("the kernel stalls");
+                }
+            }
+        }
+        let status = child.wait().unwrap();
+        println!("{result}");
+        assert!(status.success(), "{status}: {result}");
+        assert!(result.starts_with("result: ok"), "{result}");
+        assert!(progress > 4, "{progress} lines of progress");
+        before.expect_nothing_new();
     }
 
     #[test]

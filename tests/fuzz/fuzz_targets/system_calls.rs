@@ -3,22 +3,17 @@
 //! user mode can write, and nothing is mapped that is not the partition's.
 #![no_main]
 
-#[path = "script/mod.rs"]
-mod script;
-
 use std::collections::HashSet;
 
 use bulkhead_abi::layout::USER_END;
-use bulkhead_kernel_core::fake::{Info, MODULE, PROGRAM, Partition};
+use bulkhead_hostile::{Script, Step};
+use bulkhead_kernel_core::fake::{Info, MODULE, Partition};
 use bulkhead_kernel_core::frame::USER_CODE;
 use bulkhead_kernel_core::kernel::{Next, Trap};
 use libfuzzer_sys::fuzz_target;
-use script::Script;
 
 /// Most entries into the kernel of one program.
 const ENTRIES: usize = 300;
-/// Free addresses where it maps what it has.
-const AT: u64 = 0x4000_0000;
 /// What the processor looks at in an entry of a page table.
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -26,55 +21,34 @@ const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// A register that comes near what matters.
-fn register(script: &mut Script) -> u64 {
-    let [kind, value] = script.bytes();
-    let value = u64::from(value);
-    match kind % 16 {
-        0..=5 => value,
-        6..=7 => value % 80,
-        8 => AT + (value << 12),
-        9 => AT + (value << 21),
-        10 => PROGRAM + (value << 12),
-        11 => value << 12,
-        12 => 1 << (value % 64),
-        13 => (1 << (value % 64)) - 1,
-        14 => USER_END - value,
-        _ => u64::from_le_bytes(script.bytes()),
-    }
-}
-
 /// The program does something that enters the kernel.
-fn enter(partition: &mut Partition, script: &mut Script) -> Next {
+fn enter(partition: &mut Partition, step: Step) -> Next {
     partition.hardware().now += 1;
-    match script.byte() {
-        kind @ 0..16 => {
-            partition.hardware().now += 1 << (kind * 3);
+    match step {
+        Step::Time(ticks) => {
+            partition.hardware().now += ticks;
             partition.trap(Trap::Timer)
         }
-        16..24 => {
-            let [vector, code] = script.bytes();
-            let address = register(script);
+        Step::Exception {
+            vector,
+            code,
+            address,
+        } => {
             let frame = partition.frame();
-            frame.vector = u64::from(vector % 32);
-            frame.error_code = u64::from(code % 32);
+            frame.vector = u64::from(vector);
+            frame.error_code = u64::from(code);
             partition.trap(Trap::Exception { address })
         }
-        kind => {
+        Step::Call {
+            registers,
+            patience,
+        } => {
             // Work that takes long is interrupted now and then.
-            partition.hardware().patience = (kind < 64).then(|| u32::from(script.byte() % 8));
-            let [number, length, capabilities] = script.bytes();
-            let mut info = u64::from(number % 64) | u64::from(length % 16) << 8;
-            info |= u64::from(capabilities % 4) << 16;
-            if kind > 240 {
-                info = register(script);
-            }
-            let registers: [u64; 12] = std::array::from_fn(|_| register(script));
+            partition.hardware().patience = patience;
             let frame = partition.frame();
-            frame.rax = info;
             [
-                frame.rdi, frame.rsi, frame.rdx, frame.r8, frame.r9, frame.r10, frame.r12,
-                frame.r13, frame.r14, frame.r15, frame.rbx, frame.rbp,
+                frame.rax, frame.rdi, frame.rsi, frame.rdx, frame.r8, frame.r9, frame.r10,
+                frame.r12, frame.r13, frame.r14, frame.r15, frame.rbx, frame.rbp,
             ] = registers;
             partition.trap(Trap::Syscall)
         }
@@ -129,7 +103,6 @@ fn walk(
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut script = Script(bytes);
     let info = Info::usual();
     let mut ranges: Vec<_> = info.regions.iter().map(|r| r.0..r.0 + r.1).collect();
     // A module has its huge page to itself.
@@ -138,11 +111,8 @@ fuzz_target!(|bytes: &[u8]| {
     ranges.push(0x1000..0x3000);
     let own = |page: u64| ranges.iter().any(|range| range.contains(&page));
     let mut partition = Partition::start(&info).expect("a partition");
-    for entry in 1..=ENTRIES {
-        if script.0.is_empty() {
-            break;
-        }
-        match enter(&mut partition, &mut script) {
+    for (entry, step) in (1..=ENTRIES).zip(Script(bytes)) {
+        match enter(&mut partition, step) {
             Next::End(_) => return,
             Next::Run => {}
             Next::Idle => {

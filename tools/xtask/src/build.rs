@@ -69,7 +69,7 @@ const HOSTED: [Program; 10] = [
 ];
 
 /// What runs without an operating system below it.
-const BARE_METAL: [Program; 7] = [
+const BARE_METAL: [Program; 8] = [
     program("bulkhead-kernel", "kernel", "lib/bulkhead/kernel"),
     program(
         "bulkhead-linux",
@@ -87,6 +87,7 @@ const BARE_METAL: [Program; 7] = [
         "conformance",
         "lib/bulkhead/tests/conformance",
     ),
+    program("bulkhead-hostile", "hostile", "lib/bulkhead/tests/hostile"),
     program("bulkhead-paths", "paths", "lib/bulkhead/tests/paths"),
     program(
         "bulkhead-hostile-driver",
@@ -94,6 +95,9 @@ const BARE_METAL: [Program; 7] = [
         "lib/bulkhead/tests/hostile-driver",
     ),
 ];
+
+/// Inputs of the hostile program.
+const HOSTILE_PROGRAMS: &str = "lib/bulkhead/tests/hostile-programs";
 
 /// Native programs in C: their source, and their place in the tree.
 const C_PROGRAMS: [(&str, &str); 1] = [(
@@ -149,7 +153,32 @@ pub(crate) fn run_all(repo: &Repo) -> Result<()> {
         }
     }
     c_programs(repo, &say)?;
+    hostile_programs(repo)?;
     linux(repo, &say)
+}
+
+/// What the fuzz target `system_calls` found by coverage, in one file, as the hostile program reads it:
+/// each input behind its length in four bytes.
+fn hostile_programs(repo: &Repo) -> Result<()> {
+    let seeds = repo.root().join("tests/fuzz/seeds/system_calls");
+    let mut files = fs::read_dir(&seeds)
+        .and_then(|entries| {
+            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+            paths.collect::<std::io::Result<Vec<_>>>()
+        })
+        .at("read", &seeds)?;
+    files.sort();
+    let mut all = Vec::new();
+    for file in files {
+        let bytes = fs::read(&file).at("read", &file)?;
+        all.extend((bytes.len() as u32).to_le_bytes());
+        all.extend(bytes);
+    }
+    let to = repo.dist().join(HOSTILE_PROGRAMS);
+    if fs::read(&to).is_ok_and(|old| old == all) {
+        return Ok(());
+    }
+    fs::write(&to, all).at("write", &to)
 }
 
 /// As docs/native-programs.md tells people to do it.

@@ -554,7 +554,7 @@ impl<M: Memory> Objects<M> {
     /// The priority of the most urgent thread that could run and does not.
     #[cfg(test)]
     pub(super) fn most_urgent(&self) -> Option<u64> {
-        self.scheduler.highest().map(|priority| priority as u64)
+        self.scheduler.highest()
     }
 
     fn is_queued(&self, thread: Ref<Thread>) -> bool {

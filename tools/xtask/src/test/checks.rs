@@ -20,12 +20,13 @@ const FUZZ_SECONDS: u32 = 20;
 /// Packages without `unsafe` of their own making that Miri can run in reasonable time.
 const MIRI_PACKAGES: [&str; 2] = ["bulkhead-abi", "bulkhead-kernel-core"];
 /// Packages that build for [`BARE`] only.
-pub(crate) const BARE_PACKAGES: [&str; 8] = [
+pub(crate) const BARE_PACKAGES: [&str; 9] = [
     "bulkhead-kernel",
     "bulkhead-runtime",
     "bulkhead-linux",
     "bulkhead-probe",
     "bulkhead-conformance",
+    "bulkhead-hostile",
     "bulkhead-paths",
     "bulkhead-hostile-driver",
     "hello-native",
