@@ -136,3 +136,20 @@ mod kvm {
         }
     }
 }
+
+mod lab {
+    use bulkhead_tests::bulkhead::Bulkhead;
+
+    /// Where kernel mode is interpreted this is minutes; there `R4-preemption` revokes 4,096.
+    #[test]
+    fn revoking_a_hundred_thousand_capabilities_lets_urgent_threads_run() {
+        let bulkhead = Bulkhead::built();
+        let program = bulkhead.library("tests/conformance");
+        let memory = ["run", "--kernel", "native", "--memory", "128MiB", "--"];
+        let revoke = [program.to_str().unwrap(), "revoke-100000"];
+        let ended = bulkhead.run(memory.iter().chain(&revoke));
+        print!("{}", ended.stdout());
+        let said = "100352 capabilities revoked";
+        ended.expect_status(0).expect_stdout(said);
+    }
+}

@@ -1,4 +1,6 @@
-//! The paths of a native program's system calls.
+//! The paths of a native program's system calls. Those that can take long are in [`stretches`].
+
+mod stretches;
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +20,7 @@ use bulkhead_runtime::syscall::{Registers, exchange, raw};
 program_main!(main);
 
 /// Every path, in the order of the table.
-const PATHS: [fn(); 10] = [
+const PATHS: [fn(); 11] = [
     null_call,
     console_write,
     pages,
@@ -29,6 +31,7 @@ const PATHS: [fn(); 10] = [
     capabilities,
     frames,
     messages,
+    stretches::all,
 ];
 
 fn main() {

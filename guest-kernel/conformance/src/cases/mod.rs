@@ -137,7 +137,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("restricted-state-page-stays", restricted::state_page_stays),
 ];
 
-/// What ends or hangs the partition: the status is judged from outside.
+/// What ends or hangs the partition, or takes very long: the status is judged from outside.
 pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
     ("grants", endings::grants),
     ("echo", endings::echo),
@@ -163,6 +163,7 @@ pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
     ("fault-stack", endings::fault_stack),
     ("fault-not-canonical", endings::fault_not_canonical),
     ("null-call-cost", endings::null_call_cost),
+    ("revoke-100000", revoking::a_hundred_thousand),
 ];
 
 /// Free addresses for a case: each case cleans up behind itself.

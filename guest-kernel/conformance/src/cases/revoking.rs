@@ -4,10 +4,10 @@ use alloc::string::String;
 use core::sync::atomic::Ordering;
 
 use bulkhead_runtime::abi::object::{RIGHTS_ALL, TYPE_CNODE, TYPE_ENDPOINT, TYPE_UNTYPED};
-use bulkhead_runtime::abi::syscall::Status;
+use bulkhead_runtime::abi::syscall::{Status, slot};
 use bulkhead_runtime::message::Message;
 use bulkhead_runtime::object::{CNODE, CNode, Endpoint, Place, Untyped};
-use bulkhead_runtime::{environment, time};
+use bulkhead_runtime::{environment, println, time};
 
 use super::bench::{Bench, OWN, inside, is_occupied, shared, stop, until};
 use super::{check, check_eq, named};
@@ -166,6 +166,84 @@ pub(super) fn preemption() -> Result<(), String> {
         "R4: a capability is left"
     );
     bench.finish()
+}
+
+/// The status of [`a_hundred_thousand`] where it did not go as it should.
+const STATUS_FAILED: u8 = 1;
+
+/// An untyped from which a hundred thousand capabilities derive is revoked, while a more urgent thread
+/// sleeps and wakes. It takes more memory than a partition has unless it is told, and where kernel mode
+/// is interpreted many seconds.
+pub(super) fn a_hundred_thousand() -> u8 {
+    match revoke_a_hundred_thousand() {
+        Ok((count, ticks, ms)) => {
+            println!(
+                "{count} capabilities revoked in {ms} ms; a more urgent thread ran {ticks} times"
+            );
+            0
+        }
+        Err(why) => {
+            println!("FAILED: {why}");
+            STATUS_FAILED
+        }
+    }
+}
+
+/// How many went, how often the urgent thread ran meanwhile, and the milliseconds that it took.
+fn revoke_a_hundred_thousand() -> Result<(u64, u64, u64), String> {
+    const RADIX: u64 = 17;
+    const AT_ONCE: u64 = 256;
+    const OBJECTS: u64 = 98_304;
+    const COPIES: u64 = 2_048;
+    /// The urgent thread sleeps so long.
+    const PAUSE_NS: u64 = 20_000_000;
+    extern "C" fn tick(own: u64, _: u64, _: u64, _: u64) -> ! {
+        while shared(1).load(Ordering::Relaxed) == 0 {
+            time::sleep_ns(PAUSE_NS);
+            shared(0).fetch_add(1, Ordering::Relaxed);
+        }
+        stop(own)
+    }
+    let mut bench = Bench::new()?;
+    let memory = Untyped(slot::MEMORY);
+    let node = memory.cnode(RADIX).map_err(named)?;
+    let at = inside(node, RADIX);
+    // An endpoint has 64 bytes.
+    let bits = RADIX + 6;
+    let inner = memory.make(TYPE_UNTYPED, bits).map_err(named)?;
+    let inner = Untyped(inner);
+    for n in (0..OBJECTS).step_by(AT_ONCE as usize) {
+        let made = inner.retype(TYPE_ENDPOINT, 0, node, n, AT_ONCE);
+        made.map_err(named)?;
+    }
+    for n in 0..COPIES {
+        let from = at(n * 41 % OBJECTS);
+        at(OBJECTS + n).copy(from, RIGHTS_ALL).map_err(named)?;
+    }
+    bench.start(OWN + 1, tick, [0; 3])?;
+    let before = shared(0).load(Ordering::Relaxed);
+    let since = time::monotonic_ns();
+    check_eq!(inner.place().revoke(), Ok(()), "the revoke");
+    let ms = (time::monotonic_ns() - since) / 1_000_000;
+    let ticks = shared(0).load(Ordering::Relaxed) - before;
+    shared(1).store(1, Ordering::Relaxed);
+    check!(ticks >= 10, "the urgent thread ran {ticks} times meanwhile");
+    // Slots in use are noticed before there is too little memory.
+    let small = Untyped(bench.make(TYPE_UNTYPED, 12)?);
+    for n in (0..1 << RADIX).step_by(AT_ONCE as usize) {
+        check_eq!(
+            small.retype(TYPE_ENDPOINT, 0, node, n, AT_ONCE),
+            Err(Status::NotEnoughMemory),
+            "a slot is in use"
+        );
+    }
+    check_eq!(
+        inner.retype(TYPE_UNTYPED, bits, node, 0, 1),
+        Ok(()),
+        "all of the memory is there again"
+    );
+    bench.finish()?;
+    Ok((OBJECTS + COPIES, ticks, ms))
 }
 
 /// A CNode that holds its own capability, and the one that is revoked.

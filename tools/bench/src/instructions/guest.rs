@@ -18,10 +18,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bulkhead_abi::boot::BootInfo;
-use bulkhead_paths::{BARS, MARK};
+use bulkhead_paths::{BARS, MARK, MARK_STRETCH};
 
 use super::image::Image;
-use super::paths::Mark;
+use super::paths::{Counted, Mark, Steps};
 use super::remote::{Registers, Remote, Stop};
 use crate::child::{Watched, memfd};
 use crate::error::Error;
@@ -180,7 +180,7 @@ impl<'a> Guest<'a> {
         }
         let cause = if registers.rip == self.image.timer {
             Cause::Timer
-        } else if registers.call().0 == MARK {
+        } else if [MARK, MARK_STRETCH].contains(&registers.call().0) {
             Cause::Mark
         } else {
             Cause::Program
@@ -200,7 +200,7 @@ impl<'a> Guest<'a> {
 
     /// What the mark at `entry` says.
     pub(super) fn mark(&mut self, entry: &Entry) -> Result<Mark, Error> {
-        let (_, [name, length, passed_over, entries]) = entry.registers.call();
+        let (number, [name, length, passed_over, entries]) = entry.registers.call();
         let name = self.remote.read_user(name, length.min(LONGEST_NAME))?;
         let name = String::from_utf8_lossy(&name).into_owned();
         let bar = BARS.iter().find(|(path, _)| *path == name);
@@ -208,15 +208,20 @@ impl<'a> Guest<'a> {
             passed_over,
             entries,
             bar: bar.map(|(_, most)| *most),
+            counted: if number == MARK {
+                Counted::All
+            } else {
+                Counted::LongestStretch
+            },
             name,
         })
     }
 
-    /// Steps from where the guest stands to the instruction by which it leaves the kernel: how many
-    /// instructions that is, both included.
-    pub(super) fn count(&mut self) -> Result<u64, Error> {
+    /// Steps from where the guest stands to the instruction by which it leaves the kernel.
+    pub(super) fn count(&mut self) -> Result<Steps, Error> {
         let mut rip = self.remote.registers()?.rip;
-        let mut count = 1;
+        let mut steps = Steps::default();
+        steps.add(rip == self.image.preemption);
         // What a step over that instruction does differs: where KVM interprets guest kernel mode, it
         // ends at the next entry.
         while !self.image.is_end(rip) {
@@ -225,17 +230,17 @@ impl<'a> Guest<'a> {
                 break;
             }
             let next = self.remote.registers()?.rip;
-            if next < KERNEL_HALF || count > MOST {
+            if next < KERNEL_HALF || steps.all > MOST {
                 let what = format!("does not leave the kernel as it should, at {rip:#x}");
                 return Err(Error::Path(what));
             }
             // A repeated string instruction is one, however many steps it takes.
             if next != rip {
-                count += 1;
+                steps.add(next == self.image.preemption);
             }
             rip = next;
         }
-        Ok(count)
+        Ok(steps)
     }
 }
 

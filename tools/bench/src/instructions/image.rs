@@ -30,6 +30,8 @@ pub(super) struct Image {
     pub(super) page_fault: u64,
     /// Where the timer's interrupt goes.
     pub(super) timer: u64,
+    /// Where long work looks for an urgent thread.
+    pub(super) preemption: u64,
     /// Where an instruction stands that ends an entry, if it is executed there.
     ends: BTreeSet<u64>,
 }
@@ -68,6 +70,7 @@ impl Image {
             syscall: address("syscall_entry")?,
             page_fault: stubs + PAGE_FAULT * stub_bytes,
             timer: stubs + u64::from(TIMER_VECTOR) * stub_bytes,
+            preemption: address("is_timer_due")?,
             ends,
         })
     }
@@ -139,10 +142,12 @@ mod tests {
             ("interrupt_stubs", 0x2000),
             ("interrupt_stubs_end", 0x3000),
             ("syscall_entry", 0x1008),
+            ("is_timer_due", 0x1002),
         ]);
         let image = Image::parse(&file).unwrap();
         assert_eq!(image.syscall, 0x1008);
         assert_eq!((image.page_fault, image.timer), (0x20e0, 0x2200));
+        assert_eq!(image.preemption, 0x1002);
         let ends: Vec<u64> = (0x1000..0x1010).filter(|at| image.is_end(*at)).collect();
         assert_eq!(ends, [0x1001, 0x1005, 0x1006]);
     }

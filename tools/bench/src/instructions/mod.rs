@@ -60,10 +60,10 @@ pub(crate) fn run(library: &Path) -> Result<Counted, Error> {
 fn example(library: &Path, image: &Image) -> Result<Vec<Counts>, Error> {
     let program = "@examples/hello-native";
     let mut guest = Guest::start(library, image, Kind::Native, program)?;
-    let boot = guest.count()?;
+    let boot = guest.count()?.all;
     let (mut instructions, mut entries) = (boot, 1);
     while guest.next_entry()?.is_some() {
-        instructions += guest.count()?;
+        instructions += guest.count()?.all;
         entries += 1;
     }
     let counts = |name: &str, instructions, entries| Counts {

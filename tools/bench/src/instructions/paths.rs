@@ -15,6 +15,35 @@ pub(super) struct Mark {
     pub(super) entries: u64,
     /// The most that it may take.
     pub(super) bar: Option<u64>,
+    /// Which instructions count.
+    pub(super) counted: Counted,
+}
+
+/// Which instructions of an entry make its path's figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// All of them.
+    All,
+    /// The longest stretch in which the kernel does not look for an urgent thread.
+    LongestStretch,
+}
+
+/// The instructions of one entry, the first and the last included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Steps {
+    pub(super) all: u64,
+    longest: u64,
+    /// Since the kernel looked for an urgent thread.
+    stretch: u64,
+}
+
+impl Steps {
+    /// One more instruction; with `looks` the first of a look for an urgent thread.
+    pub(super) fn add(&mut self, looks: bool) {
+        self.all += 1;
+        self.stretch = if looks { 1 } else { self.stretch + 1 };
+        self.longest = self.longest.max(self.stretch);
+    }
 }
 
 /// A path that is being taken.
@@ -69,12 +98,15 @@ impl Marked {
         }
     }
 
-    /// It does, and took so many instructions.
-    pub(super) fn add_entry(&mut self, instructions: u64) -> Result<(), Error> {
+    /// It does, and took these instructions.
+    pub(super) fn add_entry(&mut self, steps: Steps) -> Result<(), Error> {
         let Some(mut begun) = self.begun.take() else {
             return Ok(());
         };
-        begun.instructions += instructions;
+        match begun.mark.counted {
+            Counted::All => begun.instructions += steps.all,
+            Counted::LongestStretch => begun.instructions = begun.instructions.max(steps.longest),
+        }
         begun.entries += 1;
         if begun.entries < begun.mark.entries {
             self.begun = Some(begun);
@@ -130,14 +162,22 @@ mod tests {
             passed_over,
             entries,
             bar: None,
+            counted: Counted::All,
         }
+    }
+
+    /// So many instructions, without a look for an urgent thread.
+    fn steps(all: u64) -> Steps {
+        let mut steps = Steps::default();
+        (0..all).for_each(|_| steps.add(false));
+        steps
     }
 
     /// Entries of so many instructions, as the counter makes them.
     fn take(marked: &mut Marked, entries: &[u64]) -> Result<(), Error> {
         for instructions in entries {
             if marked.wants_entry() {
-                marked.add_entry(*instructions)?;
+                marked.add_entry(steps(*instructions))?;
             }
         }
         Ok(())
@@ -158,6 +198,27 @@ mod tests {
             .map(|path| (path.name.as_str(), path.instructions, path.entries))
             .collect();
         assert_eq!(figures, [("two", 35, 2), ("one", 7, 1)]);
+    }
+
+    #[test]
+    fn the_longest_stretch_without_a_look_counts() {
+        let mut marked = Marked::default();
+        for _ in 0..2 {
+            let longest = Mark {
+                counted: Counted::LongestStretch,
+                ..mark("s", 0, 2)
+            };
+            marked.begin(longest).unwrap();
+            for looks in [[3, 9], [5, 6]] {
+                let mut steps = Steps::default();
+                (0..20).for_each(|n| steps.add(looks.contains(&n)));
+                assert_eq!(steps.all, 20);
+                assert!(marked.wants_entry());
+                marked.add_entry(steps).unwrap();
+            }
+        }
+        let found = marked.finish().unwrap();
+        assert_eq!(found.first().map(|path| path.instructions), Some(14));
     }
 
     #[test]

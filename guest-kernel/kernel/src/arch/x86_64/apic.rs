@@ -56,7 +56,11 @@ pub(super) fn end_of_interrupt() {
 
 /// Whether the timer's deadline has passed. Other interrupts would have to be asked of the APIC,
 /// which on many hosts leaves the guest.
-pub(super) fn is_timer_due() -> bool {
+///
+/// By its symbol the counter of kernel instructions knows where long work can be interrupted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn is_timer_due() -> bool {
     // SAFETY: one CPU, interrupts off.
     let armed = unsafe { *ARMED.as_ptr() };
     armed != 0 && time_stamp() >= armed
