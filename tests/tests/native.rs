@@ -60,6 +60,29 @@ mod kvm {
         ended.expect_status(0).expect_stdout(" passed, 0 failed");
     }
 
+    /// Devices and their interrupts are those that were granted: none, the default one, and a disk
+    /// before which it stands.
+    #[test]
+    fn a_driver_has_the_devices_that_were_granted() {
+        let bulkhead = Bulkhead::built();
+        let program = bulkhead.library("tests/conformance");
+        let disk = std::env::temp_dir().join(format!("bulkhead-driver-{}", std::process::id()));
+        std::fs::write(&disk, [0; 0x10_0000]).unwrap();
+        let none = ["--no-default-grants", "--grant", "console"];
+        let two = ["--disk", disk.to_str().unwrap()];
+        for grants in [&none[..], &[], &two] {
+            let before = Census::take();
+            let cases = ["I1-granted", "I2-handlers", "I3-registers", "I4-interrupts"];
+            let start = ["run", "--kernel", "native"];
+            let run = ["--", program.to_str().unwrap()];
+            let all = start.iter().chain(grants).chain(&run).chain(&cases);
+            let ended = bulkhead.run(all);
+            before.expect_nothing_new();
+            ended.expect_status(0);
+        }
+        std::fs::remove_file(disk).unwrap();
+    }
+
     #[test]
     fn statuses_of_programs_pass_through() {
         conformance(&["exit-7"]).expect_status(7);

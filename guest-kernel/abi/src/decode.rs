@@ -308,12 +308,12 @@ mod tests {
     fn messages_share_a_register() {
         let call = Call(registers([
             (Register::Rax, 7 << 32 | 2 << 16 | 3 << 8 | syscall::SEND),
-            (Register::Rdi, 9),
+            (Register::Rdi, 77),
             (Register::Rdx, 5),
         ]))
         .to_string();
         assert!(
-            call.starts_with("send(endpoint=0x9, length=3, capabilities=2, label=7, word0=5,"),
+            call.starts_with("send(endpoint=0x4d, length=3, capabilities=2, label=7, word0=5,"),
             "{call}"
         );
     }

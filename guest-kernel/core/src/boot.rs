@@ -1,7 +1,9 @@
 //! From `BootInfo` to a first thread: memory into the untyped, the initial program mapped where
 //! its module lies, grants into the root CNode.
 
-use bulkhead_abi::boot::{BootInfoView, FLAG_CONSOLE, MODULE_PROGRAM, Module, REGION_UNTYPED};
+use bulkhead_abi::boot::{
+    BootInfoView, Device, FLAG_CONSOLE, MODULE_PROGRAM, Module, REGION_UNTYPED,
+};
 use bulkhead_abi::layout::{
     LARGE_PAGE_SIZE, MAX_MODULES, PAGE_SIZE, PROGRAM_BASE, PROGRAM_BOOT_INFO,
     PROGRAM_MODULE_STRIDE, PROGRAM_MODULES, PROGRAM_STACK_BYTES, PROGRAM_STACK_TOP,
@@ -76,7 +78,7 @@ pub fn program(info: &BootInfoView<'_>) -> Result<Module, StartError> {
 /// The first thread's priority; it may give any.
 const FIRST_PRIORITY: u64 = 128;
 /// Most untypeds that free memory becomes.
-const MAX_UNTYPEDS: u64 = slot::FREE - slot::MEMORY;
+const MAX_UNTYPEDS: u64 = slot::INTERRUPTS - slot::MEMORY;
 
 impl<H: Hardware> Kernel<H> {
     /// Sets everything up; afterwards the first thread runs.
@@ -166,17 +168,7 @@ impl<H: Hardware> Kernel<H> {
         plant(objects, slot::PARTITION, partition);
         let control = Capability::service(Kind::SchedControl, 0);
         plant(objects, slot::SCHED_CONTROL, control);
-        for (index, device) in (0..).zip(info.devices().iter().take(MAX_DEVICES)) {
-            let window = device.registers;
-            let fits = window.len.is_power_of_two()
-                && window.len >= PAGE_SIZE
-                && window.start.is_multiple_of(window.len);
-            if fits {
-                let bits = window.len.ilog2();
-                let untyped = Capability::untyped(window.start, bits, true, 0);
-                plant(objects, slot::DEVICES + index, untyped);
-            }
-        }
+        self.grant_devices(slots, info.devices())?;
         // A quarter of all memory in one piece, as long as mapped memory comes from the pool.
         let mut bits = (memory.max(1) / 4)
             .max(PAGE_SIZE)
@@ -190,6 +182,36 @@ impl<H: Hardware> Kernel<H> {
             bits = bits.saturating_sub(1).max(PAGE_SIZE.ilog2());
         }
         Ok(slots)
+    }
+
+    /// Fills the slots of devices: their registers and their interrupts.
+    fn grant_devices(&mut self, slots: Ref<Slot>, devices: &[Device]) -> Result<(), StartError> {
+        let devices = devices.get(..MAX_DEVICES).unwrap_or(devices);
+        if devices.is_empty() {
+            return Ok(());
+        }
+        // What interrupts signal lies in a page of the kernel's own, in slots of zeros.
+        let page = (self.untyped)
+            .take(&mut self.objects.memory)
+            .ok_or(StartError::Memory)?;
+        let objects = &mut self.objects;
+        objects.begin_interrupts(Ref::new(page.address()), devices.len() as u64);
+        let control = slots.at(slot::IRQ_CONTROL);
+        objects.plant(control, Capability::service(Kind::IrqControl, 0));
+        for (index, device) in (0..).zip(devices) {
+            let window = device.registers;
+            let fits = window.len.is_power_of_two()
+                && window.len >= PAGE_SIZE
+                && window.start.is_multiple_of(window.len);
+            if fits {
+                let bits = window.len.ilog2();
+                let untyped = Capability::untyped(window.start, bits, true, 0);
+                objects.plant(slots.at(slot::DEVICES + index), untyped);
+            }
+            let handler = slots.at(slot::INTERRUPTS + index);
+            (objects.make_handler(control, handler, index)).map_err(|_| StartError::Memory)?;
+        }
+        Ok(())
     }
 
     /// Makes the first thread, its capabilities in the CNode that begins with `slots`, and runs it.
@@ -310,6 +332,8 @@ impl<H: Hardware> Kernel<H> {
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use bulkhead_abi::boot::{DEVICE_VIRTIO_MMIO, PhysRange};
+
     use super::*;
     use crate::fake::{Info, MODULE, PROGRAM, Partition};
 
@@ -410,6 +434,48 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_its_registers_and_its_interrupt() {
+        let window = |start, len| Device {
+            registers: PhysRange { start, len },
+            kind: DEVICE_VIRTIO_MMIO,
+            ..Device::default()
+        };
+        let mut info = Info::usual();
+        info.devices = [
+            window(0xd000_0000, 0x1000),
+            // No window that an untyped could be.
+            window(0xd000_1800, 0x1000),
+            window(0xd000_2000, 0x800),
+        ]
+        .to_vec();
+        let p = Partition::start(&info).unwrap();
+        let objects = &p.kernel.objects;
+        let thread = objects.current().unwrap();
+        let root = objects.capability(thread.slot(ThreadSlot::CSpace));
+        let found = |handle| objects.lookup(root, handle).map(|(_, found)| found);
+        let registers = found(slot::DEVICES).unwrap();
+        assert_eq!(
+            (registers.kind(), registers.is_device()),
+            (Kind::Untyped, true)
+        );
+        assert_eq!(
+            (registers.address(), registers.size_bits()),
+            (0xd000_0000, 12)
+        );
+        let none = Err(crate::objects::Error::InvalidCapability);
+        for n in 1..4 {
+            assert_eq!(found(slot::DEVICES + n), none);
+        }
+        for n in 0..3 {
+            let handler = Capability::service(Kind::IrqHandler, n);
+            assert_eq!(found(slot::INTERRUPTS + n), Ok(handler));
+        }
+        assert_eq!(found(slot::INTERRUPTS + 3), none);
+        let control = found(slot::IRQ_CONTROL).map(Capability::kind);
+        assert_eq!(control, Ok(Kind::IrqControl));
+    }
+
+    #[test]
     fn capabilities_are_the_grants() {
         let without = Info {
             flags: 0,
@@ -437,7 +503,13 @@ mod tests {
         ] {
             assert_eq!(kind(&mut p, handle), Ok(wanted), "{handle}");
         }
-        assert_eq!(kind(&mut p, slot::DEVICES), none);
-        assert_eq!(kind(&mut p, slot::FREE), none);
+        for handle in [
+            slot::IRQ_CONTROL,
+            slot::DEVICES,
+            slot::INTERRUPTS,
+            slot::FREE,
+        ] {
+            assert_eq!(kind(&mut p, handle), none, "{handle}");
+        }
     }
 }

@@ -21,8 +21,8 @@ use bulkhead_abi::machine::{CONSOLE_READ, CONSOLE_WOULD_BLOCK};
 use bulkhead_abi::restricted::RestrictedState;
 
 use bulkhead_abi::boot::{
-    BootInfo, BootInfoView, FLAG_CONSOLE, MAGIC, MODULE_PROGRAM, MemoryRegion, Module, PhysRange,
-    REGION_UNTYPED, Table, VERSION,
+    BootInfo, BootInfoView, Device, FLAG_CONSOLE, MAGIC, MODULE_PROGRAM, MemoryRegion, Module,
+    PhysRange, REGION_UNTYPED, Table, VERSION,
 };
 use bulkhead_abi::layout::PROGRAM_BASE;
 use bulkhead_abi::syscall::Status;
@@ -202,6 +202,8 @@ pub struct Info {
     pub regions: Vec<(u64, u64, u32)>,
     /// As the ABI has them.
     pub modules: Vec<Module>,
+    /// As the ABI has them.
+    pub devices: Vec<Device>,
     /// The initial program's file.
     pub program: Vec<u8>,
 }
@@ -228,6 +230,7 @@ impl Info {
                 reserved: 0,
             }]
             .to_vec(),
+            devices: Vec::new(),
             program,
         }
     }
@@ -256,6 +259,11 @@ impl Info {
         let modules = table(modules.collect(), self.modules.len());
         assert_eq!(size_of::<MemoryRegion>(), 24);
         assert_eq!(size_of::<Module>(), 24);
+        let devices = self.devices.iter().flat_map(|device| {
+            let words = device.as_bytes().chunks_exact(8);
+            words.map(|w| u64::from_le_bytes(w.try_into().unwrap()))
+        });
+        let devices = table(devices.collect(), self.devices.len());
         let none = Table {
             offset: 0,
             count: 0,
@@ -280,7 +288,7 @@ impl Info {
             console_mailbox: 0x1000,
             regions,
             modules,
-            devices: none,
+            devices,
             args: none,
             env: none,
         };

@@ -42,6 +42,8 @@ pub enum Trap {
     Timer,
     /// The VMM says that console input can be read.
     ConsoleInput,
+    /// The device of this number interrupts.
+    Device(u64),
     /// An interrupt that nobody waits for.
     Stray,
 }
@@ -180,14 +182,18 @@ impl<H: Hardware> Kernel<H> {
                 self.restricted_leave(thread, Exit::Exception { address });
                 Next::Run
             }
-            (Trap::Timer | Trap::ConsoleInput | Trap::Stray, _) => self.wake(trap),
+            (Trap::Timer | Trap::ConsoleInput | Trap::Device(_) | Trap::Stray, _) => {
+                self.wake(trap)
+            }
         }
     }
 
     /// Acts on an interrupt, also one that came while the CPU idled.
     pub fn wake(&mut self, trap: Trap) -> Next {
-        if trap == Trap::ConsoleInput {
-            self.objects.wake_readers();
+        match trap {
+            Trap::ConsoleInput => self.objects.wake_readers(),
+            Trap::Device(number) => self.objects.interrupt(number),
+            _ => {}
         }
         self.schedule()
     }

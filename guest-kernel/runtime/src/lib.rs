@@ -29,6 +29,7 @@
 //! | --- | --- |
 //! | [`capability`] | the program's capabilities: console, memory, address space |
 //! | [`console`] | printing and reading |
+//! | [`device`] | granted devices: registers and interrupts |
 //! | [`environment`] | arguments, environment, modules, granted devices |
 //! | [`heap`] | the global allocator |
 //! | [`message`] | messages |
@@ -44,6 +45,7 @@ extern crate alloc;
 
 pub mod capability;
 pub mod console;
+pub mod device;
 pub mod environment;
 pub mod heap;
 pub mod message;

@@ -11,9 +11,10 @@ use bulkhead_abi::object::{
     TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, ThreadRegisters,
 };
 use bulkhead_abi::syscall::{
-    CANCEL_BADGED_SENDS, COPY, DELETE, FRAME_MAP, FRAME_UNMAP, INSPECT, MINT, MOVE, MUTATE, POLL,
-    RETYPE, REVOKE, ROTATE, SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, TABLE_MAP, THREAD_BIND,
-    THREAD_CONFIGURE, THREAD_READ_REGISTERS, THREAD_RESUME, THREAD_SET_PRIORITY, THREAD_SUSPEND,
+    CANCEL_BADGED_SENDS, COPY, DELETE, FRAME_ADDRESS, FRAME_MAP, FRAME_UNMAP, INSPECT,
+    IRQ_ACKNOWLEDGE, IRQ_BIND, IRQ_MAKE, MINT, MOVE, MUTATE, POLL, RETYPE, REVOKE, ROTATE,
+    SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, TABLE_MAP, THREAD_BIND, THREAD_CONFIGURE,
+    THREAD_READ_REGISTERS, THREAD_RESUME, THREAD_SET_PRIORITY, THREAD_SUSPEND,
     THREAD_WRITE_REGISTERS, WAIT, slot,
 };
 
@@ -73,6 +74,10 @@ handles! {
     Notification;
     /// A reply object.
     Reply;
+    /// The authority over devices' interrupts.
+    IrqControl;
+    /// The interrupt of a device.
+    IrqHandler;
 }
 
 /// The program's own CNode.
@@ -329,6 +334,81 @@ impl Frame {
     pub unsafe fn unmap(self) -> Result<(), Status> {
         // SAFETY: the caller's promise.
         unsafe { invoke(FRAME_UNMAP, self.0, []) }.map(|_| ())
+    }
+}
+
+impl Frame {
+    /// As [`Self::map`]; page tables that are missing on the way are made of `memory`, and stay.
+    ///
+    /// # Errors
+    /// As [`Self::map`] and [`Untyped::page_table`].
+    ///
+    /// # Safety
+    /// As [`Self::map`].
+    pub unsafe fn map_with_tables(
+        self,
+        memory: Untyped,
+        space: AddressSpace,
+        address: u64,
+        rights: u64,
+    ) -> Result<(), Status> {
+        loop {
+            // SAFETY: the caller's promise.
+            match unsafe { self.map(space, address, rights) } {
+                Err(Status::NotMapped) => memory.page_table()?.map(space, address)?,
+                done => return done,
+            }
+        }
+    }
+
+    /// Where it lies for a device: its guest-physical address.
+    ///
+    /// # Errors
+    /// See [`FRAME_ADDRESS`].
+    pub fn physical(self) -> Result<u64, Status> {
+        // SAFETY: nothing changes.
+        unsafe { invoke(FRAME_ADDRESS, self.0, []) }.map(|[address, _]| address)
+    }
+}
+
+impl IrqControl {
+    /// Makes the capability to the interrupt of device number `device` in an empty slot.
+    ///
+    /// # Errors
+    /// See [`IRQ_MAKE`].
+    pub fn make(self, device: u64, to: Place) -> Result<(), Status> {
+        let arguments = [device, to.cnode.0, to.index, to.depth];
+        // SAFETY: no memory changes.
+        unsafe { invoke(IRQ_MAKE, self.0, arguments) }.map(|_| ())
+    }
+}
+
+impl IrqHandler {
+    /// Has it signal `notification`.
+    ///
+    /// # Errors
+    /// See [`IRQ_BIND`].
+    pub fn bind(self, notification: Notification) -> Result<(), Status> {
+        // SAFETY: no memory changes.
+        unsafe { invoke(IRQ_BIND, self.0, [notification.0]) }.map(|_| ())
+    }
+
+    /// Undoes [`Self::bind`].
+    ///
+    /// # Errors
+    /// See [`IRQ_BIND`].
+    pub fn unbind(self) -> Result<(), Status> {
+        // SAFETY: no memory changes.
+        unsafe { invoke(IRQ_BIND, self.0, [0]) }.map(|_| ())
+    }
+
+    /// Lets it signal again. The device was looked after before.
+    ///
+    /// # Errors
+    /// See [`IRQ_ACKNOWLEDGE`].
+    pub fn acknowledge(self) -> Result<(), Status> {
+        // SAFETY: no memory changes.
+        unsafe { invoke(IRQ_ACKNOWLEDGE, self.0, []) }.map(|_| ())
     }
 }
 

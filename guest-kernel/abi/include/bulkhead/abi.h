@@ -121,14 +121,18 @@ static inline const char *bulkhead_status_name(uint64_t status)
 #define BULKHEAD_SLOT_SCHED_CONTROL UINT64_C(7)
 /* The first thread's scheduling context. */
 #define BULKHEAD_SLOT_SCHED_CONTEXT UINT64_C(8)
+/* The authority over devices' interrupts, where there is a device. */
+#define BULKHEAD_SLOT_IRQ_CONTROL UINT64_C(9)
 /* First slot of granted devices, in the order of the blob's device table: the device's registers as
  * an untyped. */
 #define BULKHEAD_SLOT_DEVICES UINT64_C(32)
 /* First slot of the untypeds that free memory is handed over as, the largest first; empty slots
  * follow the last. */
 #define BULKHEAD_SLOT_MEMORY UINT64_C(64)
+/* First slot of granted devices' interrupts, in the order of the blob's device table. */
+#define BULKHEAD_SLOT_INTERRUPTS UINT64_C(128)
 /* First of the slots that are the program's to use, up to the end of its CNode. */
-#define BULKHEAD_SLOT_FREE UINT64_C(128)
+#define BULKHEAD_SLOT_FREE UINT64_C(160)
 /* Readable; every mapping is. */
 #define BULKHEAD_RIGHT_READ (UINT64_C(1) << 0)
 /* Writable. */
@@ -140,7 +144,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
 
 /* Version of the ABI: of everything in its description. A kernel or a program refuses a version it
  * does not know. */
-#define BULKHEAD_VERSION UINT32_C(3)
+#define BULKHEAD_VERSION UINT32_C(4)
 /* First eight bytes of the blob: BULKHEAD in ASCII. */
 #define BULKHEAD_MAGIC UINT64_C(0x444145484b4c5542)
 /* Upper bound of the whole blob, in bytes. */
@@ -594,6 +598,15 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 /* Put a page table where the first one is missing on the way to an address. It stays until its
  * capability is deleted. */
 #define BULKHEAD_OP_TABLE_MAP UINT64_C(41)
+/* Where a frame lies, for a device that is to read or write it. */
+#define BULKHEAD_OP_FRAME_ADDRESS UINT64_C(42)
+/* Make the capability to a device's interrupt, while there is none. */
+#define BULKHEAD_OP_IRQ_MAKE UINT64_C(43)
+/* Have an interrupt signal a notification, by the badge of its capability; handle 0 to undo it.
+ * Nothing is left to acknowledge then; one that came unsignalled is signalled at once. */
+#define BULKHEAD_OP_IRQ_BIND UINT64_C(44)
+/* Let an interrupt signal again. What came since the last signal is signalled at once. */
+#define BULKHEAD_OP_IRQ_ACKNOWLEDGE UINT64_C(45)
 
 /* End the partition. Does not return. Arguments: status (0 to 255). */
 static inline uint64_t bulkhead_exit(uint64_t partition, uint64_t status)
@@ -1615,6 +1628,75 @@ static inline uint64_t bulkhead_table_map(uint64_t table, uint64_t address_space
     register uint64_t r_r8 __asm__("r8") = address;
     __asm__ volatile("syscall"
         : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Where a frame lies, for a device that is to read or write it. Results: physical (its
+ * guest-physical address). */
+static inline uint64_t bulkhead_frame_address(uint64_t frame, uint64_t *physical, uint64_t *length)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_FRAME_ADDRESS & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = frame;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    *physical = r_rdx;
+    *length = r_r8;
+    return r_rax;
+}
+
+/* Make the capability to a device's interrupt, while there is none. Arguments: device (its place in
+ * the blob's device table), cnode (where the slot for it is looked for), depth (bits of the index,
+ * 1 to 64). */
+static inline uint64_t bulkhead_irq_make(
+    uint64_t control,
+    uint64_t device,
+    uint64_t cnode,
+    uint64_t index,
+    uint64_t depth)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_IRQ_MAKE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = control;
+    register uint64_t r_rdx __asm__("rdx") = device;
+    register uint64_t r_r10 __asm__("r10") = depth;
+    register uint64_t r_r8 __asm__("r8") = cnode;
+    register uint64_t r_r9 __asm__("r9") = index;
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Have an interrupt signal a notification, by the badge of its capability; handle 0 to undo it.
+ * Nothing is left to acknowledge then; one that came unsignalled is signalled at once. */
+static inline uint64_t bulkhead_irq_bind(uint64_t handler, uint64_t notification)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_IRQ_BIND & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = handler;
+    register uint64_t r_rdx __asm__("rdx") = notification;
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
+        : "r"(r_rdi)
+        : "rcx", "r11", "cc", "memory");
+    return r_rax;
+}
+
+/* Let an interrupt signal again. What came since the last signal is signalled at once. */
+static inline uint64_t bulkhead_irq_acknowledge(uint64_t handler)
+{
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_IRQ_ACKNOWLEDGE & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = handler;
+    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_r8 __asm__("r8");
+    __asm__ volatile("syscall"
+        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
         : "r"(r_rdi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the ABI: of everything in its description. A kernel or a program refuses a version it
 /// does not know.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// First eight bytes of the blob: `BULKHEAD` in ASCII.
 pub const MAGIC: u64 = 0x4441_4548_4b4c_5542;
 /// Upper bound of the whole blob, in bytes.

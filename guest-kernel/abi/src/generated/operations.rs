@@ -5,7 +5,7 @@ use crate::decode::{Kind, Operation, Place, Register, Value};
 use crate::syscall::{self, Status};
 
 /// Slots of the initial program, and their names.
-pub(crate) const SLOTS: [(u64, &str); 11] = [
+pub(crate) const SLOTS: [(u64, &str); 13] = [
     (syscall::slot::CONSOLE, "CONSOLE"),
     (syscall::slot::UNTYPED, "UNTYPED"),
     (syscall::slot::ADDRESS_SPACE, "ADDRESS_SPACE"),
@@ -14,8 +14,10 @@ pub(crate) const SLOTS: [(u64, &str); 11] = [
     (syscall::slot::PARTITION, "PARTITION"),
     (syscall::slot::SCHED_CONTROL, "SCHED_CONTROL"),
     (syscall::slot::SCHED_CONTEXT, "SCHED_CONTEXT"),
+    (syscall::slot::IRQ_CONTROL, "IRQ_CONTROL"),
     (syscall::slot::DEVICES, "DEVICES"),
     (syscall::slot::MEMORY, "MEMORY"),
+    (syscall::slot::INTERRUPTS, "INTERRUPTS"),
     (syscall::slot::FREE, "FREE"),
 ];
 
@@ -27,7 +29,7 @@ pub(crate) const RIGHTS: [(u64, &str); 3] = [
 ];
 
 /// Every operation of the kernel.
-pub static OPERATIONS: [Operation; 42] = [
+pub static OPERATIONS: [Operation; 46] = [
     Operation {
         number: syscall::EXIT,
         name: "exit",
@@ -1820,5 +1822,102 @@ pub static OPERATIONS: [Operation; 42] = [
             Status::InvalidAddress,
             Status::DeleteFirst,
         ],
+    },
+    Operation {
+        number: syscall::FRAME_ADDRESS,
+        name: "frame_address",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "frame",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[
+            Value {
+                name: "physical",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "length",
+                kind: Kind::Bytes,
+                place: Place::whole(Register::R8),
+            },
+        ],
+        errors: &[Status::InvalidCapability],
+    },
+    Operation {
+        number: syscall::IRQ_MAKE,
+        name: "irq_make",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "control",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "device",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "cnode",
+                kind: Kind::Handle,
+                place: Place::whole(Register::R8),
+            },
+            Value {
+                name: "index",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
+            Value {
+                name: "depth",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+            Status::Busy,
+        ],
+    },
+    Operation {
+        number: syscall::IRQ_BIND,
+        name: "irq_bind",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "handler",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "notification",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+        ],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability, Status::IllegalOperation],
+    },
+    Operation {
+        number: syscall::IRQ_ACKNOWLEDGE,
+        name: "irq_acknowledge",
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[Value {
+            name: "handler",
+            kind: Kind::Handle,
+            place: Place::whole(Register::Rdi),
+        }],
+        status_place: Place::whole(Register::Rax),
+        results: &[],
+        errors: &[Status::InvalidCapability],
     },
 ];

@@ -39,14 +39,18 @@ pub mod slot {
     pub const SCHED_CONTROL: u64 = 7;
     /// The first thread's scheduling context.
     pub const SCHED_CONTEXT: u64 = 8;
+    /// The authority over devices' interrupts, where there is a device.
+    pub const IRQ_CONTROL: u64 = 9;
     /// First slot of granted devices, in the order of the blob's device table: the device's
     /// registers as an untyped.
     pub const DEVICES: u64 = 32;
     /// First slot of the untypeds that free memory is handed over as, the largest first; empty
     /// slots follow the last.
     pub const MEMORY: u64 = 64;
+    /// First slot of granted devices' interrupts, in the order of the blob's device table.
+    pub const INTERRUPTS: u64 = 128;
     /// First of the slots that are the program's to use, up to the end of its CNode.
-    pub const FREE: u64 = 128;
+    pub const FREE: u64 = 160;
 }
 
 /// Rights of a mapping, a bit set.
@@ -265,8 +269,23 @@ pub const FRAME_UNMAP: u64 = 40;
 /// capability is deleted. Arguments: `table`, `address_space`, `address`. Errors:
 /// [`Status::InvalidCapability`], [`Status::InvalidAddress`], [`Status::DeleteFirst`].
 pub const TABLE_MAP: u64 = 41;
+/// Where a frame lies, for a device that is to read or write it. Arguments: `frame`. Result:
+/// `physical` (its guest-physical address), `length`. Errors: [`Status::InvalidCapability`].
+pub const FRAME_ADDRESS: u64 = 42;
+/// Make the capability to a device's interrupt, while there is none. Arguments: `control`, `device`
+/// (its place in the blob's device table), `cnode` (where the slot for it is looked for), `index`,
+/// `depth` (bits of the index, 1 to 64). Errors: [`Status::InvalidCapability`],
+/// [`Status::OutOfRange`], [`Status::DeleteFirst`], [`Status::Busy`].
+pub const IRQ_MAKE: u64 = 43;
+/// Have an interrupt signal a notification, by the badge of its capability; handle 0 to undo it.
+/// Nothing is left to acknowledge then; one that came unsignalled is signalled at once. Arguments:
+/// `handler`, `notification`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`].
+pub const IRQ_BIND: u64 = 44;
+/// Let an interrupt signal again. What came since the last signal is signalled at once. Arguments:
+/// `handler`. Errors: [`Status::InvalidCapability`].
+pub const IRQ_ACKNOWLEDGE: u64 = 45;
 /// First number that is no system call.
-pub const COUNT: u64 = 42;
+pub const COUNT: u64 = 46;
 
 /// Who is at fault when a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

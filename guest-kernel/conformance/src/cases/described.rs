@@ -169,6 +169,10 @@ impl Objects {
             | syscall::SCHED_BIND
             | syscall::FRAME_MAP
             | syscall::FRAME_UNMAP
+            | syscall::FRAME_ADDRESS
+            | syscall::IRQ_MAKE
+            | syscall::IRQ_BIND
+            | syscall::IRQ_ACKNOWLEDGE
             | syscall::TABLE_MAP => true,
             syscall::CONSOLE_WRITE => {
                 a != slot::CONSOLE || !mapped(b) || c == 0 || !(1..3).contains(&d)

@@ -4,6 +4,7 @@ mod bench;
 mod calls;
 mod console;
 mod described;
+mod devices;
 mod endings;
 mod faults;
 mod mapping;
@@ -124,6 +125,10 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("T3-late-answer", timeouts::late_answer),
     ("T4-no-timer-left", timeouts::nothing_left),
     ("T5-passive-server", timeouts::passive_server),
+    ("I1-granted", devices::granted),
+    ("I2-handlers", devices::handlers),
+    ("I3-registers", devices::registers),
+    ("I4-interrupts", devices::interrupts),
     ("restricted-unbound", restricted::unbound),
     ("restricted-bind-errors", restricted::bind_errors),
     ("restricted-syscall", restricted::syscall),

@@ -18,7 +18,7 @@ use crate::objects::untyped::ObjectType;
 
 impl<H: Hardware> Kernel<H> {
     /// The slot at an address of `depth` bits below the CNode that `cnode` names.
-    fn slot(
+    pub(super) fn slot(
         &self,
         thread: Ref<Thread>,
         cnode: u64,

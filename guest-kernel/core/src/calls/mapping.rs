@@ -1,5 +1,7 @@
 //! Frames and page tables in address spaces.
 
+use bulkhead_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
+
 use super::{Answer, Arguments, Outcome};
 use crate::hardware::Hardware;
 use crate::kernel::Kernel;
@@ -26,6 +28,16 @@ impl<H: Hardware> Kernel<H> {
         let (slot, _) = self.lookup(thread, frame)?;
         self.objects.unmap_frame(slot)?;
         Ok(Outcome::Done)
+    }
+
+    pub(super) fn frame_address(&mut self, thread: Ref<Thread>, frame: u64) -> Answer {
+        let frame = self.capability(thread, frame, Kind::Frame)?;
+        let length = if frame.is_large() {
+            LARGE_PAGE_SIZE
+        } else {
+            PAGE_SIZE
+        };
+        Ok(Outcome::Values([frame.address(), length]))
     }
 
     pub(super) fn map_table(

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `capability` | capability spaces and untyped memory |
 //! | `console` | the console |
+//! | `interrupt` | interrupts of devices |
 //! | `mapping` | frames and page tables |
 //! | `memory` | memory from the pool |
 //! | `message` | messages and notifications |
@@ -12,6 +13,7 @@
 
 mod capability;
 mod console;
+mod interrupt;
 mod mapping;
 mod memory;
 mod message;
@@ -154,6 +156,10 @@ impl<H: Hardware> Kernel<H> {
             syscall::SCHED_BIND => self.bind_context(thread, handle, arguments),
             syscall::FRAME_MAP => self.map_frame(thread, handle, arguments),
             syscall::FRAME_UNMAP => self.unmap_frame(thread, handle),
+            syscall::FRAME_ADDRESS => self.frame_address(thread, handle),
+            syscall::IRQ_MAKE => self.make_handler(thread, handle, arguments),
+            syscall::IRQ_BIND => self.bind_interrupt(thread, handle, arguments),
+            syscall::IRQ_ACKNOWLEDGE => self.acknowledge_interrupt(thread, handle),
             syscall::TABLE_MAP => self.map_table(thread, handle, arguments),
             _ => Err(Refusal::Unknown),
         }

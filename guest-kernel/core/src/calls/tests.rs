@@ -4,9 +4,12 @@ extern crate std;
 use core::time::Duration;
 use std::vec::Vec;
 
+use bulkhead_abi::boot::{Device, PhysRange};
 use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
 use bulkhead_abi::machine::{CONSOLE_WRITE, CONSOLE_WRITE_ERROR};
-use bulkhead_abi::object::{TYPE_ENDPOINT, TYPE_NOTIFICATION, TYPE_SCHED_CONTEXT, TYPE_THREAD};
+use bulkhead_abi::object::{
+    TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_SCHED_CONTEXT, TYPE_THREAD,
+};
 use bulkhead_abi::syscall::{rights, slot};
 use bulkhead_abi::timeout::Timeout;
 use proptest::prelude::*;
@@ -420,6 +423,83 @@ fn any_calls_leave_the_kernel_sound(
     }
     prop_assert_eq!(&p.hardware().words(root)[256..], kernel_half.as_slice());
 }
+}
+
+/// A partition with one device.
+fn with_device() -> Partition {
+    let device = Device {
+        registers: PhysRange {
+            start: 0xd000_0000,
+            len: 0x1000,
+        },
+        ..Device::default()
+    };
+    let mut info = Info::usual();
+    info.devices.push(device);
+    Partition::start(&info).unwrap()
+}
+
+/// Its registers are a frame, its interrupts signals.
+#[test]
+fn a_driver_has_registers_and_interrupts() {
+    let mut p = with_device();
+    let (cnode, notification, frame) = (slot::CNODE, slot::FREE, slot::FREE + 1);
+    for (from, kind, at) in [
+        (slot::MEMORY, TYPE_NOTIFICATION, notification),
+        (slot::DEVICES, TYPE_FRAME, frame),
+    ] {
+        let retype = [kind, 0, cnode, 0, 0, at, 1];
+        p.invoke(syscall::RETYPE, from, &retype).unwrap();
+    }
+    let lies = p.invoke(syscall::FRAME_ADDRESS, frame, &[]);
+    assert_eq!(lies, Ok([0xd000_0000, 0x1000]));
+    let refused = p.invoke(syscall::FRAME_ADDRESS, notification, &[]);
+    assert_eq!(refused, Err(Status::InvalidCapability));
+
+    let badged = [slot::FREE + 2, 64, cnode, notification, 64, 15, 4];
+    p.invoke(syscall::MINT, cnode, &badged).unwrap();
+    let handler = slot::INTERRUPTS;
+    let bind = p.invoke(syscall::IRQ_BIND, handler, &[slot::FREE + 2]);
+    assert!(bind.is_ok());
+    assert_eq!(p.enter(syscall::WAIT, [notification, 0, 0, 0]), Next::Idle);
+    assert_eq!(p.kernel.wake(Trap::Device(1)), Next::Idle, "another's");
+    assert_eq!(p.kernel.wake(Trap::Device(0)), Next::Run);
+    assert_eq!((p.frame().rax, p.frame().rdi), (Status::Ok as u64, 4));
+    // The next one comes while it runs, and is told when the first is acknowledged.
+    assert_eq!(p.trap(Trap::Device(0)), Next::Run);
+    let poll = |p: &mut Partition| {
+        assert_eq!(p.enter(syscall::POLL, [notification, 0, 0, 0]), Next::Run);
+        p.frame().rdi
+    };
+    assert_eq!(poll(&mut p), 0);
+    assert!(p.invoke(syscall::IRQ_ACKNOWLEDGE, handler, &[]).is_ok());
+    assert_eq!(poll(&mut p), 4);
+    // Without a notification nobody is told.
+    assert!(p.invoke(syscall::IRQ_BIND, handler, &[0]).is_ok());
+    assert_eq!(p.trap(Trap::Device(0)), Next::Run);
+    assert_eq!(poll(&mut p), 0);
+}
+
+#[test]
+fn interrupts_are_made_by_their_authority() {
+    let mut p = with_device();
+    let (control, cnode) = (slot::IRQ_CONTROL, slot::CNODE);
+    let mut make = |handle, device, at| {
+        let arguments = [device, cnode, at, 64];
+        p.invoke(syscall::IRQ_MAKE, handle, &arguments).map(|_| ())
+    };
+    let (own, free) = (slot::INTERRUPTS, slot::FREE);
+    assert_eq!(make(control, 0, free), Err(Status::Busy));
+    assert_eq!(make(control, 1, free), Err(Status::OutOfRange));
+    assert_eq!(make(control, 0, own), Err(Status::DeleteFirst));
+    assert_eq!(make(own, 0, free), Err(Status::InvalidCapability));
+    p.invoke(syscall::DELETE, cnode, &[own, 64]).unwrap();
+    let arguments = [0, cnode, free, 64];
+    assert!(p.invoke(syscall::IRQ_MAKE, control, &arguments).is_ok());
+    for operation in [syscall::IRQ_BIND, syscall::IRQ_ACKNOWLEDGE] {
+        let refused = p.invoke(operation, control, &[0]);
+        assert_eq!(refused, Err(Status::InvalidCapability), "{operation}");
+    }
 }
 
 /// Operations, some of those that wait with a timeout.

@@ -6,7 +6,7 @@
 //! | untyped | size (6), device (1) | watermark and dirty limit, 32 bits each, in units |
 //! | frame | rights (4), device (1), large (1) | where it is mapped |
 //! | CNode | radix (6), guard length (6) | guard |
-//! | address space | | number |
+//! | address space, IRQ handler | | number |
 //! | page table | level (2) | where it is mapped |
 //! | endpoint, notification, reply | rights (4) | badge |
 //! | zombie | upper part of its slots left | link to the zombie below, lower part of its slots left |
@@ -344,7 +344,7 @@ impl Capability {
         self.with_low(level as u64)
     }
 
-    /// The number of an address space.
+    /// The number of an address space or an interrupt.
     pub(super) const fn number(self) -> u64 {
         self.data
     }

@@ -85,7 +85,7 @@ impl<M: Memory> Objects<M> {
     }
 
     /// Makes progress with the deletion of what is in `slot`, which is not empty and no zombie.
-    fn delete_step(&mut self, slot: Ref<Slot>) {
+    pub(super) fn delete_step(&mut self, slot: Ref<Slot>) {
         let capability = self.capability(slot);
         match capability.kind() {
             Kind::Frame | Kind::PageTable => self.end_mapping(capability),
@@ -189,6 +189,7 @@ impl<M: Memory> Objects<M> {
             Kind::Endpoint => return self.dismantle_endpoint(capability.object_ref()),
             Kind::Notification => return self.dismantle_notification(capability.object_ref()),
             Kind::Reply => self.dismantle_reply(capability.object_ref()),
+            Kind::IrqHandler => return self.end_handler(capability),
             Kind::AddressSpace => self.end_space(capability),
             Kind::SchedContext => self.unbind_context(capability.object_ref()),
             _ => {}

@@ -16,6 +16,7 @@
 //! | [`ipc`] | messages and their answers |
 //! | [`fastpath`] | the short way of calls and their answers |
 //! | [`notification`] | events |
+//! | [`interrupt`] | what devices signal |
 //! | [`mapping`] | frames and page tables in address spaces |
 //! | [`fault`] | what only a thread's handler can put right |
 //!
@@ -29,6 +30,7 @@ pub mod deletion;
 pub mod derivation;
 pub mod fastpath;
 pub mod fault;
+pub mod interrupt;
 pub mod ipc;
 pub mod mapping;
 pub mod memory;
@@ -121,6 +123,7 @@ pub struct Objects<M> {
     /// The last of them that input which came is to wake.
     last_to_wake: Option<Ref<thread::Thread>>,
     spaces: mapping::Spaces,
+    interrupts: interrupt::Interrupts,
 }
 
 impl<M: Memory> Objects<M> {
@@ -134,6 +137,7 @@ impl<M: Memory> Objects<M> {
             readers: thread::List::EMPTY,
             last_to_wake: None,
             spaces: mapping::Spaces::new(),
+            interrupts: interrupt::Interrupts::new(),
         }
     }
 

@@ -30,6 +30,7 @@ impl<M: Memory> Objects<M> {
     /// # Errors
     /// [`Error::InvalidCapability`] for what is no notification, [`Error::IllegalOperation`]
     /// without the right to write.
+    #[inline(always)]
     pub fn signal(&mut self, capability: Capability) -> Result<(), Error> {
         let at = notification(capability, Rights::WRITE)?;
         let badge = capability.badge();

@@ -10,6 +10,8 @@ mod fastpath;
 // None of this is unsafe, and under Miri, a hundred times slower, it is minutes: `cases` stands for
 // the rest there.
 #[cfg(not(miri))]
+mod interrupts;
+#[cfg(not(miri))]
 mod ipc;
 #[cfg(not(miri))]
 mod mapping;

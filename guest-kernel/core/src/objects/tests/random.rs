@@ -14,6 +14,7 @@ use super::super::schedule::SchedContext;
 use super::*;
 
 const THREADS: u64 = 5;
+const INTERRUPTS: u64 = 2;
 
 struct World {
     rig: Rig,
@@ -24,7 +25,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut rig = Rig::new();
+        let mut rig = Rig::with_interrupts(20);
         let mut threads = Vec::new();
         for n in 0..THREADS {
             let thread = if n == 0 {
@@ -43,6 +44,9 @@ impl World {
             threads,
             short: 0,
         };
+        for n in 0..INTERRUPTS {
+            world.rig.handle(20, 21 + n, n).unwrap();
+        }
         for n in 0..3 {
             world.replace(30 + n);
             world.replace(40 + n);
@@ -100,7 +104,8 @@ impl World {
         let reply = capability(rig, 50, x);
         let timeout = (operation >= 128).then(|| u64::from(x) * 500);
         // Refusals are as good as anything else here.
-        let _ = match operation % 18 {
+        let interrupt = u64::from(x) % INTERRUPTS;
+        let _ = match operation % 22 {
             0 => rig.objects.send(thread, endpoint, info, Sending::Blocking),
             1 => rig
                 .objects
@@ -147,6 +152,16 @@ impl World {
                     rig.objects.bind_context(other, context.object_ref())
                 }
             }
+            17 => rig.bind_to(21 + interrupt, pick(40, y)),
+            18 => rig.acknowledge(21 + interrupt),
+            19 | 20 if z % 8 != 0 => {
+                rig.objects.interrupt(interrupt);
+                Ok(())
+            }
+            19 | 20 => {
+                rig.delete(21 + interrupt);
+                rig.handle(20, 21 + interrupt, interrupt)
+            }
             _ if z % 2 == 0 => {
                 let (from, to) = (rig.slot(30), thread.slot(ThreadSlot::FaultHandler));
                 let _ = rig.objects.copy(to, from, Rights::ALL);
@@ -163,7 +178,7 @@ impl World {
                 .objects
                 .set_priority(other, u64::from(z) % 4 + 98, 0, 255),
         };
-        if let Some(ticks) = timeout.filter(|_| operation % 18 < 11) {
+        if let Some(ticks) = timeout.filter(|_| operation % 22 < 11) {
             self.rig.objects.limit_wait(thread, ticks);
         }
         self.check();
@@ -186,6 +201,7 @@ impl World {
             .map(|thread| objects.memory.get(*thread).due)
             .collect();
         assert!(due.is_sorted(), "timers are sorted: {due:?}");
+        objects.check_interrupts();
         let mut expected: HashMap<u64, Vec<Ref<Thread>>> = HashMap::new();
         for thread in &self.threads {
             let found = objects.memory.get(*thread);

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use bulkhead_abi::layout::USER_END;
-use bulkhead_abi::machine::{CONSOLE_VECTOR, TIMER_VECTOR};
+use bulkhead_abi::machine::{CONSOLE_VECTOR, DEVICE_VECTOR_BASE, MAX_DEVICES, TIMER_VECTOR};
 use bulkhead_kernel_core::frame::Frame;
 use bulkhead_kernel_core::kernel::{Kernel, Next, Trap};
 use bulkhead_kernel_core::objects::fastpath::{Fast, Switch};
@@ -19,6 +19,8 @@ const PAGE_FAULT: u64 = 14;
 const FIRST_INTERRUPT: u64 = 32;
 const TIMER: u64 = TIMER_VECTOR as u64;
 const CONSOLE: u64 = CONSOLE_VECTOR as u64;
+const FIRST_DEVICE: u64 = DEVICE_VECTOR_BASE as u64;
+const LAST_DEVICE: u64 = FIRST_DEVICE + MAX_DEVICES as u64 - 1;
 const SPURIOUS: u64 = 0xff;
 
 static KERNEL: Exclusive<Kernel<Machine>> = Exclusive::new(Kernel::new(Machine));
@@ -155,6 +157,7 @@ fn interrupt(vector: u64) -> Trap {
             Trap::Timer
         }
         CONSOLE => Trap::ConsoleInput,
+        FIRST_DEVICE..=LAST_DEVICE => Trap::Device(vector - FIRST_DEVICE),
         _ => Trap::Stray,
     }
 }
