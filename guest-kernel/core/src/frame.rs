@@ -1,7 +1,7 @@
 //! A thread's registers as the trap entry of `guest-kernel/kernel` stores them.
 //!
 //! The layout is known to its assembly (`arch/x86_64/entry.s`): the entry pushes into this struct
-//! from its end downwards, so the order of the fields is the reverse of the order of the pushes.
+//! from its end downwards to `r15`, so the order of the fields is the reverse of that of the pushes.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -39,6 +39,10 @@ pub const fn user_flags(wanted: u64) -> u64 {
     reason = "registers are named as the architecture names them"
 )]
 pub struct Frame {
+    pub(crate) reserved: u64,
+    /// Where the kernel's stack begins on the CPU that the frame was resumed on: set by whoever
+    /// resumes it, for the entry.
+    pub cpu: u64,
     pub r15: u64,
     pub r14: u64,
     pub r13: u64,
@@ -68,6 +72,8 @@ pub struct Frame {
 impl Frame {
     /// An empty frame, good for static tables.
     pub const ZERO: Self = Self {
+        reserved: 0,
+        cpu: 0,
         r15: 0,
         r14: 0,
         r13: 0,
@@ -185,10 +191,11 @@ mod tests {
 
     #[test]
     fn the_layout_is_the_one_the_entry_code_pushes() {
-        assert_eq!(size_of::<Frame>(), 22 * 8);
-        assert_eq!(core::mem::offset_of!(Frame, rax), 14 * 8);
-        assert_eq!(core::mem::offset_of!(Frame, vector), 15 * 8);
-        assert_eq!(core::mem::offset_of!(Frame, cs), 18 * 8);
-        assert_eq!(core::mem::offset_of!(Frame, ss), 21 * 8);
+        assert_eq!(size_of::<Frame>(), 24 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, r15), 2 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, rax), 16 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, vector), 17 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, cs), 20 * 8);
+        assert_eq!(core::mem::offset_of!(Frame, ss), 23 * 8);
     }
 }

@@ -115,8 +115,8 @@ pub(super) fn nonblocking() -> Result<(), String> {
         (0, 0),
         "E4: it was dropped"
     );
-    bench.start(OWN, receive_lengths, [endpoint.0, 1, 0])?;
-    thread::yield_now();
+    // More urgent than this thread: it waits before this one goes on.
+    bench.start(OWN + 1, receive_lengths, [endpoint.0, 1, 0])?;
     check_eq!(
         endpoint.try_send(&patterned(0)),
         Ok(()),

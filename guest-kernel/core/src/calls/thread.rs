@@ -177,7 +177,10 @@ impl<H: Hardware> Kernel<H> {
         self.objects.suspend(target);
         let changed = self.objects.memory.get_mut(target);
         changed.set_mode(Mode::Native);
-        changed.frame = frame(&wanted);
+        changed.frame = Frame {
+            cpu: changed.frame.cpu,
+            ..frame(&wanted)
+        };
         changed.fs_base = wanted.fs_base;
         changed.gs_base = wanted.gs_base;
         self.objects.forget_loaded(target);
@@ -306,5 +309,6 @@ const fn frame(registers: &ThreadRegisters) -> Frame {
         rflags: user_flags(registers.rflags),
         rsp: registers.rsp,
         ss: USER_DATA,
+        ..Frame::ZERO
     }
 }

@@ -147,7 +147,7 @@ pub struct Thread {
     pub(super) fault_words: [u64; 2],
     /// Nonzero while it is in the list of its priority.
     pub(super) queued: u64,
-    reserved: [u64; 25],
+    reserved: [u64; 21],
 }
 
 const _: () = assert!(size_of::<Thread>() == 1 << SIZE_BITS);

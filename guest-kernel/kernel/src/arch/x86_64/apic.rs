@@ -6,8 +6,8 @@
 
 use bulkhead_abi::machine::TIMER_VECTOR;
 
-use super::Exclusive;
 use super::cpu::{MSR_APIC_BASE, MSR_TSC_DEADLINE, read_msr, time_stamp, write_msr};
+use super::percpu::Cpu;
 
 const X2APIC_EOI: u32 = 0x80b;
 const X2APIC_SPURIOUS: u32 = 0x80f;
@@ -17,9 +17,6 @@ const BASE_ENABLE: u64 = 1 << 11;
 const SPURIOUS_ENABLE: u64 = 1 << 8;
 const SPURIOUS_VECTOR: u64 = 0xff;
 const TIMER_TSC_DEADLINE: u64 = 2 << 17;
-
-/// The deadline the timer is armed for; zero when it is not.
-static ARMED: Exclusive<u64> = Exclusive::new(0);
 
 /// Writes one of the APIC's registers.
 ///
@@ -60,25 +57,15 @@ pub(super) fn end_of_interrupt() {
 /// By its symbol the counter of kernel instructions knows where long work can be interrupted.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) extern "C" fn is_timer_due() -> bool {
-    // SAFETY: one CPU, interrupts off.
-    let armed = unsafe { *ARMED.as_ptr() };
-    armed != 0 && time_stamp() >= armed
-}
-
-/// Notes that the timer has fired: it is not armed any more.
-pub(super) fn timer_fired() {
-    // SAFETY: one CPU, interrupts off.
-    unsafe { *ARMED.as_ptr() = 0 };
+pub(super) extern "C" fn is_timer_due(cpu: &Cpu) -> bool {
+    cpu.armed != 0 && time_stamp() >= cpu.armed
 }
 
 /// Arms the timer for `deadline`, or disarms it.
-pub(super) fn set_deadline(deadline: Option<u64>) {
+pub(super) fn set_deadline(cpu: &mut Cpu, deadline: Option<u64>) {
     let wanted = deadline.map_or(0, |d| d.max(1));
-    // SAFETY: one CPU, interrupts off.
-    let armed = unsafe { &mut *ARMED.as_ptr() };
-    if *armed != wanted {
-        *armed = wanted;
+    if cpu.armed != wanted {
+        cpu.armed = wanted;
         // SAFETY: the register exists; the timer's interrupt leads to the kernel.
         unsafe { write(MSR_TSC_DEADLINE, wanted) };
     }

@@ -6,18 +6,20 @@ use core::mem::offset_of;
 use bulkhead_kernel_core::frame::{Frame, USER_CODE, USER_DATA};
 
 use super::gdt::TaskState;
-
-/// Bytes of the kernel's stack. Its deepest use is formatting a report of a fault.
-const KERNEL_STACK_BYTES: usize = 16 * 1024;
+use super::percpu::{AREA_BYTES, Cpu};
 
 global_asm!(
     include_str!("entry.s"),
+    frame_r15 = const offset_of!(Frame, r15),
     frame_cs = const offset_of!(Frame, cs),
+    frame_cpu = const offset_of!(Frame, cpu),
     syscall = const Frame::SYSCALL,
     user_code = const USER_CODE,
     user_data = const USER_DATA,
-    task_rsp0 = const offset_of!(TaskState, rsp0),
-    stack_bytes = const KERNEL_STACK_BYTES,
+    task_rsp0 = const offset_of!(Cpu, task) + offset_of!(TaskState, rsp0),
+    user_rsp = const offset_of!(Cpu, user_rsp),
+    area_bytes = const AREA_BYTES,
+    cpu = const AREA_BYTES - size_of::<Cpu>(),
 );
 
 unsafe extern "C" {

@@ -2,15 +2,16 @@
 #
 # An entry from user mode finds RSP at the end of the running thread's frame (TSS.RSP0), so the
 # pushes of the CPU and of this file store the registers where they stay: nothing is copied.
-# trap() then runs on the kernel's one stack and returns the frame to resume, or 0 to idle; or it
-# jumps to resume_frame with the frame in RAX.
+# A function of trap.rs then runs on the stack of the CPU, which the frame knows, and returns the
+# frame to resume, or 0 to idle; or it jumps to resume_frame with the frame in RAX. What is frequent,
+# system calls and the page faults that some hosts make of them, has an entry of its own.
 # The layout is bulkhead_kernel_core::frame::Frame. No instruction here may fault.
 
 # First instruction, by the boot protocol: RDI is the address of the BootInfo.
     .section .text.start, "ax"
     .globl kernel_start
 kernel_start:
-    lea rsp, [rip + kernel_stack_end]
+    lea rsp, [rip + AREAS + {cpu}]
     xor ebp, ebp
     call start
     jmp resume
@@ -29,6 +30,8 @@ interrupt_stubs:
     push vector
     .if vector == 2 || vector == 8 || vector == 18
     jmp emergency
+    .elseif vector == 14
+    jmp page_fault_entry
     .else
     jmp entry
     .endif
@@ -56,7 +59,6 @@ interrupt_stubs_end:
     push r14
     push r15
     cld
-    mov rdi, rsp
     .endm
 
 # NMI, double fault and machine check come with a stack of their own (idt.rs): whatever they
@@ -65,18 +67,37 @@ emergency:
     store_registers
     jmp from_kernel
 
+# From user mode RSP is now at R15 of the running thread's frame. Goes on with a function that is
+# given the frame and returns the next one, on the CPU's stack.
+    .macro enter function
+    lea rdi, [rsp - {frame_r15}]
+    mov rsp, [rdi + {frame_cpu}]
+    call \function
+    .endm
+
 entry:
     store_registers
-    test byte ptr [rsp + {frame_cs}], 3
+    test byte ptr [rsp + {frame_cs} - {frame_r15}], 3
     jz from_kernel
-    lea rsp, [rip + kernel_stack_end]
-    call trap
+    enter interrupted
+    jmp resume
+
+from_syscall:
+    store_registers
+    enter system_call
+    jmp resume
+
+page_fault_entry:
+    store_registers
+    test byte ptr [rsp + {frame_cs} - {frame_r15}], 3
+    jz from_kernel
+    enter page_fault
 resume:
     test rax, rax
     jz idle
     .globl resume_frame
 resume_frame:
-    mov rsp, rax
+    lea rsp, [rax + {frame_r15}]
     pop r15
     pop r14
     pop r13
@@ -99,12 +120,16 @@ resume_frame:
 # Only the idle loop is ever interrupted; it holds nothing, so its frame is dropped afterwards.
 # Everything else that comes from the kernel is its own fault.
 from_kernel:
+    sub rsp, {frame_r15}
+    mov rdi, rsp
     and rsp, -16
     call kernel_trap
     jmp resume
 
+# The stack begins again, below what the CPU has at the end of its area.
 idle:
-    lea rsp, [rip + kernel_stack_end]
+    or rsp, {area_bytes} - 1
+    sub rsp, {area_bytes} - 1 - {cpu}
     sti
     hlt
     # An interrupt always leads away from here. Waking without one means waiting again.
@@ -117,22 +142,13 @@ idle:
     .globl syscall_entry
     .balign 16
 syscall_entry:
-    mov qword ptr [rip + syscall_user_rsp], rsp
-    mov rsp, qword ptr [rip + TASK_STATE + {task_rsp0}]
+    mov qword ptr [rip + AREAS + {cpu} + {user_rsp}], rsp
+    mov rsp, qword ptr [rip + AREAS + {cpu} + {task_rsp0}]
     push {user_data}
-    push qword ptr [rip + syscall_user_rsp]
+    push qword ptr [rip + AREAS + {cpu} + {user_rsp}]
     push r11
     push {user_code}
     push rcx
     push 0
     push {syscall}
-    jmp entry
-
-    .section .bss.stack, "aw", @nobits
-    .balign 16
-kernel_stack:
-    .skip {stack_bytes}
-kernel_stack_end:
-    .balign 8
-syscall_user_rsp:
-    .skip 8
+    jmp from_syscall

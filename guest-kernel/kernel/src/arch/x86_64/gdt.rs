@@ -4,10 +4,12 @@
 //! The order is what `syscall` asks of STAR: kernel code, then kernel data.
 
 use core::arch::asm;
+use core::ptr;
 
 use bulkhead_kernel_core::frame::{Frame, USER_CODE, USER_DATA};
 
 use super::Exclusive;
+use super::percpu::Cpu;
 
 /// Selector of kernel code; kernel data follows.
 pub(super) const KERNEL_CODE: u16 = 0x08;
@@ -51,50 +53,33 @@ struct Pointer {
 #[repr(C, align(16))]
 struct EmergencyStack([u8; EMERGENCY_STACK_BYTES]);
 
-/// Read by the `syscall` entry too (`entry.s`).
-#[unsafe(no_mangle)]
-static TASK_STATE: Exclusive<TaskState> = Exclusive::new(TaskState {
-    reserved0: 0,
-    rsp0: 0,
-    rsp1: 0,
-    rsp2: 0,
-    reserved1: 0,
-    ist: [0; 7],
-    reserved2: 0,
-    reserved3: 0,
-    // Beyond the segment's limit: no I/O port from user mode.
-    io_map_base: size_of::<TaskState>() as u16,
-});
-
-static DESCRIPTORS: Exclusive<[u64; 7]> =
-    Exclusive::new([0, CODE, DATA, DATA | USER, CODE | USER, 0, 0]);
+/// A CPU's descriptor table.
+pub(super) type Descriptors = [u64; 7];
 
 static EMERGENCY_STACK: Exclusive<EmergencyStack> =
     Exclusive::new(EmergencyStack([0; EMERGENCY_STACK_BYTES]));
 
-/// Loads the tables.
+/// Fills a CPU's tables, and loads them.
 ///
 /// # Safety
-/// Called once, at boot, with interrupts off.
-pub(super) unsafe fn load() {
-    let task = TASK_STATE.as_ptr();
-    let base = task as u64;
+/// Called once for each CPU, on it, with interrupts off.
+pub(super) unsafe fn load(cpu: *mut Cpu) {
+    // SAFETY: nobody else uses the tables yet.
+    let Cpu {
+        task, descriptors, ..
+    } = unsafe { &mut *cpu };
+    task.ist[usize::from(EMERGENCY_IST) - 1] =
+        EMERGENCY_STACK.as_ptr() as u64 + EMERGENCY_STACK_BYTES as u64;
+    // Beyond the segment's limit: no I/O port from user mode.
+    task.io_map_base = size_of::<TaskState>() as u16;
+    let base = ptr::from_mut(task) as u64;
     let limit = size_of::<TaskState>() as u64 - 1;
     // Available 64-bit TSS, present.
     let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
-    let stack_end = EMERGENCY_STACK.as_ptr() as u64 + EMERGENCY_STACK_BYTES as u64;
-    // SAFETY: nobody else uses the tables yet.
-    unsafe {
-        (*task).ist[usize::from(EMERGENCY_IST) - 1] = stack_end;
-    }
-    // SAFETY: as above.
-    let descriptors = unsafe { &mut *DESCRIPTORS.as_ptr() };
-    let [.., tss_low, tss_high] = descriptors;
-    *tss_low = low;
-    *tss_high = base >> 32;
+    *descriptors = [0, CODE, DATA, DATA | USER, CODE | USER, low, base >> 32];
     let pointer = Pointer {
-        limit: size_of::<[u64; 7]>() as u16 - 1,
-        base: DESCRIPTORS.as_ptr() as u64,
+        limit: size_of::<Descriptors>() as u16 - 1,
+        base: ptr::from_mut(descriptors) as u64,
     };
     // SAFETY: the tables are static and complete; the selectors name kernel code and data in them.
     unsafe {
@@ -119,15 +104,14 @@ pub(super) unsafe fn load() {
     }
 }
 
-/// Where entries from user mode store registers from now on.
-pub(super) fn set_entry_frame(frame: *mut Frame) {
-    // SAFETY: one CPU, interrupts off: nobody reads or writes it at the same time.
-    unsafe { (*TASK_STATE.as_ptr()).rsp0 = frame.wrapping_add(1) as u64 };
+/// Where entries from user mode store registers on this CPU from now on.
+#[inline]
+pub(super) fn set_entry_frame(cpu: &mut Cpu, frame: &mut Frame) {
+    frame.cpu = ptr::from_mut(cpu) as u64;
+    cpu.task.rsp0 = ptr::from_mut(frame).wrapping_add(1) as u64;
 }
 
-/// Where entries from user mode store registers.
-pub(super) fn entry_frame() -> *mut Frame {
-    // SAFETY: as above.
-    let end = unsafe { (*TASK_STATE.as_ptr()).rsp0 };
-    (end as *mut Frame).wrapping_sub(1)
+/// Where entries from user mode store registers on this CPU.
+pub(super) fn entry_frame(cpu: &Cpu) -> *mut Frame {
+    (cpu.task.rsp0 as *mut Frame).wrapping_sub(1)
 }

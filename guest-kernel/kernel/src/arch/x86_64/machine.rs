@@ -12,7 +12,7 @@ use bulkhead_kernel_core::objects::mapping::RESTRICTED_ROOT;
 use bulkhead_kernel_core::objects::memory::{Memory, Ref, Stored};
 use bulkhead_kernel_core::objects::thread::Thread;
 
-use super::{Exclusive, apic, cpu};
+use super::{Exclusive, apic, cpu, percpu};
 use crate::console;
 
 /// Guest-physical address of the mailbox, zero without the `console` grant.
@@ -122,7 +122,8 @@ impl Memory for Machine {
     }
 
     fn preemption_pending(&mut self) -> bool {
-        apic::is_timer_due()
+        // SAFETY: the kernel's logic runs, and has no reference to a CPU.
+        apic::is_timer_due(unsafe { percpu::active() })
     }
 }
 

@@ -10,6 +10,7 @@ mod entry;
 mod gdt;
 mod idt;
 mod machine;
+mod percpu;
 mod start;
 mod trap;
 

@@ -14,7 +14,7 @@ use super::entry::syscall_entry;
 use super::gdt::{self, KERNEL_CODE};
 use super::machine::{direct, end_partition, use_console};
 use super::trap::{keep_kernel_root, kernel, perform};
-use super::{apic, idt};
+use super::{apic, idt, percpu};
 use crate::console;
 
 /// Status of a partition that could not start.
@@ -33,8 +33,9 @@ const FEATURE_SMAP: u32 = 1 << 20;
 /// Called by `entry.s` with the address of the blob; returns the first frame to resume.
 #[unsafe(no_mangle)]
 extern "C" fn start(blob: *const u8) -> *mut Frame {
+    percpu::set_active(percpu::numbered(0));
     // SAFETY: the first thing that runs, once, with interrupts off.
-    unsafe { gdt::load() };
+    unsafe { gdt::load(percpu::numbered(0)) };
     // SAFETY: the segments are loaded.
     unsafe { idt::load() };
     // SAFETY: the boot protocol promises `MAX_SIZE` readable bytes there that nobody changes.
@@ -57,7 +58,8 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
     // SAFETY: nothing else runs yet.
     let kernel = unsafe { kernel() };
     let root = cpu::page_table_root();
-    keep_kernel_root();
+    // SAFETY: nothing else runs yet.
+    keep_kernel_root(unsafe { percpu::active() });
     let started = program(&info).and_then(|module| {
         let len = usize::try_from(module.range.len).unwrap_or(0);
         // SAFETY: the boot protocol promises that a module lies in RAM and is used for nothing
@@ -68,7 +70,8 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
     if let Err(error) = started {
         refuse(format_args!("{error}"));
     }
-    perform(kernel, Next::Run)
+    // SAFETY: no other reference lives.
+    perform(kernel, unsafe { percpu::active() }, Next::Run)
 }
 
 /// Ends a partition that cannot start.

@@ -12,9 +12,9 @@ use bulkhead_kernel_core::objects::thread::Thread;
 
 use super::entry::{self, syscall_entry};
 use super::machine::{Machine, end_partition};
-use super::{Exclusive, apic, cpu, gdt};
+use super::percpu::Cpu;
+use super::{Exclusive, apic, cpu, gdt, percpu};
 
-const PAGE_FAULT: u64 = 14;
 /// First vector that is an interrupt and no exception.
 const FIRST_INTERRUPT: u64 = 32;
 const TIMER: u64 = TIMER_VECTOR as u64;
@@ -25,16 +25,8 @@ const SPURIOUS: u64 = 0xff;
 
 static KERNEL: Exclusive<Kernel<Machine>> = Exclusive::new(Kernel::new(Machine));
 
-/// What the CPU is set up for.
-struct Loaded {
-    root: u64,
-    kernel_root: u64,
-}
-
-static LOADED: Exclusive<Loaded> = Exclusive::new(Loaded {
-    root: 0,
-    kernel_root: 0,
-});
+/// The root that the kernel was entered with.
+static KERNEL_ROOT: Exclusive<u64> = Exclusive::new(0);
 
 /// The kernel's state.
 ///
@@ -45,24 +37,17 @@ pub(super) unsafe fn kernel() -> &'static mut Kernel<Machine> {
     unsafe { &mut *KERNEL.as_ptr() }
 }
 
-/// An entry from user mode; `entry.s` stored the registers in the running thread's frame. Returns
+/// A system call by `syscall`; `entry.s` stored the registers in the running thread's frame. Returns
 /// the frame to resume, or null to idle, if it returns.
 ///
 /// What is frequent goes its own way from here, each in a function of its own: none of them saves
 /// registers that only the others need.
 #[unsafe(no_mangle)]
-extern "C" fn trap(frame: *mut Frame) -> *mut Frame {
+extern "C" fn system_call(frame: *mut Frame) -> *mut Frame {
     // SAFETY: entered by `entry.s` only, from user mode, with interrupts off.
     let kernel = unsafe { kernel() };
-    // SAFETY: `entry.s` says where it stored the registers: in the running thread's frame. This
-    // reference ends before the kernel's logic makes another.
-    let entered = unsafe { &mut *frame };
-    if entered.vector == PAGE_FAULT && is_syscall(entered) {
-        entered.finish_syscall();
-    } else if entered.vector != Frame::SYSCALL {
-        return interrupted(kernel, entered.vector);
-    }
-    let number = entered.rax;
+    // SAFETY: `entry.s` stored the registers there; nobody has a reference.
+    let number = unsafe { (*frame).rax };
     let Some(thread) = kernel.objects.current() else {
         // Only the running thread's frame leads here.
         return other(kernel, Trap::Stray);
@@ -77,13 +62,29 @@ extern "C" fn trap(frame: *mut Frame) -> *mut Frame {
     }
 }
 
-/// An entry by an exception or interrupt from user mode.
-#[inline(never)]
-fn interrupted(kernel: &mut Kernel<Machine>, vector: u64) -> *mut Frame {
+/// A page fault in user mode, which is a system call on some hosts. As [`system_call`].
+#[unsafe(no_mangle)]
+extern "C" fn page_fault(frame: *mut Frame) -> *mut Frame {
+    // SAFETY: as in `system_call`; the reference ends before the kernel's logic makes another.
+    let entered = unsafe { &mut *frame };
+    if is_syscall(entered) {
+        entered.finish_syscall();
+        return system_call(frame);
+    }
+    // SAFETY: as in `system_call`.
+    let kernel = unsafe { kernel() };
+    let address = cpu::fault_address();
+    other(kernel, Trap::Exception { address })
+}
+
+/// Another exception in user mode, or an interrupt. As [`system_call`].
+#[unsafe(no_mangle)]
+extern "C" fn interrupted(frame: *mut Frame) -> *mut Frame {
+    // SAFETY: as in `system_call`.
+    let kernel = unsafe { kernel() };
+    // SAFETY: as in `system_call`.
+    let vector = unsafe { (*frame).vector };
     let trap = match vector {
-        PAGE_FAULT => Trap::Exception {
-            address: cpu::fault_address(),
-        },
         FIRST_INTERRUPT.. => interrupt(vector),
         _ => Trap::Exception { address: 0 },
     };
@@ -93,13 +94,15 @@ fn interrupted(kernel: &mut Kernel<Machine>, vector: u64) -> *mut Frame {
 #[inline(never)]
 fn other(kernel: &mut Kernel<Machine>, trap: Trap) -> *mut Frame {
     let next = kernel.trap(trap);
-    perform(kernel, next)
+    // SAFETY: one path of execution; no other reference lives.
+    perform(kernel, unsafe { percpu::active() }, next)
 }
 
 #[inline(never)]
 fn call(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Frame {
     match kernel.objects.fast_call(thread) {
-        Some(switch) => go(kernel, switch),
+        // SAFETY: as in `other`.
+        Some(switch) => go(kernel, unsafe { percpu::active() }, switch),
         None => other(kernel, Trap::Syscall),
     }
 }
@@ -107,7 +110,8 @@ fn call(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Frame {
 #[inline(never)]
 fn reply_receive(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Frame {
     match kernel.objects.fast_reply_receive(thread) {
-        Some(switch) => go(kernel, switch),
+        // SAFETY: as in `other`.
+        Some(switch) => go(kernel, unsafe { percpu::active() }, switch),
         None => other(kernel, Trap::Syscall),
     }
 }
@@ -132,7 +136,8 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
     // SAFETY: entered by `entry.s` only; the idle loop holds no reference.
     let kernel = unsafe { kernel() };
     let next = kernel.wake(trap);
-    perform(kernel, next)
+    // SAFETY: as in `other`.
+    perform(kernel, unsafe { percpu::active() }, next)
 }
 
 /// Whether a page fault is a `syscall` on a host whose CPU stays at CPL 3 when it jumps to LSTAR:
@@ -153,7 +158,8 @@ fn interrupt(vector: u64) -> Trap {
     apic::end_of_interrupt();
     match vector {
         TIMER => {
-            apic::timer_fired();
+            // SAFETY: one path of execution; no other reference lives. The timer is not armed any more.
+            unsafe { percpu::active() }.armed = 0;
             Trap::Timer
         }
         CONSOLE => Trap::ConsoleInput,
@@ -176,28 +182,24 @@ fn switch_bases(kernel: &mut Kernel<Machine>, before: Option<Ref<Thread>>, now: 
 
 /// Activates the kernel's own root, for the active address space goes.
 pub(super) fn use_kernel_root() {
-    // SAFETY: one CPU, interrupts off; no other reference lives.
-    let loaded = unsafe { &mut *LOADED.as_ptr() };
-    loaded.root = loaded.kernel_root;
-    // SAFETY: the root that the kernel was entered with.
-    unsafe { cpu::set_page_table_root(loaded.root) };
+    // SAFETY: the kernel's logic runs, and has no reference to a CPU.
+    let cpu = unsafe { percpu::active() };
+    // SAFETY: one path of execution; no other reference lives.
+    load_root(cpu, unsafe { *KERNEL_ROOT.as_ptr() });
 }
 
 /// Remembers the active root as the kernel's own.
-pub(super) fn keep_kernel_root() {
+pub(super) fn keep_kernel_root(cpu: &mut Cpu) {
+    cpu.root = cpu::page_table_root();
     // SAFETY: as above.
-    let loaded = unsafe { &mut *LOADED.as_ptr() };
-    loaded.kernel_root = cpu::page_table_root();
-    loaded.root = loaded.kernel_root;
+    unsafe { *KERNEL_ROOT.as_ptr() = cpu.root };
 }
 
 /// Activates a page table root.
 #[inline]
-fn load_root(root: u64) {
-    // SAFETY: one CPU, interrupts off; no other reference lives.
-    let loaded = unsafe { &mut *LOADED.as_ptr() };
-    if loaded.root != root {
-        loaded.root = root;
+fn load_root(cpu: &mut Cpu, root: u64) {
+    if cpu.root != root {
+        cpu.root = root;
         // SAFETY: all roots share the kernel's half.
         unsafe { cpu::set_page_table_root(root) };
     }
@@ -205,10 +207,10 @@ fn load_root(root: u64) {
 
 /// Leaves the kernel for the thread that the CPU was switched to.
 #[inline(always)]
-fn go(kernel: &mut Kernel<Machine>, switch: Switch) -> ! {
+fn go(kernel: &mut Kernel<Machine>, cpu: &mut Cpu, switch: Switch) -> ! {
     switch_bases(kernel, Some(switch.from), switch.to);
-    gdt::set_entry_frame(kernel.native_frame(switch.to));
-    load_root(switch.root);
+    gdt::set_entry_frame(cpu, kernel.native_frame(switch.to));
+    load_root(cpu, switch.root);
     if switch.words != 0 {
         go_with_words(kernel, switch.from, switch.to, switch.words);
     }
@@ -231,11 +233,11 @@ fn go_with_words(
 
 /// Sets the CPU up for what comes next.
 #[inline]
-pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
+pub(super) fn perform(kernel: &mut Kernel<Machine>, cpu: &mut Cpu, next: Next) -> *mut Frame {
     if let Next::End(status) = next {
         end_partition(status);
     }
-    apic::set_deadline(kernel.deadline());
+    apic::set_deadline(cpu, kernel.deadline());
     let (Next::Run, Some(thread)) = (next, kernel.objects.current()) else {
         return ptr::null_mut();
     };
@@ -243,10 +245,15 @@ pub(super) fn perform(kernel: &mut Kernel<Machine>, next: Next) -> *mut Frame {
     if before != Some(thread) {
         switch_bases(kernel, before, thread);
     }
-    let frame = kernel.frame().map_or(ptr::null_mut(), ptr::from_mut);
-    if gdt::entry_frame() != frame || kernel.objects.take_space_changed() {
-        gdt::set_entry_frame(frame);
-        load_root(kernel.page_table_root());
+    let Some(frame) = kernel.frame() else {
+        return ptr::null_mut();
+    };
+    let resumed = ptr::from_mut(frame);
+    if gdt::entry_frame(cpu) != resumed {
+        gdt::set_entry_frame(cpu, frame);
+    } else if !kernel.objects.take_space_changed() {
+        return resumed;
     }
-    frame
+    load_root(cpu, kernel.page_table_root());
+    resumed
 }
