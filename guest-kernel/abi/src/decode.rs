@@ -5,13 +5,14 @@
 //! ```
 //! use bulkhead_abi::decode::{Call, Register};
 //! let registers = |register| match register {
-//!     Register::Rax => 5,
-//!     Register::Rdi => 3,
-//!     _ => 0x1000,
+//!     Register::Rax => 40,
+//!     Register::Rdi => 200,
+//!     Register::Rdx => 3,
+//!     _ => 1,
 //! };
 //! assert_eq!(
 //!     Call(registers).to_string(),
-//!     "unmap(address_space=ADDRESS_SPACE, address=0x1000, length=0x1000)"
+//!     "frame_unmap(frame=0xc8, first=3, count=1)"
 //! );
 //! ```
 
@@ -247,12 +248,18 @@ mod tests {
     #[test]
     fn calls_read_like_what_they_do() {
         assert_eq!(
-            text(syscall::MAP, [2, 0x4000, 0x2000, 3]),
-            "map(pool=UNTYPED, address=0x4000, length=0x2000, rights=READ|WRITE)"
-        );
-        assert_eq!(
-            text(syscall::PROTECT, [77, 0, 0, 0xc]),
-            "protect(address_space=0x4d, address=0x0, length=0x0, rights=EXECUTE|0x8)"
+            Call(registers([
+                (Register::Rax, syscall::FRAME_MAP),
+                (Register::Rdi, 200),
+                (Register::Rdx, 3),
+                (Register::R8, 0x4000),
+                (Register::R9, 3),
+                (Register::R10, 1),
+                (Register::R12, 2),
+            ]))
+            .to_string(),
+            "frame_map(frame=0xc8, address_space=ADDRESS_SPACE, address=0x4000, \
+             rights=READ|WRITE, first=1, count=2)"
         );
         assert_eq!(
             text(syscall::CONSOLE_WRITE, [1, 0x7000, 3, 2]),
@@ -265,22 +272,25 @@ mod tests {
         );
         // The number of an operation by registers is the whole of one.
         assert_eq!(
-            text(1 << 32 | syscall::MAP, [0; 4]),
-            "unknown call 0x100000003"
+            text(1 << 32 | syscall::SLEEP, [0; 4]),
+            "unknown call 0x100000007"
         );
     }
 
     #[test]
     fn rights_name_every_bit() {
         let rights = |bits| {
-            let whole = text(syscall::MAP, [2, 0, 0, bits]);
-            String::from(whole.rsplit_once("rights=").unwrap().1)
+            let map = [(Register::Rax, syscall::FRAME_MAP), (Register::R9, bits)];
+            let whole = Call(registers(map)).to_string();
+            let from = whole.split_once("rights=").unwrap().1;
+            String::from(from.split_once(',').unwrap().0)
         };
         for (bits, wanted) in [
-            (0, "0x0)"),
-            (1, "READ)"),
-            (7, "READ|WRITE|EXECUTE)"),
-            (8, "0x8)"),
+            (0, "0x0"),
+            (1, "READ"),
+            (7, "READ|WRITE|EXECUTE"),
+            (8, "0x8"),
+            (0xc, "EXECUTE|0x8"),
         ] {
             assert_eq!(rights(bits), wanted);
         }
@@ -296,12 +306,15 @@ mod tests {
         };
         assert_eq!(answer(syscall::YIELD, 0, 0), "Ok");
         assert_eq!(answer(syscall::CONSOLE_READ, 0, 16), "Ok, read=0x10");
-        assert_eq!(answer(syscall::MAP, 6, 0), "DeleteFirst (at fault: Caller)");
         assert_eq!(
-            answer(syscall::MAP, 5, 0),
+            answer(syscall::FRAME_MAP, 6, 0),
+            "DeleteFirst (at fault: Caller)"
+        );
+        assert_eq!(
+            answer(syscall::RETYPE, 5, 0),
             "NotEnoughMemory (at fault: Limit)"
         );
-        assert_eq!(answer(syscall::MAP, 99, 0), "unknown status 0x63");
+        assert_eq!(answer(syscall::RETYPE, 99, 0), "unknown status 0x63");
     }
 
     #[test]

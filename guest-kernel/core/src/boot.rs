@@ -1,9 +1,15 @@
-//! From `BootInfo` to a first thread: memory into the untyped, the initial program mapped where
-//! its module lies, grants into the root CNode.
+//! From `BootInfo` to a first thread: the initial program mapped where its module lies, grants into
+//! the root CNode, what is left of free memory into untypeds.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | `free` | free memory while the kernel starts |
+//! | `space` | the first address space |
 
-use bulkhead_abi::boot::{
-    BootInfoView, Device, FLAG_CONSOLE, MODULE_PROGRAM, Module, REGION_UNTYPED,
-};
+mod free;
+mod space;
+
+use bulkhead_abi::boot::{BootInfoView, Device, FLAG_CONSOLE, MAX_SIZE, MODULE_PROGRAM, Module};
 use bulkhead_abi::layout::{
     LARGE_PAGE_SIZE, MAX_MODULES, PAGE_SIZE, PROGRAM_BASE, PROGRAM_BOOT_INFO,
     PROGRAM_MODULE_STRIDE, PROGRAM_MODULES, PROGRAM_STACK_BYTES, PROGRAM_STACK_TOP,
@@ -16,13 +22,15 @@ use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::kernel::{Kernel, QUANTUM_MS, service};
 use crate::objects::Objects;
-use crate::objects::capability::{Capability, Kind, MAX_SIZE_BITS, Rights as CapabilityRights};
+use crate::objects::capability::{Capability, Kind, Rights as CapabilityRights};
 use crate::objects::memory::Ref;
 use crate::objects::schedule::{MIN_BUDGET, PRIORITIES};
 use crate::objects::slot::Slot;
 use crate::objects::thread::{Thread, ThreadSlot};
-use crate::paging::{AddressSpace, Rights};
+use crate::paging::Rights;
 use crate::user::UserRange;
+use free::FreeMemory;
+use space::FirstSpace;
 
 /// Why a partition could not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +39,7 @@ pub enum StartError {
     NoProgram,
     /// The initial program is not a usable image.
     Program(ElfError),
-    /// The initial program wants addresses outside its range, or twice the same.
+    /// The initial program wants addresses outside its range, or its segments do not ascend.
     Addresses,
     /// A module is misaligned, too long, or there are too many.
     Modules,
@@ -77,8 +85,6 @@ pub fn program(info: &BootInfoView<'_>) -> Result<Module, StartError> {
 
 /// The first thread's priority; it may give any.
 const FIRST_PRIORITY: u64 = 128;
-/// Most untypeds that free memory becomes.
-const MAX_UNTYPEDS: u64 = slot::INTERRUPTS - slot::MEMORY;
 
 impl<H: Hardware> Kernel<H> {
     /// Sets everything up; afterwards the first thread runs.
@@ -96,59 +102,49 @@ impl<H: Hardware> Kernel<H> {
         root: u64,
     ) -> Result<(), StartError> {
         self.tsc_khz = info.head().tsc_khz;
-        let mut bytes = 0;
-        for region in info.regions().iter().filter(|r| r.kind == REGION_UNTYPED) {
-            self.untyped.add(region.range.start, region.range.len);
-            bytes += region.range.len;
-        }
         self.objects.set_kernel_root(root);
-        let (roots, 2) = (self.untyped)
-            .take_run(&mut self.objects.memory, 2)
-            .ok_or(StartError::Memory)?
-        else {
-            return Err(StartError::Memory);
-        };
-        let space_capability =
-            (self.objects.begin_space(roots.address())).map_err(|_| StartError::Memory)?;
-        let space = AddressSpace::at(roots.address());
-        self.space = Some(space);
+        let mut free = FreeMemory::new(*info);
+        let roots = free.take(2).ok_or(StartError::Memory)?;
+        let capability = (self.objects.begin_space(roots)).map_err(|_| StartError::Memory)?;
+        let mut space = FirstSpace::new(roots, &mut self.objects.memory, &mut free);
 
         let image = Image::parse(program).map_err(StartError::Program)?;
+        let mut end = PROGRAM_BASE;
         for segment in image.segments() {
             let segment = segment.map_err(StartError::Program)?;
-            self.map_segment(space, segment, module.range.start)?;
+            end = map_segment(&mut space, end, segment, module.range.start)?;
         }
-        self.show(space, info)?;
+        show(&mut space, info)?;
         let stack = UserRange::pages(PROGRAM_STACK_TOP - PROGRAM_STACK_BYTES, PROGRAM_STACK_BYTES)?;
-        let read_write = Rights::from_bits(rights::READ | rights::WRITE)?;
-        space.map(
-            &mut self.objects.memory,
-            &mut self.untyped,
-            stack,
-            read_write,
-        )?;
+        space.map_new(stack, Rights::from_bits(rights::READ | rights::WRITE)?)?;
 
-        let slots = self.grant(info, bytes, space_capability)?;
-        self.first_thread(slots, image.entry)
+        let slots = self.grant(info, &mut free, capability)?;
+        self.first_thread(&mut free, slots, image.entry)?;
+        let mut next = slots.at(slot::MEMORY);
+        let end = slots.at(slot::INTERRUPTS);
+        free.untypeds(|address, bits| {
+            // There are at most two of each size a region; what exceeds the slots is left unused.
+            if next < end {
+                let untyped = Capability::untyped(address, bits, false, 0);
+                self.objects.plant(next, untyped);
+                next = next.at(1);
+            }
+        });
+        let _ = self.schedule();
+        Ok(())
     }
 
     /// Makes the root CNode and fills it; its first slot.
     fn grant(
         &mut self,
         info: &BootInfoView<'_>,
-        memory: u64,
+        free: &mut FreeMemory<'_>,
         space: Capability,
     ) -> Result<Ref<Slot>, StartError> {
         let radix = info.root_radix();
         let pages = (size_of::<Slot>() as u64) << radix >> 12;
-        let (first, got) = self
-            .untyped
-            .take_run(&mut self.objects.memory, pages)
-            .ok_or(StartError::Memory)?;
-        if got < pages {
-            return Err(StartError::Memory);
-        }
-        let cnode = Capability::cnode(first.address(), radix)
+        let first = free.take(pages).ok_or(StartError::Memory)?;
+        let cnode = Capability::cnode(first, radix)
             .with_guard(0, u64::from(u64::BITS - radix))
             .map_err(|_| StartError::Memory)?;
         let slots = cnode.object_ref::<Slot>();
@@ -160,42 +156,31 @@ impl<H: Hardware> Kernel<H> {
             let console = Capability::service(Kind::Service, service::CONSOLE);
             plant(objects, slot::CONSOLE, console);
         }
-        let pool = Capability::service(Kind::Service, service::POOL);
         let partition = Capability::service(Kind::Service, service::PARTITION);
-        plant(objects, slot::UNTYPED, pool);
         plant(objects, slot::ADDRESS_SPACE, space);
         plant(objects, slot::CNODE, cnode);
         plant(objects, slot::PARTITION, partition);
         let control = Capability::service(Kind::SchedControl, 0);
         plant(objects, slot::SCHED_CONTROL, control);
-        self.grant_devices(slots, info.devices())?;
-        // A quarter of all memory in one piece, as long as mapped memory comes from the pool.
-        let mut bits = (memory.max(1) / 4)
-            .max(PAGE_SIZE)
-            .ilog2()
-            .min(MAX_SIZE_BITS);
-        for index in 0..MAX_UNTYPEDS.min(2) {
-            if let Some(at) = self.untyped.take_block(bits) {
-                let untyped = Capability::untyped(at, bits, false, 0);
-                plant(&mut self.objects, slot::MEMORY + index, untyped);
-            }
-            bits = bits.saturating_sub(1).max(PAGE_SIZE.ilog2());
-        }
+        self.grant_devices(free, slots, info.devices())?;
         Ok(slots)
     }
 
     /// Fills the slots of devices: their registers and their interrupts.
-    fn grant_devices(&mut self, slots: Ref<Slot>, devices: &[Device]) -> Result<(), StartError> {
+    fn grant_devices(
+        &mut self,
+        free: &mut FreeMemory<'_>,
+        slots: Ref<Slot>,
+        devices: &[Device],
+    ) -> Result<(), StartError> {
         let devices = devices.get(..MAX_DEVICES).unwrap_or(devices);
         if devices.is_empty() {
             return Ok(());
         }
         // What interrupts signal lies in a page of the kernel's own, in slots of zeros.
-        let page = (self.untyped)
-            .take(&mut self.objects.memory)
-            .ok_or(StartError::Memory)?;
+        let page = free.take(1).ok_or(StartError::Memory)?;
         let objects = &mut self.objects;
-        objects.begin_interrupts(Ref::new(page.address()), devices.len() as u64);
+        objects.begin_interrupts(Ref::new(page), devices.len() as u64);
         let control = slots.at(slot::IRQ_CONTROL);
         objects.plant(control, Capability::service(Kind::IrqControl, 0));
         for (index, device) in (0..).zip(devices) {
@@ -214,14 +199,17 @@ impl<H: Hardware> Kernel<H> {
         Ok(())
     }
 
-    /// Makes the first thread, its capabilities in the CNode that begins with `slots`, and runs it.
-    fn first_thread(&mut self, slots: Ref<Slot>, entry: u64) -> Result<(), StartError> {
-        let page = self
-            .untyped
-            .take(&mut self.objects.memory)
-            .ok_or(StartError::Memory)?;
-        let thread = Capability::object(Kind::Thread, page.address());
-        let behind = page.address() + size_of::<Thread>() as u64;
+    /// Makes the first thread, its capabilities in the CNode that begins with `slots`, and lets it
+    /// run.
+    fn first_thread(
+        &mut self,
+        free: &mut FreeMemory<'_>,
+        slots: Ref<Slot>,
+        entry: u64,
+    ) -> Result<(), StartError> {
+        let page = free.take(1).ok_or(StartError::Memory)?;
+        let thread = Capability::object(Kind::Thread, page);
+        let behind = page + size_of::<Thread>() as u64;
         let context = Capability::object(Kind::SchedContext, behind);
         let objects = &mut self.objects;
         objects.plant(slots.at(slot::THREAD), thread);
@@ -246,87 +234,67 @@ impl<H: Hardware> Kernel<H> {
         })();
         ready.map_err(|_| StartError::Memory)?;
         objects.resume(thread);
-        let _ = self.schedule();
         Ok(())
     }
+}
 
-    fn map_segment(
-        &mut self,
-        space: AddressSpace,
-        segment: Segment,
-        module: u64,
-    ) -> Result<(), StartError> {
-        let mut bits = rights::READ;
-        if segment.write {
-            bits |= rights::WRITE;
-        }
-        if segment.execute {
-            bits |= rights::EXECUTE;
-        }
-        let rights = Rights::from_bits(bits)?;
-        let file_end = segment.address + segment.file_pages * PAGE_SIZE;
-        let end = file_end + segment.zero_pages * PAGE_SIZE;
-        if segment.address < PROGRAM_BASE || end > PROGRAM_BOOT_INFO {
-            return Err(StartError::Addresses);
-        }
-        if segment.file_pages > 0 {
-            let range = UserRange::pages(segment.address, file_end - segment.address)?;
-            let physical = module + segment.offset;
-            space.map_in_place(
-                &mut self.objects.memory,
-                &mut self.untyped,
-                range,
-                physical,
-                rights,
-            )?;
-        }
-        if segment.zero_pages > 0 {
-            let range = UserRange::pages(file_end, end - file_end)?;
-            space.map(&mut self.objects.memory, &mut self.untyped, range, rights)?;
-        }
-        Ok(())
+/// Maps a segment behind `before`, where the one before it ends: its own end.
+fn map_segment<H: Hardware>(
+    space: &mut FirstSpace<'_, '_, H>,
+    before: u64,
+    segment: Segment,
+    module: u64,
+) -> Result<u64, StartError> {
+    let mut bits = rights::READ;
+    if segment.write {
+        bits |= rights::WRITE;
     }
+    if segment.execute {
+        bits |= rights::EXECUTE;
+    }
+    let rights = Rights::from_bits(bits)?;
+    let file_end = segment.address + segment.file_pages * PAGE_SIZE;
+    let end = file_end + segment.zero_pages * PAGE_SIZE;
+    if segment.address < before || end > PROGRAM_BOOT_INFO {
+        return Err(StartError::Addresses);
+    }
+    if segment.file_pages > 0 {
+        let range = UserRange::pages(segment.address, file_end - segment.address)?;
+        space.map(range, module + segment.offset, rights)?;
+    }
+    if segment.zero_pages > 0 {
+        let range = UserRange::pages(file_end, end - file_end)?;
+        space.map_new(range, rights)?;
+    }
+    Ok(end)
+}
 
-    /// Shows the blob and the modules to the initial program, read-only.
-    fn show(&mut self, space: AddressSpace, info: &BootInfoView<'_>) -> Result<(), StartError> {
-        let blob = info.head().boot_info;
-        let modules = info.modules();
-        if modules.len() > MAX_MODULES {
+/// Shows the blob and the modules to the initial program, read-only.
+fn show<H: Hardware>(
+    space: &mut FirstSpace<'_, '_, H>,
+    info: &BootInfoView<'_>,
+) -> Result<(), StartError> {
+    let blob = info.head().boot_info;
+    let modules = info.modules();
+    if modules.len() > MAX_MODULES {
+        return Err(StartError::Modules);
+    }
+    let shown = (modules.iter().enumerate())
+        .map(|(n, m)| (PROGRAM_MODULES + n as u64 * PROGRAM_MODULE_STRIDE, m.range))
+        .filter(|(_, range)| range.len > 0);
+    for (at, range) in shown {
+        // A module has its 2 MiB pages to itself, so whole ones can be shown.
+        let bytes = range.len.checked_next_multiple_of(LARGE_PAGE_SIZE);
+        let bytes = bytes.filter(|bytes| *bytes <= PROGRAM_MODULE_STRIDE);
+        if !range.start.is_multiple_of(LARGE_PAGE_SIZE) {
             return Err(StartError::Modules);
         }
-        let shown = (modules.iter().enumerate())
-            .map(|(n, m)| (PROGRAM_MODULES + n as u64 * PROGRAM_MODULE_STRIDE, m.range))
-            .filter(|(_, range)| range.len > 0);
-        for (at, range) in shown {
-            // A module has its 2 MiB pages to itself, so whole ones can be shown.
-            let bytes = range.len.checked_next_multiple_of(LARGE_PAGE_SIZE);
-            let bytes = bytes.filter(|bytes| *bytes <= PROGRAM_MODULE_STRIDE);
-            if !range.start.is_multiple_of(LARGE_PAGE_SIZE) {
-                return Err(StartError::Modules);
-            }
-            let pages = UserRange::pages(at, bytes.ok_or(StartError::Modules)?)?;
-            space.map_in_place(
-                &mut self.objects.memory,
-                &mut self.untyped,
-                pages,
-                range.start,
-                Rights::READ,
-            )?;
-        }
-        let bytes = blob
-            .len
-            .next_multiple_of(PAGE_SIZE)
-            .min(PROGRAM_STACK_TOP - PROGRAM_BOOT_INFO);
-        let pages = UserRange::pages(PROGRAM_BOOT_INFO, bytes)?;
-        space.map_in_place(
-            &mut self.objects.memory,
-            &mut self.untyped,
-            pages,
-            blob.start,
-            Rights::READ,
-        )?;
-        Ok(())
+        let pages = UserRange::pages(at, bytes.ok_or(StartError::Modules)?)?;
+        space.map(pages, range.start, Rights::READ)?;
     }
+    let bytes = blob.len.min(MAX_SIZE.into()).next_multiple_of(PAGE_SIZE);
+    let pages = UserRange::pages(PROGRAM_BOOT_INFO, bytes)?;
+    space.map(pages, blob.start, Rights::READ)
 }
 
 #[cfg(test)]
@@ -336,6 +304,9 @@ mod tests {
 
     use super::*;
     use crate::fake::{Info, MODULE, PROGRAM, Partition};
+    use crate::paging::AddressSpace;
+    use bulkhead_abi::boot::{REGION_DEVICE, REGION_UNTYPED};
+    use std::vec::Vec;
 
     #[test]
     fn the_first_thread_finds_its_world() {
@@ -346,12 +317,9 @@ mod tests {
             (frame.rsp, frame.rdi),
             (PROGRAM_STACK_TOP, PROGRAM_BOOT_INFO)
         );
-        let space = p.kernel.space.unwrap();
-        let mut at = |address, write| {
-            space
-                .translate(&mut p.kernel.objects.memory, address, write)
-                .map(|(at, _)| at)
-        };
+        let space = AddressSpace::at(p.kernel.page_table_root());
+        let memory = &p.kernel.objects.memory;
+        let at = |address, write| space.translate(memory, address, write).map(|(at, _)| at);
         assert_eq!(
             at(PROGRAM + 0x1234, false),
             Some(MODULE + 0x2234),
@@ -417,20 +385,125 @@ mod tests {
     }
 
     #[test]
-    fn a_device_region_is_no_memory() {
-        let mut info = Info::usual();
-        let before = Partition::start(&info)
-            .unwrap()
-            .kernel
-            .untyped
-            .ready_pages();
-        info.regions.push((1 << 32, 1 << 30, 2));
-        let after = Partition::start(&info)
-            .unwrap()
-            .kernel
-            .untyped
-            .ready_pages();
-        assert_eq!(before, after);
+    fn segments_ascend() {
+        let segments = |addresses: [u64; 2]| {
+            let headers = addresses.map(|at| [1, 5, 0x1000, at, 0x2000, 0x2000]);
+            let program = crate::fake::image(PROGRAM, 0x4000, &headers);
+            Partition::start(&Info {
+                program,
+                ..Info::usual()
+            })
+            .map(|_| ())
+        };
+        assert_eq!(segments([PROGRAM, PROGRAM + 0x2000]), Ok(()));
+        for addresses in [
+            [PROGRAM, PROGRAM],
+            [PROGRAM, PROGRAM + 0x1000],
+            [PROGRAM + 0x1000, PROGRAM],
+            [PROGRAM + 0x4000, PROGRAM],
+        ] {
+            assert_eq!(
+                segments(addresses),
+                Err(StartError::Addresses),
+                "{addresses:x?}"
+            );
+        }
+    }
+
+    /// The untypeds that a partition begins with: address and size.
+    fn untypeds(regions: &[(u64, u64, u32)]) -> Vec<(u64, u64)> {
+        let info = Info {
+            regions: regions.to_vec(),
+            ..Info::usual()
+        };
+        let mut p = Partition::start(&info).unwrap();
+        let slots = capability(&mut p, slot::CNODE).unwrap();
+        let slots = slots.object_ref::<Slot>();
+        let all =
+            (slot::MEMORY..slot::INTERRUPTS).map(|n| p.kernel.objects.capability(slots.at(n)));
+        let given = all.clone().take_while(|found| !found.is_null());
+        let given: Vec<_> = given.collect();
+        let count = all.filter(|found| !found.is_null()).count();
+        assert_eq!(count, given.len(), "empty slots follow the last");
+        for untyped in &given {
+            assert_eq!(
+                (untyped.kind(), untyped.is_device()),
+                (Kind::Untyped, false)
+            );
+            assert_eq!((untyped.watermark(), untyped.dirty()), (0, 0));
+            assert!(untyped.address().is_multiple_of(1 << untyped.size_bits()));
+        }
+        let given = given.iter().map(|u| (u.address(), 1 << u.size_bits()));
+        given.collect()
+    }
+
+    #[test]
+    fn free_memory_becomes_untypeds_the_largest_first() {
+        const MIB: u64 = 1 << 20;
+        for regions in [
+            &[(16 * MIB, 16 * MIB, REGION_UNTYPED)][..],
+            &[(3 * MIB + 0x1000, 13 * MIB + 0x5000, REGION_UNTYPED)],
+            &[
+                (0, MIB / 2, REGION_UNTYPED),
+                (5 * MIB, 91 * MIB, REGION_UNTYPED),
+                (1 << 32, 64 * MIB, REGION_UNTYPED),
+                (1 << 33, 1 << 30, REGION_DEVICE),
+            ],
+            // More than the largest untyped holds.
+            &[(1 << 38, 7 << 36, REGION_UNTYPED)],
+            &[((1 << 38) - (1 << 36), 4 << 36, REGION_UNTYPED)],
+        ] {
+            let mut given = untypeds(regions);
+            assert!(given.is_sorted_by(|a, b| a.1 >= b.1), "{given:x?}");
+            given.sort_unstable();
+            let free = regions.iter().filter(|region| region.2 == REGION_UNTYPED);
+            let longest = free
+                .clone()
+                .map(|(at, len, _)| (*len, *at))
+                .max()
+                .unwrap()
+                .1;
+            for (at, len, _) in free {
+                let (mut next, end) = ((*at).max(PAGE_SIZE), at + len);
+                let inside = given
+                    .iter()
+                    .filter(|(address, _)| (*at..end).contains(address));
+                for (address, bytes) in inside {
+                    if next == longest {
+                        // What the kernel took for itself.
+                        assert!(*address - next < 4 * MIB);
+                        next = *address;
+                    }
+                    assert_eq!(*address, next, "{given:x?}");
+                    next += bytes;
+                }
+                assert_eq!(next, end, "{given:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_has_is_in_no_untyped() {
+        let info = Info::usual();
+        let given = untypeds(&info.regions);
+        let mut p = Partition::usual();
+        let thread = p.kernel.objects.current().unwrap().address();
+        let cnode = capability(&mut p, slot::CNODE).unwrap().address();
+        let root = p.kernel.page_table_root();
+        let space = AddressSpace::at(root);
+        let stack = space.translate(p.hardware(), PROGRAM_STACK_TOP - 8, true);
+        for at in [thread, cnode, root, stack.unwrap().0] {
+            let covers = |(start, len): &(u64, u64)| (*start..start + len).contains(&at);
+            assert!(!given.iter().any(covers), "{at:#x}");
+        }
+    }
+
+    /// The capability that the first thread names by a handle.
+    fn capability(p: &mut Partition, handle: u64) -> Result<Capability, crate::objects::Error> {
+        let objects = &p.kernel.objects;
+        let thread = objects.current().unwrap();
+        let root = objects.capability(thread.slot(ThreadSlot::CSpace));
+        objects.lookup(root, handle).map(|(_, found)| found)
     }
 
     #[test]
@@ -481,12 +554,7 @@ mod tests {
             flags: 0,
             ..Info::usual()
         };
-        let kind = |p: &mut Partition, handle| {
-            let objects = &p.kernel.objects;
-            let thread = objects.current().unwrap();
-            let root = objects.capability(thread.slot(ThreadSlot::CSpace));
-            objects.lookup(root, handle).map(|(_, found)| found.kind())
-        };
+        let kind = |p: &mut Partition, handle| capability(p, handle).map(Capability::kind);
         let mut p = Partition::usual();
         assert_eq!(kind(&mut p, slot::CONSOLE), Ok(Kind::Service));
         let mut p = Partition::start(&without).unwrap();

@@ -32,7 +32,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::boot::{StartError, program};
 use crate::elf::{EM_X86_64, ET_EXEC, PHDR_LEN};
 use crate::frame::Frame;
-use crate::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
+use crate::hardware::{Hardware, TABLE_ENTRIES};
 use crate::kernel::{Kernel, Next, Trap};
 use crate::objects::UNIT;
 use crate::objects::fastpath::{Fast, Switch};
@@ -46,8 +46,8 @@ static EMPTY: Page = [0; 256];
 
 /// See the module.
 pub struct Fake {
-    pages: HashMap<PhysPage, Box<Page>>,
-    states: HashMap<PhysPage, RestrictedState>,
+    pages: HashMap<u64, Box<Page>>,
+    states: HashMap<u64, RestrictedState>,
     /// The time stamp counter.
     pub now: u64,
     /// Console operations as they came: operation, guest-physical address, length.
@@ -77,19 +77,19 @@ impl Fake {
 
 impl Fake {
     /// A page table as the processor reads it.
-    pub fn table(&mut self, address: u64) -> [u64; TABLE_ENTRIES] {
-        *self.words(PhysPage::new(address))
+    pub fn table(&self, address: u64) -> [u64; TABLE_ENTRIES] {
+        FromBytes::read_from_bytes(self.bytes(address & !0xfff, 4096)).unwrap()
     }
 
     /// The page of an address, and the bytes in it.
-    fn place(address: u64, len: usize) -> (PhysPage, core::ops::Range<usize>) {
+    fn place(address: u64, len: usize) -> (u64, core::ops::Range<usize>) {
         let start = (address % 4096) as usize;
-        (PhysPage::new(address), start..start + len)
+        (address & !0xfff, start..start + len)
     }
 
     fn bytes_mut(&mut self, address: u64, len: usize) -> &mut [u8] {
         let (page, range) = Self::place(address, len);
-        assert_ne!(page.address(), 0, "page 0 is nobody's");
+        assert_ne!(page, 0, "page 0 is nobody's");
         let page = self.pages.entry(page).or_insert_with(|| Box::new(EMPTY));
         &mut page.as_mut_bytes()[range]
     }
@@ -114,6 +114,9 @@ impl Memory for Fake {
     fn store(&mut self, address: u64, word: u64) {
         self.bytes_mut(address, 8).copy_from_slice(word.as_bytes());
     }
+    fn entries(&mut self, address: u64, count: u64) -> &mut [u64] {
+        <[u64]>::mut_from_bytes(self.bytes_mut(address, count as usize * 8)).unwrap()
+    }
     fn zero(&mut self, address: u64, bytes: u64) {
         for unit in (address..address + bytes).step_by(UNIT as usize) {
             self.bytes_mut(unit, UNIT as usize).fill(0);
@@ -135,21 +138,16 @@ impl Memory for Fake {
 }
 
 impl Hardware for Fake {
-    fn words(&mut self, page: PhysPage) -> &mut [u64; TABLE_ENTRIES] {
-        FromBytes::mut_from_bytes(self.bytes_mut(page.address(), 4096)).unwrap()
-    }
     fn restricted_state(
         &mut self,
         thread: Ref<Thread>,
-        page: PhysPage,
+        state: Ref<RestrictedState>,
     ) -> (&mut Thread, &mut RestrictedState) {
         let (at, range) = Self::place(thread.address(), size_of::<Thread>());
         let thread = self.pages.get_mut(&at).unwrap();
         let thread = Thread::mut_from_bytes(&mut thread.as_mut_bytes()[range]).unwrap();
-        (thread, self.states.entry(page).or_default())
+        (thread, self.states.entry(state.address()).or_default())
     }
-    fn invalidate(&mut self, _: u64) {}
-    fn invalidate_all(&mut self) {}
     fn now(&mut self) -> u64 {
         self.now
     }

@@ -12,8 +12,7 @@ use crate::objects::fault::Fault;
 use crate::objects::memory::Ref;
 use crate::objects::thread::{Mode, Thread, ThreadSlot};
 use crate::paging::AddressSpace;
-use crate::restricted::{Exit, StatePage};
-use crate::untyped::Untyped;
+use crate::restricted::Exit;
 
 /// How long a thread of the first scheduling context runs while others are ready, in milliseconds.
 pub(crate) const QUANTUM_MS: u64 = 10;
@@ -24,8 +23,6 @@ pub mod service {
     pub const CONSOLE: u64 = 1;
     /// The partition: its end.
     pub const PARTITION: u64 = 2;
-    /// The pool that memory is mapped from.
-    pub const POOL: u64 = 3;
 }
 
 /// Why the CPU entered the kernel.
@@ -64,9 +61,6 @@ pub enum Next {
 pub struct Kernel<H> {
     /// All objects, and the machine that they lie in.
     pub objects: Objects<H>,
-    pub(crate) untyped: Untyped,
-    pub(crate) space: Option<AddressSpace>,
-    pub(crate) state_page: Option<StatePage>,
     pub(crate) tsc_khz: u64,
     deadline: Option<u64>,
 }
@@ -77,17 +71,9 @@ impl<H: Hardware> Kernel<H> {
     pub const fn new(hardware: H) -> Self {
         Self {
             objects: Objects::new(hardware),
-            untyped: Untyped::new(),
-            space: None,
-            state_page: None,
             tsc_khz: 1,
             deadline: None,
         }
-    }
-
-    /// The first program's address space: that of memory from the pool.
-    pub(crate) fn first_space(&self) -> Result<AddressSpace, Status> {
-        self.space.ok_or(Status::InvalidCapability)
     }
 
     /// The address space of a thread.
@@ -140,8 +126,8 @@ impl<H: Hardware> Kernel<H> {
         }
         let space = AddressSpace::at(space.address());
         match self.objects.memory.get(thread).mode() {
-            Mode::Native => space.root().address(),
-            Mode::Restricted => space.restricted_root().address(),
+            Mode::Native => space.root(),
+            Mode::Restricted => space.restricted_root(),
         }
     }
 

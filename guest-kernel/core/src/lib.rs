@@ -2,8 +2,8 @@
 //!
 //! `guest-kernel/kernel` drives [`kernel::Kernel`]: it hands in each trap and gets back what runs
 //! next. Whatever touches the machine goes through [`hardware::Hardware`], so every rule in here
-//! runs on the host too, in unit tests, under Miri and in fuzz targets. There is no heap: all
-//! state is in fixed tables, all memory comes from the partition's untyped memory.
+//! runs on the host too, in unit tests, under Miri and in fuzz targets. There is no heap: objects
+//! lie in memory that programs give by retype, what little else there is in fixed tables.
 //!
 //! | room | what lives there |
 //! | --- | --- |
@@ -14,9 +14,8 @@
 //! | [`hardware`] | what the logic asks of the machine |
 //! | [`kernel`] | the kernel's state and its trap dispatch |
 //! | [`objects`] | kernel objects and the capabilities to them |
-//! | [`paging`] | address spaces |
+//! | [`paging`] | entries of page tables, and the way through them |
 //! | [`restricted`] | entering and leaving restricted mode |
-//! | [`untyped`] | free memory |
 //! | [`user`] | user addresses, an allegation until checked |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -30,7 +29,6 @@ pub mod kernel;
 pub mod objects;
 pub mod paging;
 pub mod restricted;
-pub mod untyped;
 pub mod user;
 
 #[cfg(any(test, feature = "fake"))]

@@ -3,17 +3,17 @@
 //! A thread in restricted mode is the same thread with its other register set and the other root
 //! of its address space. Nothing is scheduled on the way in or out.
 
-use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
+use bulkhead_abi::layout::USER_END;
 use bulkhead_abi::restricted::{REASON_EXCEPTION, REASON_SYSCALL, RestrictedState};
 use bulkhead_abi::syscall::Status;
 
-use crate::calls::{Outcome, Refusal};
+use crate::calls::{Answer, Arguments, Outcome, Refusal};
 use crate::frame::{Frame, USER_CODE, USER_DATA, user_flags};
-use crate::hardware::{Hardware, PhysPage};
+use crate::hardware::Hardware;
 use crate::kernel::Kernel;
+use crate::objects::capability::Rights;
 use crate::objects::memory::Ref;
-use crate::objects::thread::{Mode, Thread};
-use crate::user::UserRange;
+use crate::objects::thread::{Mode, Thread, ThreadSlot};
 
 /// Why the program left restricted mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,48 +22,47 @@ pub(crate) enum Exit {
     Exception { address: u64 },
 }
 
-/// The page through which a thread and the kernel pass restricted state. There is one in a
-/// partition: the FPU and its descendants are not switched between threads, so only one thread's
-/// program may have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StatePage {
-    pub(crate) address: u64,
-}
-
 impl<H: Hardware> Kernel<H> {
-    /// `RESTRICTED_BIND`. Once for one thread of the partition.
+    /// `RESTRICTED_BIND`. A refusal changes nothing.
     pub(crate) fn restricted_bind(
         &mut self,
         thread: Ref<Thread>,
-        address: u64,
-    ) -> Result<Outcome, Refusal> {
-        UserRange::pages(address, PAGE_SIZE)?;
-        if self.state_page.is_some() {
-            return Err(Status::DeleteFirst.into());
+        handle: u64,
+        [frame, ..]: Arguments,
+    ) -> Answer {
+        let target = self.thread(thread, handle)?;
+        let place = target.slot(ThreadSlot::RestrictedState);
+        if frame == 0 {
+            self.objects.delete(place)?;
+            self.objects.end_restricted(target);
+            return Ok(Outcome::Done);
         }
-        let space = self.space(thread)?;
-        if Ok(space) != self.first_space() {
-            return Err(Status::InvalidAddress.into());
+        let source = self.source(thread, ThreadSlot::RestrictedState, frame)?;
+        let rights = self.objects.capability(source).rights();
+        if !rights.any(Rights::READ) || !rights.any(Rights::WRITE) {
+            return Err(Status::IllegalOperation.into());
         }
-        let (physical, _) = space
-            .translate_pooled(&mut self.objects.memory, address, true)
-            .ok_or(Status::InvalidAddress)?;
-        self.state_page = Some(StatePage { address });
-        self.objects.memory.get_mut(thread).state_page = physical;
-        Ok(Outcome::Value(0))
+        // In this order: what is interrupted is executed again.
+        self.objects.bury()?;
+        self.objects.begin_restricted(target)?;
+        self.objects.delete(place)?;
+        self.objects.copy(place, source, Rights::ALL)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Where a thread's restricted state lies; nowhere without a frame, or when that is gone.
+    #[inline]
+    fn restricted_state(&self, thread: Ref<Thread>) -> Option<Ref<RestrictedState>> {
+        let frame = (self.objects).capability(thread.slot(ThreadSlot::RestrictedState));
+        (!frame.is_null()).then(|| Ref::new(frame.address()))
     }
 
     /// `RESTRICTED_ENTER`. A refusal changes nothing.
     #[inline]
     pub(crate) fn restricted_enter(&mut self, thread: Ref<Thread>) -> Result<Outcome, Refusal> {
-        let page = self.objects.memory.get(thread).state_page;
-        if page == 0 {
-            return Err(Status::InvalidArgument.into());
-        }
-        let (thread, state) = self
-            .objects
-            .memory
-            .restricted_state(thread, PhysPage::new(page));
+        let state = self.restricted_state(thread);
+        let state = state.ok_or(Status::InvalidArgument)?;
+        let (thread, state) = self.objects.memory.restricted_state(thread, state);
         // `iretq` to an address that is not canonical would fault in the kernel.
         if state.rip >= USER_END {
             return Err(Status::InvalidArgument.into());
@@ -79,9 +78,11 @@ impl<H: Hardware> Kernel<H> {
     /// Goes back from the program to its personality.
     #[inline]
     pub(crate) fn restricted_leave(&mut self, thread: Ref<Thread>, exit: Exit) {
-        // A thread gets into restricted mode with a page alone, and keeps it.
-        let page = PhysPage::new(self.objects.memory.get(thread).state_page);
-        let (thread, state) = self.objects.memory.restricted_state(thread, page);
+        let Some(state) = self.restricted_state(thread) else {
+            self.objects.memory.get_mut(thread).abort_restricted();
+            return;
+        };
+        let (thread, state) = self.objects.memory.restricted_state(thread, state);
         thread.set_mode(Mode::Native);
         let frame = &thread.restricted;
         store(state, frame);
@@ -148,25 +149,38 @@ mod tests {
     use bulkhead_abi::syscall::{self, slot};
 
     use super::*;
-    use crate::calls::tests::spawn;
-    use crate::fake::{PROGRAM, Partition};
+    use crate::calls::tests::{page, spawn};
+    use crate::fake::Partition;
     use crate::kernel::{Next, Trap};
-    use crate::objects::memory::Memory;
+    use crate::paging::AddressSpace;
 
-    /// The page of the fake program that is data, and its state page.
-    const STATE: u64 = PROGRAM + 0x2000;
+    /// The handle of the frame, and where it is mapped.
+    const FRAME: u64 = slot::FREE + 20;
+    const AT: u64 = 0x4000_0000;
+
+    fn bind(p: &mut Partition, thread: u64, frame: u64) -> Result<(), Status> {
+        let bound = p.invoke(syscall::RESTRICTED_BIND, thread, &[frame]);
+        bound.map(|_| ())
+    }
 
     fn bound() -> Partition {
         let mut p = Partition::usual();
-        assert_eq!(p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]), Ok(0));
+        page(&mut p, FRAME, AT);
+        assert_eq!(bind(&mut p, slot::THREAD, FRAME), Ok(()));
+        // What the calls left in them.
+        *p.frame() = Frame {
+            rip: p.frame().rip,
+            rflags: p.frame().rflags,
+            ..Frame::start(0, 0, 0)
+        };
         p
     }
 
     fn state(p: &mut Partition) -> &mut RestrictedState {
+        let space = AddressSpace::at(p.kernel.page_table_root());
         let thread = p.kernel.objects.current().unwrap();
-        let page = p.kernel.objects.memory.get(thread).state_page;
-        let machine = p.hardware();
-        machine.restricted_state(thread, PhysPage::new(page)).1
+        let (at, _) = space.translate(p.hardware(), AT, true).unwrap();
+        p.hardware().restricted_state(thread, Ref::new(at)).1
     }
 
     #[test]
@@ -197,7 +211,7 @@ mod tests {
         *state(&mut p) = program;
         let full = p.kernel.page_table_root();
         assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
-        let restricted = p.kernel.space.unwrap().restricted_root().address();
+        let restricted = AddressSpace::at(full).restricted_root();
         assert_eq!(p.kernel.page_table_root(), restricted);
         let frame = p.frame();
         assert_eq!((frame.rax, frame.r15, frame.rip), (1, 16, 0x40_0000));
@@ -215,9 +229,6 @@ mod tests {
         let answered = Frame {
             rax: 0,
             rdx: 0,
-            rdi: 0,
-            rsi: 0,
-            r10: 0,
             ..native
         };
         assert_eq!(back, answered, "the personality's registers are kept");
@@ -258,34 +269,74 @@ mod tests {
     }
 
     #[test]
-    fn the_state_page_is_bound_once_and_stays() {
+    fn a_state_is_a_frame_of_one_thread() {
         let mut p = Partition::usual();
         let first = p.kernel.objects.current();
         let enter = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
         assert_eq!(enter, Err(Status::InvalidArgument));
-        for (address, status) in [
-            (STATE + 8, Status::InvalidArgument),
-            (PROGRAM, Status::InvalidAddress),
-            (0x4000_0000, Status::InvalidAddress),
-            (0, Status::InvalidAddress),
-            (!0xfff, Status::InvalidAddress),
+        page(&mut p, FRAME, AT);
+        let read_only = slot::FREE + 40;
+        let copy = [read_only, 64, slot::CNODE, FRAME, 64, 1];
+        p.invoke(syscall::COPY, slot::CNODE, &copy).unwrap();
+        for (thread, frame, status) in [
+            (slot::CNODE, FRAME, Status::InvalidCapability),
+            (slot::THREAD, slot::CNODE, Status::InvalidCapability),
+            (slot::THREAD, slot::FREE + 50, Status::InvalidCapability),
+            (slot::THREAD, read_only, Status::IllegalOperation),
         ] {
-            assert_eq!(
-                p.call(syscall::RESTRICTED_BIND, [address, 0, 0, 0]),
-                Err(status)
-            );
+            assert_eq!(bind(&mut p, thread, frame), Err(status));
         }
-        assert_eq!(p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]), Ok(0));
-        let again = p.call(syscall::RESTRICTED_BIND, [STATE, 0, 0, 0]);
-        assert_eq!(again, Err(Status::DeleteFirst));
-        let unmap = [slot::ADDRESS_SPACE, PROGRAM, 0x4000, 0];
-        assert_eq!(p.call(syscall::UNMAP, unmap), Err(Status::InvalidAddress));
-        // A second thread cannot enter with the first one's page.
+        // Another thread cannot have one meanwhile, and can when it is given up.
         spawn(&mut p, slot::FREE);
+        assert_eq!(bind(&mut p, slot::THREAD, FRAME), Ok(()));
+        assert_eq!(bind(&mut p, slot::THREAD, FRAME), Ok(()), "again");
+        assert_eq!(bind(&mut p, slot::FREE, FRAME), Err(Status::Busy));
         let _ = p.enter(syscall::YIELD, [0; 4]);
         assert_ne!(p.kernel.objects.current(), first);
         let theirs = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
         assert_eq!(theirs, Err(Status::InvalidArgument));
+        assert_eq!(bind(&mut p, slot::THREAD, 0), Ok(()));
+        assert_eq!(bind(&mut p, slot::FREE, FRAME), Ok(()));
+        assert_eq!(bind(&mut p, slot::THREAD, FRAME), Err(Status::Busy));
+        let _ = p.enter(syscall::YIELD, [0; 4]);
+        assert_eq!(p.kernel.objects.current(), first);
+        let enter = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
+        assert_eq!(enter, Err(Status::InvalidArgument));
+        // It is free again when the other thread is gone.
+        let delete = [slot::FREE, 64];
+        p.invoke(syscall::DELETE, slot::CNODE, &delete).unwrap();
+        assert_eq!(bind(&mut p, slot::THREAD, FRAME), Ok(()));
+    }
+
+    /// A state can be taken away while the program runs: by a revocation, or by another binding.
+    #[test]
+    fn a_state_that_goes_takes_the_program_along() {
+        for taken_by in [syscall::REVOKE, syscall::RESTRICTED_BIND] {
+            let mut p = bound();
+            let first = p.kernel.objects.current();
+            state(&mut p).rip = 0x40_0000;
+            spawn(&mut p, slot::FREE);
+            let rip = p.frame().rip;
+            assert_eq!(p.enter(syscall::RESTRICTED_ENTER, [0; 4]), Next::Run);
+            p.hardware().now = u64::MAX / 2;
+            assert_eq!(p.trap(Trap::Timer), Next::Run);
+            assert_ne!(p.kernel.objects.current(), first);
+            let taken = match taken_by {
+                syscall::REVOKE => p.invoke(taken_by, slot::CNODE, &[FRAME, 64]),
+                _ => p.invoke(taken_by, slot::THREAD, &[0]),
+            };
+            assert!(taken.is_ok());
+            let _ = p.enter(syscall::YIELD, [0; 4]);
+            assert_eq!(p.kernel.objects.current(), first);
+            if taken_by == syscall::REVOKE {
+                assert_eq!(p.frame().rip, 0x40_0000, "it runs until it leaves");
+                assert_eq!(p.trap(Trap::Syscall), Next::Run);
+            }
+            let frame = *p.frame();
+            assert_eq!((frame.rip, frame.rax), (rip, Status::Aborted as u64));
+            let again = p.call(syscall::RESTRICTED_ENTER, [0; 4]);
+            assert_eq!(again, Err(Status::InvalidArgument));
+        }
     }
 
     #[test]

@@ -114,7 +114,6 @@ fn argument(random: &mut Random, value: &Value) -> u64 {
             let free = random.one_of(&cell::FRAMES);
             random.one_of(&[own, free, free])
         }
-        "pool" => slot::UNTYPED,
         "console" => slot::CONSOLE,
         "partition" => slot::PARTITION,
         "depth" | "from_depth" | "pivot_depth" => random.one_of(&[64, 64, 64, 64, 8, 1, 0]),

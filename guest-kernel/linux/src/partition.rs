@@ -6,54 +6,42 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::cell::UnsafeCell;
 use core::ops::Range;
 
+use bulkhead_linux::memory::{Backing, Frames, Part};
 use bulkhead_linux::platform::{Platform, PlatformError, Settings, Stream};
 use bulkhead_linux::process::{FAILURE_STATUS, Process};
 use bulkhead_runtime::abi::boot::{
     FLAG_CONSOLE, FLAG_CONSOLE_TTY, FLAG_ENTROPY, FLAG_TIME, FLAG_TRACE_SYSCALLS, MODULE_INITRAMFS,
     REGION_UNTYPED,
 };
+use bulkhead_runtime::abi::layout::{
+    PAGE_SIZE, PROGRAM_BOOT_INFO, PROGRAM_STACK_BYTES, PROGRAM_STACK_TOP,
+};
+use bulkhead_runtime::abi::object::RIGHTS_ALL;
 use bulkhead_runtime::abi::restricted::RestrictedState;
-use bulkhead_runtime::abi::syscall::Status;
-use bulkhead_runtime::capability::{self, ADDRESS_SPACE, CONSOLE, UNTYPED};
-use bulkhead_runtime::{environment, eprintln, program_main, syscall, time};
+use bulkhead_runtime::abi::syscall::{Status, rights};
+use bulkhead_runtime::capability::{self, CONSOLE};
+use bulkhead_runtime::object::{FIRST_THREAD, Frame, Place};
+use bulkhead_runtime::{environment, eprintln, memory, program_main, slots, syscall, time};
 
 program_main!(main);
 
-/// The page that the kernel and the personality share.
-#[repr(C, align(4096))]
-struct StatePage(UnsafeCell<RestrictedState>);
+const READ_WRITE: u64 = rights::READ | rights::WRITE;
 
-// SAFETY: one thread.
-unsafe impl Sync for StatePage {}
+/// Where the restricted state is mapped: between the `BootInfo` and the first stack, where there is a
+/// page table.
+const STATE: u64 = PROGRAM_BOOT_INFO + 0x10_0000;
+const _: () = assert!(STATE + PAGE_SIZE < PROGRAM_STACK_TOP - PROGRAM_STACK_BYTES - PAGE_SIZE);
 
-static STATE: StatePage = StatePage(UnsafeCell::new(EMPTY));
-const EMPTY: RestrictedState = RestrictedState {
-    rax: 0,
-    rbx: 0,
-    rcx: 0,
-    rdx: 0,
-    rsi: 0,
-    rdi: 0,
-    rbp: 0,
-    rsp: 0,
-    r8: 0,
-    r9: 0,
-    r10: 0,
-    r11: 0,
-    r12: 0,
-    r13: 0,
-    r14: 0,
-    r15: 0,
-    rip: 0,
-    rflags: 0,
-    reason: 0,
-    vector: 0,
-    error_code: 0,
-    fault_address: 0,
-};
+/// Makes the restricted state that the kernel and the personality share.
+fn bind_state() -> Result<(), Status> {
+    let frame = memory::frame(0)?;
+    // SAFETY: nothing else is mapped there; the state is reached by volatile copies alone.
+    unsafe { memory::map_frame(frame, STATE, READ_WRITE, (0, 0)) }?;
+    // SAFETY: as above.
+    unsafe { FIRST_THREAD.bind_restricted(frame) }
+}
 
 /// MXCSR of a new program (System V ABI, AMD64 supplement, section 3.4.1): all exceptions masked.
 static INITIAL_MXCSR: u32 = 0x1f80;
@@ -64,8 +52,7 @@ fn main() -> u8 {
     let Some(info) = environment::boot_info() else {
         return FAILURE_STATUS;
     };
-    // SAFETY: the page is `STATE`, which is reached by volatile copies alone.
-    if let Err(status) = unsafe { syscall::restricted_bind(STATE.0.get() as u64) } {
+    if let Err(status) = bind_state() {
         eprintln!("bulkhead: this kernel offers no restricted mode ({status:?})");
         return FAILURE_STATUS;
     }
@@ -74,10 +61,8 @@ fn main() -> u8 {
     let start = time::ticks();
     let since_boot_ns = time::ticks_to_ns(start.saturating_sub(head.wall_clock_tsc), khz);
     let granted = |flag| info.has(flag).then_some(());
-    let memory = info
-        .regions()
-        .iter()
-        .filter(|region| region.kind == REGION_UNTYPED);
+    let regions = info.regions().iter();
+    let free = regions.filter(|region| region.kind == REGION_UNTYPED);
     let settings = Settings {
         console: info.has(FLAG_CONSOLE),
         tty: info.has(FLAG_CONSOLE_TTY),
@@ -85,9 +70,13 @@ fn main() -> u8 {
             .map(|()| head.wall_clock_ns.wrapping_add(since_boot_ns)),
         entropy_seed: granted(FLAG_ENTROPY).map(|()| head.entropy_seed),
         trace: info.has(FLAG_TRACE_SYSCALLS),
-        memory_bytes: memory.map(|region| region.range.len).sum(),
+        memory_bytes: free.map(|region| region.range.len).sum(),
     };
-    let mut partition = Partition { khz, start };
+    let mut partition = Partition {
+        khz,
+        start,
+        backing: Backing::new(),
+    };
     let strings = |list: &mut dyn Iterator<Item = &[u8]>| -> Vec<Vec<u8>> {
         list.map(<[u8]>::to_vec).collect()
     };
@@ -108,6 +97,47 @@ struct Partition {
     khz: u64,
     /// Time stamp counter when the personality started.
     start: u64,
+    /// The program's memory.
+    backing: Backing,
+}
+
+/// What the kernel does with the frames of program memory. No reference leads there.
+struct Kernel;
+
+impl Frames for Kernel {
+    fn take(&mut self) -> Option<(u64, u64)> {
+        let (frame, bits) = memory::largest_frame()?;
+        Some((frame.0, 1 << bits))
+    }
+
+    fn copy(&mut self, frame: u64) -> Result<u64, Status> {
+        let slot = slots::take().ok_or(Status::NotEnoughMemory)?;
+        let copied = Place::own(slot).copy(Place::own(frame), RIGHTS_ALL);
+        copied.inspect_err(|_| slots::give_back(slot))?;
+        Ok(slot)
+    }
+
+    fn discard(&mut self, copy: u64) {
+        // A slot that cannot be emptied is not used again.
+        let _ = Frame(copy).delete();
+    }
+
+    fn map(&mut self, frame: u64, address: u64, rights: u64, part: Part) -> Result<(), Status> {
+        // SAFETY: program memory, see above.
+        unsafe { memory::map_frame(Frame(frame), address, rights, part) }
+    }
+
+    fn unmap(&mut self, frame: u64, part: Part) {
+        // It cannot be refused: the frame's capability is there, and the pages are the frame's.
+        // SAFETY: program memory, see above.
+        let _ = unsafe { Frame(frame).unmap_part(part) };
+    }
+
+    fn zero(&mut self, range: Range<u64>) {
+        let bytes = (range.end - range.start) as usize;
+        // SAFETY: the caller has mapped the range writable.
+        unsafe { core::ptr::write_bytes(range.start as *mut u8, 0, bytes) }
+    }
 }
 
 fn refused(status: Status) -> PlatformError {
@@ -119,7 +149,7 @@ fn refused(status: Status) -> PlatformError {
 
 impl Platform for Partition {
     fn enter(&mut self, state: &mut RestrictedState) -> Result<(), PlatformError> {
-        let page = STATE.0.get();
+        let page = STATE as *mut RestrictedState;
         // SAFETY: the page is ours, and the kernel leaves it alone until the call below.
         unsafe { page.write_volatile(*state) };
         // SAFETY: the program can reach only what lies below `RESTRICTED_END`.
@@ -142,17 +172,15 @@ impl Platform for Partition {
     }
 
     fn map(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
-        UNTYPED.map(range, rights).map_err(refused)
+        self.backing.map(&mut Kernel, range, rights)
     }
 
     fn protect(&mut self, range: Range<u64>, rights: u64) -> Result<(), PlatformError> {
-        // SAFETY: program memory; no reference leads there.
-        unsafe { ADDRESS_SPACE.protect(range, rights) }.map_err(refused)
+        self.backing.protect(&mut Kernel, range, rights)
     }
 
     fn unmap(&mut self, range: Range<u64>) -> Result<(), PlatformError> {
-        // SAFETY: program memory; no reference leads there.
-        unsafe { ADDRESS_SPACE.unmap(range) }.map_err(refused)
+        self.backing.unmap(&mut Kernel, range)
     }
 
     fn read_memory(&self, address: u64, into: &mut [u8]) {
@@ -170,14 +198,7 @@ impl Platform for Partition {
     }
 
     fn zero_memory(&mut self, range: Range<u64>) {
-        // SAFETY: the caller has checked that the range is mapped writable.
-        unsafe {
-            core::ptr::write_bytes(
-                range.start as *mut u8,
-                0,
-                (range.end - range.start) as usize,
-            )
-        }
+        Kernel.zero(range);
     }
 
     fn fs_base(&self) -> u64 {

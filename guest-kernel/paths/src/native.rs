@@ -7,9 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_paths::{MARK, ROUNDS, is_marked, steady};
 use bulkhead_runtime::abi::object::{RIGHTS_ALL, TYPE_ENDPOINT, TYPE_FRAME, ThreadRegisters};
-use bulkhead_runtime::abi::syscall::{
-    CALL, CONSOLE_WRITE, MAP, PROTECT, RECV, REPLY_RECV, UNMAP, YIELD, rights, slot,
-};
+use bulkhead_runtime::abi::syscall::{CALL, CONSOLE_WRITE, RECV, REPLY_RECV, YIELD, rights, slot};
 use bulkhead_runtime::object::{
     ADDRESS_SPACE, AddressSpace, CNODE, Configuration, EMPTY_REGISTERS, FIRST_THREAD, Frame, Place,
     SchedContext, Thread, Untyped,
@@ -23,13 +21,13 @@ program_main!(main);
 const PATHS: [fn(); 11] = [
     null_call,
     console_write,
-    pages,
     yield_alone,
     yield_to_another,
     threads,
     notifications,
     capabilities,
     frames,
+    many_pages,
     messages,
     stretches::all,
 ];
@@ -63,28 +61,6 @@ fn console_write() {
         || mark("console write, 1 byte"),
         || call(CONSOLE_WRITE, arguments),
     );
-}
-
-/// A page beside one that is there: no table is made or given back.
-fn pages() {
-    const NEIGHBOUR: u64 = 0x7b00_0000_0000;
-    const PAGE: u64 = NEIGHBOUR + 4096;
-    let read_write = rights::READ | rights::WRITE;
-    call(MAP, [slot::UNTYPED, NEIGHBOUR, 4096, read_write]);
-    for round in 0..ROUNDS {
-        let step = |name, number, arguments| {
-            if is_marked(round) {
-                mark(name);
-            }
-            call(number, arguments);
-        };
-        let map = [slot::UNTYPED, PAGE, 4096, read_write];
-        step("map, one page", MAP, map);
-        let protect = [slot::ADDRESS_SPACE, PAGE, 4096, rights::READ];
-        step("protect, one page", PROTECT, protect);
-        let unmap = [slot::ADDRESS_SPACE, PAGE, 4096, 0];
-        step("unmap, one page", UNMAP, unmap);
-    }
 }
 
 fn yield_alone() {
@@ -207,7 +183,7 @@ fn capabilities() {
     }
 }
 
-/// Where frames and the server's page are mapped: nothing of the pool is near.
+/// Where frames and the server's page are mapped: nothing else is near.
 const MAPPED: u64 = 0x7d80_0000_0000;
 /// Where the server's page is mapped in its own address space.
 const SERVER: u64 = 0x40_0000;
@@ -240,6 +216,36 @@ fn frames() {
         let _ = unsafe { frame.unmap() };
         step("delete, a frame");
         let _ = frame.place().delete();
+    }
+}
+
+/// Pages of one frame in one call.
+fn many_pages() {
+    const PAGES: u64 = 16;
+    let address = MAPPED + PAGES * 4096;
+    let memory = Untyped(slot::MEMORY);
+    let (Ok(frame), Ok(large)) = (memory.frame(4), memory.frame(9)) else {
+        return;
+    };
+    for round in 0..ROUNDS {
+        let step = |name, frame: Frame, at, rights| {
+            if is_marked(round) {
+                mark(name);
+            }
+            // SAFETY: nothing else is there.
+            let _ = unsafe { frame.map(ADDRESS_SPACE, at, rights) };
+        };
+        step("frame map, 16 pages", frame, address, rights::READ);
+        let both = rights::READ | rights::WRITE;
+        step("frame map, other rights, 16 pages", frame, address, both);
+        if is_marked(round) {
+            mark("frame unmap, 16 pages");
+        }
+        // SAFETY: nothing refers to it.
+        let _ = unsafe { frame.unmap() };
+        step("frame map, a large page", large, MAPPED + (2 << 20), both);
+        // SAFETY: nothing refers to it.
+        let _ = unsafe { large.unmap() };
     }
 }
 
@@ -304,7 +310,7 @@ fn messages() {
         memory.endpoint(),
         memory.reply(),
         memory.address_space(),
-        memory.frame(),
+        memory.frame(0),
         second(),
     ) else {
         return;

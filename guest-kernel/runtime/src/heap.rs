@@ -1,5 +1,6 @@
 //! The global allocator: `talc` over memory mapped at [`HEAP_START`] as it is needed, never given
-//! back.
+//! back. Small programs never have more of it than one large page, and that costs one page table:
+//! the heap lies below the table that leads to the program.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -12,15 +13,12 @@ use talc::base::Talc;
 use talc::base::binning::Binning;
 use talc::source::Source;
 
-use crate::capability::UNTYPED;
-use crate::syscall;
+use crate::{memory, syscall};
 
 /// Where the heap begins.
-pub const HEAP_START: u64 = 0x7800_0000_0000;
+pub const HEAP_START: u64 = 0x7040_0000_0000;
 /// Where it ends at the latest.
-pub const HEAP_LIMIT: u64 = 0x7a00_0000_0000;
-/// The first growth; each later one is twice as long, up to [`LARGE_PAGE_SIZE`].
-const FIRST_GROWTH: u64 = 64 * 1024;
+pub const HEAP_LIMIT: u64 = 0x7060_0000_0000;
 /// Room for the allocator's own records in a growth.
 const OVERHEAD: u64 = PAGE_SIZE;
 
@@ -61,7 +59,6 @@ struct Growth {
     end: Option<NonNull<u8>>,
     /// End of what is mapped.
     mapped_to: u64,
-    next: u64,
 }
 
 // SAFETY: the end pointer is used under the allocator's lock only.
@@ -75,19 +72,17 @@ unsafe impl Source for Growth {
             .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
             .ok_or(())?;
         let start = talc.source.mapped_to;
-        // The whole step where there is memory for it, else what is needed.
-        let steps = [needed.max(talc.source.next), needed];
-        let bytes = steps.into_iter().find(|bytes| {
-            start.checked_add(*bytes).is_some_and(|end| {
-                end <= HEAP_LIMIT
-                    && UNTYPED
-                        .map(start..end, rights::READ | rights::WRITE)
-                        .is_ok()
-            })
-        });
-        let end = start + bytes.ok_or(())?;
+        let least = start.checked_add(needed).ok_or(())?;
+        if least > HEAP_LIMIT || needed > LARGE_PAGE_SIZE && needed > memory::available() {
+            return Err(());
+        }
+        let read_write = rights::READ | rights::WRITE;
+        let end = memory::extend(start..least, HEAP_LIMIT, read_write);
+        if end == start {
+            return Err(());
+        }
         talc.source.mapped_to = end;
-        talc.source.next = (talc.source.next * 2).min(LARGE_PAGE_SIZE);
+        // Where that is less than what is needed, the allocator comes again, until nothing is left.
         let heap_end = match talc.source.end {
             // SAFETY: the region was just mapped and is used for nothing else.
             None => unsafe { talc.claim(start as *mut u8, (end - start) as usize) }.ok_or(())?,
@@ -107,5 +102,4 @@ unsafe impl Source for Growth {
 static HEAP: TalcLock<YieldLock, Growth> = TalcLock::new(Growth {
     end: None,
     mapped_to: HEAP_START,
-    next: FIRST_GROWTH,
 });

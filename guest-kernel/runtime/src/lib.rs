@@ -27,11 +27,12 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
-//! | [`capability`] | the program's capabilities: console, memory, address space |
+//! | [`capability`] | the console, as a capability |
 //! | [`console`] | printing and reading |
 //! | [`device`] | granted devices: registers and interrupts |
 //! | [`environment`] | arguments, environment, modules, granted devices |
 //! | [`heap`] | the global allocator |
+//! | [`memory`] | frames, page tables and small objects for the program |
 //! | [`message`] | messages |
 //! | [`object`] | capabilities to kernel objects |
 //! | [`slots`] | free slots of the program's CNode |
@@ -48,6 +49,7 @@ pub mod console;
 pub mod device;
 pub mod environment;
 pub mod heap;
+pub mod memory;
 pub mod message;
 pub mod object;
 pub mod slots;

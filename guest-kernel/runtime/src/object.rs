@@ -12,8 +12,8 @@ use bulkhead_abi::object::{
 };
 use bulkhead_abi::syscall::{
     CANCEL_BADGED_SENDS, COPY, DELETE, FRAME_ADDRESS, FRAME_MAP, FRAME_UNMAP, INSPECT,
-    IRQ_ACKNOWLEDGE, IRQ_BIND, IRQ_MAKE, MINT, MOVE, MUTATE, POLL, RETYPE, REVOKE, ROTATE,
-    SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, TABLE_MAP, THREAD_BIND, THREAD_CONFIGURE,
+    IRQ_ACKNOWLEDGE, IRQ_BIND, IRQ_MAKE, MINT, MOVE, MUTATE, POLL, RESTRICTED_BIND, RETYPE, REVOKE,
+    ROTATE, SCHED_BIND, SCHED_CONFIGURE, SIGNAL, Status, TABLE_MAP, THREAD_BIND, THREAD_CONFIGURE,
     THREAD_READ_REGISTERS, THREAD_RESUME, THREAD_SET_PRIORITY, THREAD_SUSPEND,
     THREAD_WRITE_REGISTERS, WAIT, slot,
 };
@@ -245,12 +245,12 @@ impl Untyped {
         self.make(TYPE_CNODE, radix).map(CNode)
     }
 
-    /// Makes a frame of 4 KiB.
+    /// Makes a frame of `1 << bits` pages.
     ///
     /// # Errors
     /// As [`Self::make`].
-    pub fn frame(self) -> Result<Frame, Status> {
-        self.make(TYPE_FRAME, 0).map(Frame)
+    pub fn frame(self, bits: u64) -> Result<Frame, Status> {
+        self.make(TYPE_FRAME, bits).map(Frame)
     }
 
     /// Makes a page table.
@@ -311,7 +311,7 @@ impl Untyped {
 }
 
 impl Frame {
-    /// Maps it, or changes the rights where it is mapped.
+    /// Maps it, or changes the rights where it is mapped. One of 2 MiB becomes a large page.
     ///
     /// # Errors
     /// See [`FRAME_MAP`].
@@ -321,7 +321,52 @@ impl Frame {
     /// the frame is mapped twice.
     pub unsafe fn map(self, space: AddressSpace, address: u64, rights: u64) -> Result<(), Status> {
         // SAFETY: the caller's promise.
-        unsafe { invoke(FRAME_MAP, self.0, [space.0, address, rights]) }.map(|_| ())
+        unsafe { self.map_part(space, address, rights, (0, 0)) }
+    }
+
+    /// Maps `count` pages of it from the `first` on so that the first is at `address`, or changes
+    /// the rights where they are mapped. 0 pages are all that follow.
+    ///
+    /// # Errors
+    /// See [`FRAME_MAP`].
+    ///
+    /// # Safety
+    /// As for [`Self::map`].
+    pub unsafe fn map_part(
+        self,
+        space: AddressSpace,
+        address: u64,
+        rights: u64,
+        part: (u64, u64),
+    ) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        let mapped = unsafe { self.map_or_say(space, address, rights, part) };
+        mapped.map_err(|(status, _)| status)
+    }
+
+    /// As [`Self::map_part`]; a refusal comes with what it tells, the level of a missing page table.
+    ///
+    /// # Errors
+    /// See [`FRAME_MAP`].
+    ///
+    /// # Safety
+    /// As for [`Self::map`].
+    pub(crate) unsafe fn map_or_say(
+        self,
+        space: AddressSpace,
+        address: u64,
+        rights: u64,
+        (first, count): (u64, u64),
+    ) -> Result<(), (Status, u64)> {
+        let mut registers = Registers {
+            rax: FRAME_MAP,
+            rdi: self.0,
+            ..Registers::default()
+        };
+        registers.set_words(&[space.0, address, rights, first, count, 0, 0, 0, 0, 0]);
+        // SAFETY: the caller's promise.
+        unsafe { exchange(&mut registers) };
+        registers.status().map_err(|status| (status, registers.rdx))
     }
 
     /// Unmaps it.
@@ -333,7 +378,19 @@ impl Frame {
     /// No reference into it is left.
     pub unsafe fn unmap(self) -> Result<(), Status> {
         // SAFETY: the caller's promise.
-        unsafe { invoke(FRAME_UNMAP, self.0, []) }.map(|_| ())
+        unsafe { self.unmap_part((0, 0)) }
+    }
+
+    /// Unmaps pages of it, given as to [`Self::map_part`].
+    ///
+    /// # Errors
+    /// See [`FRAME_UNMAP`].
+    ///
+    /// # Safety
+    /// As for [`Self::unmap`].
+    pub unsafe fn unmap_part(self, (first, count): (u64, u64)) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        unsafe { invoke(FRAME_UNMAP, self.0, [first, count]) }.map(|_| ())
     }
 }
 
@@ -418,8 +475,17 @@ impl PageTable {
     /// # Errors
     /// See [`TABLE_MAP`].
     pub fn map(self, space: AddressSpace, address: u64) -> Result<(), Status> {
+        self.map_row(space, address, 1).map(|_| ())
+    }
+
+    /// Puts it and those at the handles that follow, up to `count` in all, where they are missing:
+    /// how many were.
+    ///
+    /// # Errors
+    /// See [`TABLE_MAP`].
+    pub fn map_row(self, space: AddressSpace, address: u64, count: u64) -> Result<u64, Status> {
         // SAFETY: nothing is mapped by that.
-        unsafe { invoke(TABLE_MAP, self.0, [space.0, address]) }.map(|_| ())
+        unsafe { invoke(TABLE_MAP, self.0, [space.0, address, count]) }.map(|[used, _]| used)
     }
 }
 
@@ -522,6 +588,29 @@ impl Thread {
     pub fn resume(self) -> Result<(), Status> {
         // SAFETY: no memory changes.
         unsafe { invoke(THREAD_RESUME, self.0, []) }.map(|_| ())
+    }
+
+    /// Makes `frame` what it shares with the kernel about a program in restricted mode: a
+    /// [`bulkhead_abi::restricted::RestrictedState`] at its start.
+    ///
+    /// # Errors
+    /// See [`RESTRICTED_BIND`].
+    ///
+    /// # Safety
+    /// What is mapped of the frame is used for that alone, and never as a Rust reference while
+    /// [`crate::syscall::restricted_enter`] runs.
+    pub unsafe fn bind_restricted(self, frame: Frame) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        unsafe { invoke(RESTRICTED_BIND, self.0, [frame.0]) }.map(|_| ())
+    }
+
+    /// Undoes [`Self::bind_restricted`].
+    ///
+    /// # Errors
+    /// See [`RESTRICTED_BIND`].
+    pub fn unbind_restricted(self) -> Result<(), Status> {
+        // SAFETY: no memory changes.
+        unsafe { invoke(RESTRICTED_BIND, self.0, [0]) }.map(|_| ())
     }
 
     /// Lets signals of `notification` end its receiving.

@@ -4,7 +4,7 @@
 
 use core::arch::asm;
 
-use bulkhead_abi::syscall::{EXIT, RESTRICTED_BIND, RESTRICTED_ENTER, Status, slot};
+use bulkhead_abi::syscall::{EXIT, RESTRICTED_ENTER, Status, slot};
 
 /// Any system call: status and value as the kernel left them in `rax` and `rdx`.
 ///
@@ -188,23 +188,11 @@ pub fn exit(status: u8) -> ! {
     }
 }
 
-/// `RESTRICTED_BIND`: makes the page at `address` the thread's restricted state page.
-///
-/// # Errors
-/// The page is not mapped writable, or a thread of the partition has bound one before.
-///
-/// # Safety
-/// The page is used for a [`bulkhead_abi::restricted::RestrictedState`] alone, and never as a Rust
-/// reference while [`restricted_enter`] runs.
-pub unsafe fn restricted_bind(address: u64) -> Result<(), Status> {
-    // SAFETY: the caller's promise.
-    unsafe { call(RESTRICTED_BIND, [address, 0, 0, 0]) }.map(|_| ())
-}
-
 /// `RESTRICTED_ENTER`: runs the restricted program until it leaves.
 ///
 /// # Errors
-/// The thread has not bound a page, or the page's `rip` is no user address.
+/// The thread has no restricted state, or its `rip` is no user address; or the state was taken away
+/// meanwhile.
 ///
 /// # Safety
 /// The restricted program may change all memory below `RESTRICTED_END`.

@@ -8,23 +8,28 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_abi::layout::PAGE_SIZE;
 use bulkhead_abi::object::ThreadRegisters;
-use bulkhead_abi::syscall::{Status, YIELD, rights, slot};
+use bulkhead_abi::object::{TYPE_SCHED_CONTEXT, TYPE_THREAD};
+use bulkhead_abi::syscall::{Status, YIELD, rights};
 use lock_api::Mutex;
 
-use crate::capability::UNTYPED;
 use crate::heap::YieldLock;
-use crate::object::{Configuration, EMPTY_REGISTERS, FIRST_THREAD, Thread, Untyped};
+use crate::memory;
+use crate::object::{Configuration, EMPTY_REGISTERS, FIRST_THREAD, SchedContext, Thread};
 use crate::syscall::raw;
 use crate::time;
 
 /// Bytes of a thread's stack.
 pub const STACK_BYTES: u64 = 64 * 1024;
 /// Where stacks are mapped, each below an unmapped page.
-const STACKS_START: u64 = 0x7a00_0000_0000;
+const STACKS_START: u64 = 0x7060_0000_0000;
 /// Distance between two stacks.
 const STACK_STRIDE: u64 = STACK_BYTES + PAGE_SIZE;
 /// How long [`JoinHandle::join`] sleeps between two looks.
 const JOIN_POLL_NS: u64 = 200_000;
+
+/// Bytes of a thread and of a scheduling context, in bits.
+const THREAD_BITS: u64 = 10;
+const SCHED_CONTEXT_BITS: u64 = 7;
 
 /// How long a thread runs while others of its priority are ready.
 const TURN_NS: u64 = 10_000_000;
@@ -45,24 +50,32 @@ struct Vessel {
 struct Vessels {
     free: Vec<Vessel>,
     made: u64,
+    /// End of what is mapped for stacks.
+    stacks_end: u64,
 }
 
 static VESSELS: Mutex<YieldLock, Vessels> = Mutex::new(Vessels {
     free: Vec::new(),
     made: 0,
+    stacks_end: STACKS_START,
 });
 
 impl Vessel {
-    fn new(number: u64) -> Result<Self, Status> {
+    fn new(number: u64, stacks_end: &mut u64) -> Result<Self, Status> {
         let stack = STACKS_START + number * STACK_STRIDE + PAGE_SIZE;
-        let memory = Untyped(slot::MEMORY);
-        let thread = memory.thread()?;
-        let context = memory.sched_context()?;
+        let top = stack + STACK_BYTES;
+        // What a failure left of this stack stays for the next try.
+        let read_write = rights::READ | rights::WRITE;
+        *stacks_end = memory::extend(stack.max(*stacks_end)..top, top, read_write);
+        if *stacks_end < top {
+            return Err(Status::NotEnoughMemory);
+        }
+        let thread = Thread(memory::object(TYPE_THREAD, 0, THREAD_BITS)?);
+        let context = SchedContext(memory::object(TYPE_SCHED_CONTEXT, 0, SCHED_CONTEXT_BITS)?);
         thread.configure(Configuration::OWN)?;
         thread.set_priority(FIRST_THREAD, PRIORITY, CEILING)?;
         context.configure(TURN_NS, TURN_NS)?;
         context.bind(thread)?;
-        UNTYPED.map(stack..stack + STACK_BYTES, rights::READ | rights::WRITE)?;
         Ok(Self { thread, stack })
     }
 
@@ -71,7 +84,8 @@ impl Vessel {
         if let Some(vessel) = vessels.free.pop() {
             return Ok(vessel);
         }
-        let vessel = Self::new(vessels.made)?;
+        let made = vessels.made;
+        let vessel = Self::new(made, &mut vessels.stacks_end)?;
         vessels.made += 1;
         // So that giving one back needs no memory.
         let made = vessels.made as usize;

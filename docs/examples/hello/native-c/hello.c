@@ -1,5 +1,5 @@
 /* A native partition's program in C: says hello, names its arguments and what it was granted. What its
- * arguments ask for comes last: `map` maps memory twice and says who was at fault, `fault` writes to
+ * arguments ask for comes last: `map` maps two frames at one address and says who was at fault, `fault` writes to
  * address 0, `status=N` ends with that status. */
 
 #include <bulkhead/abi.h>
@@ -61,12 +61,20 @@ static int status_of(const char *argument)
     return status > 255 ? -1 : status;
 }
 
+/* Page tables for MEMORY and two frames, of the largest piece of free memory; the frames are mapped at
+ * the same address, of which the second is one too many. */
 static void map_twice(void)
 {
+    uint64_t tables = BULKHEAD_SLOT_FREE, frames = tables + 3, used;
     uint64_t rights = BULKHEAD_RIGHT_READ | BULKHEAD_RIGHT_WRITE;
+    bulkhead_retype(BULKHEAD_SLOT_MEMORY, BULKHEAD_TYPE_PAGE_TABLE, 0, BULKHEAD_SLOT_CNODE, 0, 0,
+                    tables, 3);
+    bulkhead_retype(BULKHEAD_SLOT_MEMORY, BULKHEAD_TYPE_FRAME, 0, BULKHEAD_SLOT_CNODE, 0, 0, frames,
+                    2);
+    bulkhead_table_map(tables, BULKHEAD_SLOT_ADDRESS_SPACE, MEMORY, 3, &used);
     for (int time = 0; time < 2; time++) {
-        uint64_t status =
-            bulkhead_map(BULKHEAD_SLOT_UNTYPED, MEMORY, BULKHEAD_PAGE_SIZE, rights);
+        uint64_t status = bulkhead_frame_map(frames + time, BULKHEAD_SLOT_ADDRESS_SPACE, MEMORY,
+                                             rights, 0, 0);
         print("map: ");
         print(bulkhead_status_name(status));
         enum bulkhead_fault fault = bulkhead_status_fault(status);

@@ -107,8 +107,6 @@ static inline const char *bulkhead_status_name(uint64_t status)
 
 /* The console, with the console grant. */
 #define BULKHEAD_SLOT_CONSOLE UINT64_C(1)
-/* The pool that MAP takes memory from: three quarters of what is free. */
-#define BULKHEAD_SLOT_UNTYPED UINT64_C(2)
 /* The program's own address space. */
 #define BULKHEAD_SLOT_ADDRESS_SPACE UINT64_C(3)
 /* The program's first thread. */
@@ -313,7 +311,7 @@ _Static_assert(offsetof(struct bulkhead_device, name) == 32, "name");
 /* Where the kernel maps the BootInfo blob, read-only, in the initial program. */
 #define BULKHEAD_PROGRAM_BOOT_INFO UINT64_C(0x7f0000000000)
 /* Top of the first thread's stack: the end of the 2 MiB that begin with the BootInfo. What lies
- * between blob and stack is not mapped. */
+ * between blob and stack is not mapped, and free but for the page below the stack. */
 #define BULKHEAD_PROGRAM_STACK_TOP UINT64_C(0x7f0000200000)
 /* Bytes of that stack. */
 #define BULKHEAD_PROGRAM_STACK_BYTES UINT64_C(0x20000)
@@ -340,7 +338,7 @@ _Static_assert(offsetof(struct bulkhead_device, name) == 32, "name");
 
 /* Untyped memory. */
 #define BULKHEAD_TYPE_UNTYPED UINT64_C(1)
-/* A frame of 4 KiB. */
+/* A frame: 1 to 512 pages of 4 KiB, a power of two. */
 #define BULKHEAD_TYPE_FRAME UINT64_C(2)
 /* A CNode. */
 #define BULKHEAD_TYPE_CNODE UINT64_C(3)
@@ -358,8 +356,6 @@ _Static_assert(offsetof(struct bulkhead_device, name) == 32, "name");
 #define BULKHEAD_TYPE_ADDRESS_SPACE UINT64_C(9)
 /* A page table. */
 #define BULKHEAD_TYPE_PAGE_TABLE UINT64_C(10)
-/* A frame of 2 MiB. */
-#define BULKHEAD_TYPE_LARGE_FRAME UINT64_C(11)
 /* Receive, wait; map readable. */
 #define BULKHEAD_RIGHTS_READ (UINT64_C(1) << 0)
 /* Send, signal; map writable. */
@@ -447,7 +443,7 @@ _Static_assert(offsetof(struct bulkhead_thread_registers, gs_base) == 152, "gs_b
 /* The program raised a CPU exception: vector, error_code, fault_address say which. */
 #define BULKHEAD_REASON_EXCEPTION UINT64_C(1)
 
-/* The page shared by kernel and personality. */
+/* What kernel and personality share: the start of the bound frame. */
 struct bulkhead_restricted_state {
     uint64_t rax;
     uint64_t rbx;
@@ -508,21 +504,16 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 /* Read from the console; waits for input. Refused as an argument too when the console's other side
  * refuses. */
 #define BULKHEAD_OP_CONSOLE_READ UINT64_C(2)
-/* Map zeroed memory; parts on 2 MiB use large pages. Already mapped pages are an error and nothing
- * changes. */
-#define BULKHEAD_OP_MAP UINT64_C(3)
-/* Change rights; every page must be mapped. */
-#define BULKHEAD_OP_PROTECT UINT64_C(4)
-/* Unmap; unmapped pages in the range are passed over. */
-#define BULKHEAD_OP_UNMAP UINT64_C(5)
 /* Let other threads run. */
 #define BULKHEAD_OP_YIELD UINT64_C(6)
 /* Sleep at least so long. */
 #define BULKHEAD_OP_SLEEP UINT64_C(7)
-/* Make a page the thread's restricted state page, once for one thread of the partition. */
+/* Make a frame a thread's restricted state, with which it can run a program in restricted mode: one
+ * thread of a partition at a time. Handle 0 to undo it. */
 #define BULKHEAD_OP_RESTRICTED_BIND UINT64_C(8)
 /* Run the restricted program; returns when it leaves restricted mode, see restricted. Refused
- * without a bound page, or when its rip is no user address. */
+ * without a restricted state, or when its rip is no user address; aborted when the state is gone
+ * meanwhile. */
 #define BULKHEAD_OP_RESTRICTED_ENTER UINT64_C(9)
 /* Put a second capability to the same object into an empty slot, with no more than the given
  * rights. */
@@ -590,13 +581,14 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 #define BULKHEAD_OP_SCHED_CONFIGURE UINT64_C(37)
 /* Make a scheduling context a thread's own; handle 0 to undo it. */
 #define BULKHEAD_OP_SCHED_BIND UINT64_C(38)
-/* Map a frame below page tables that were mapped there, or change the rights where this capability
- * has mapped it. */
+/* Map pages of a frame below page tables that were mapped there, or change the rights where this
+ * capability has mapped them. All its pages in one address space lie at their distance from each
+ * other. */
 #define BULKHEAD_OP_FRAME_MAP UINT64_C(39)
-/* Undo what this capability has mapped. */
+/* Undo what this capability has mapped. Of a large page no part can go. */
 #define BULKHEAD_OP_FRAME_UNMAP UINT64_C(40)
-/* Put a page table where the first one is missing on the way to an address. It stays until its
- * capability is deleted. */
+/* Put page tables where they are missing on the way to an address, the uppermost first. They stay
+ * until their capabilities are deleted. */
 #define BULKHEAD_OP_TABLE_MAP UINT64_C(41)
 /* Where a frame lies, for a device that is to read or write it. */
 #define BULKHEAD_OP_FRAME_ADDRESS UINT64_C(42)
@@ -664,61 +656,6 @@ static inline uint64_t bulkhead_console_read(
     return r_rax;
 }
 
-/* Map zeroed memory; parts on 2 MiB use large pages. Already mapped pages are an error and nothing
- * changes. Arguments: address (on 4 KiB), length (of 4 KiB pages, not 0). */
-static inline uint64_t bulkhead_map(
-    uint64_t pool,
-    uint64_t address,
-    uint64_t length,
-    uint64_t rights)
-{
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_MAP;
-    register uint64_t r_rdi __asm__("rdi") = pool;
-    register uint64_t r_rsi __asm__("rsi") = address;
-    register uint64_t r_rdx __asm__("rdx") = length;
-    register uint64_t r_r10 __asm__("r10") = rights;
-    __asm__ volatile("syscall"
-        : "+r"(r_rax), "+r"(r_rdx)
-        : "r"(r_rdi), "r"(r_rsi), "r"(r_r10)
-        : "rcx", "r11", "cc", "memory");
-    return r_rax;
-}
-
-/* Change rights; every page must be mapped. Arguments: address (on 4 KiB), length (of 4 KiB pages,
- * not 0). */
-static inline uint64_t bulkhead_protect(
-    uint64_t address_space,
-    uint64_t address,
-    uint64_t length,
-    uint64_t rights)
-{
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_PROTECT;
-    register uint64_t r_rdi __asm__("rdi") = address_space;
-    register uint64_t r_rsi __asm__("rsi") = address;
-    register uint64_t r_rdx __asm__("rdx") = length;
-    register uint64_t r_r10 __asm__("r10") = rights;
-    __asm__ volatile("syscall"
-        : "+r"(r_rax), "+r"(r_rdx)
-        : "r"(r_rdi), "r"(r_rsi), "r"(r_r10)
-        : "rcx", "r11", "cc", "memory");
-    return r_rax;
-}
-
-/* Unmap; unmapped pages in the range are passed over. Arguments: address (on 4 KiB), length (of 4
- * KiB pages, not 0). */
-static inline uint64_t bulkhead_unmap(uint64_t address_space, uint64_t address, uint64_t length)
-{
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_UNMAP;
-    register uint64_t r_rdi __asm__("rdi") = address_space;
-    register uint64_t r_rsi __asm__("rsi") = address;
-    register uint64_t r_rdx __asm__("rdx") = length;
-    __asm__ volatile("syscall"
-        : "+r"(r_rax), "+r"(r_rdx)
-        : "r"(r_rdi), "r"(r_rsi)
-        : "rcx", "r11", "cc", "memory");
-    return r_rax;
-}
-
 /* Let other threads run. */
 static inline uint64_t bulkhead_yield(void)
 {
@@ -744,22 +681,24 @@ static inline uint64_t bulkhead_sleep(uint64_t nanoseconds)
     return r_rax;
 }
 
-/* Make a page the thread's restricted state page, once for one thread of the partition. Arguments:
- * page (mapped writable, on 4 KiB). */
-static inline uint64_t bulkhead_restricted_bind(uint64_t page)
+/* Make a frame a thread's restricted state, with which it can run a program in restricted mode: one
+ * thread of a partition at a time. Handle 0 to undo it. Arguments: frame (readable and writable). */
+static inline uint64_t bulkhead_restricted_bind(uint64_t thread, uint64_t frame)
 {
-    register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_RESTRICTED_BIND;
-    register uint64_t r_rdi __asm__("rdi") = page;
-    register uint64_t r_rdx __asm__("rdx");
+    register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_RESTRICTED_BIND & UINT64_C(0xff)) << 0;
+    register uint64_t r_rdi __asm__("rdi") = thread;
+    register uint64_t r_rdx __asm__("rdx") = frame;
+    register uint64_t r_r8 __asm__("r8");
     __asm__ volatile("syscall"
-        : "+r"(r_rax), "=r"(r_rdx)
+        : "+r"(r_rax), "+r"(r_rdx), "=r"(r_r8)
         : "r"(r_rdi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;
 }
 
 /* Run the restricted program; returns when it leaves restricted mode, see restricted. Refused
- * without a bound page, or when its rip is no user address. */
+ * without a restricted state, or when its rip is no user address; aborted when the state is gone
+ * meanwhile. */
 static inline uint64_t bulkhead_restricted_enter(void)
 {
     register uint64_t r_rax __asm__("rax") = BULKHEAD_OP_RESTRICTED_ENTER;
@@ -961,8 +900,8 @@ static inline uint64_t bulkhead_cancel_badged_sends(uint64_t endpoint)
 
 /* Make objects of an untyped's memory. Their capabilities go into successive slots of a CNode.
  * Arguments: type ([`crate::object`]`::TYPE_*`), size (bits: of bytes for an untyped, of slots for
- * a CNode; else 0), cnode (where the CNode is looked for), depth (bits of the index; 0 for `cnode`
- * itself), offset (of the first slot), count (1 to 256). */
+ * a CNode, of pages for a frame (0 to 9); else 0), cnode (where the CNode is looked for), depth
+ * (bits of the index; 0 for `cnode` itself), offset (of the first slot), count (1 to 256). */
 static inline uint64_t bulkhead_retype(
     uint64_t untyped,
     uint64_t type,
@@ -1583,53 +1522,69 @@ static inline uint64_t bulkhead_sched_bind(uint64_t context, uint64_t thread)
     return r_rax;
 }
 
-/* Map a frame below page tables that were mapped there, or change the rights where this capability
- * has mapped it. Arguments: address (a multiple of the frame's size), rights (no more than the
- * capability has). */
+/* Map pages of a frame below page tables that were mapped there, or change the rights where this
+ * capability has mapped them. All its pages in one address space lie at their distance from each
+ * other. Arguments: address (where the first of the pages goes, on 4 KiB; on 2 MiB for a large
+ * page), rights (no more than the capability has), first (the first page of the frame), count (of
+ * pages; 0 for all that follow: from the first on, a frame of 2 MiB is then a large page). */
 static inline uint64_t bulkhead_frame_map(
     uint64_t frame,
     uint64_t address_space,
     uint64_t address,
-    uint64_t rights)
+    uint64_t rights,
+    uint64_t first,
+    uint64_t count)
 {
     register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_FRAME_MAP & UINT64_C(0xff)) << 0;
     register uint64_t r_rdi __asm__("rdi") = frame;
     register uint64_t r_rdx __asm__("rdx") = address_space;
+    register uint64_t r_r10 __asm__("r10") = first;
     register uint64_t r_r8 __asm__("r8") = address;
     register uint64_t r_r9 __asm__("r9") = rights;
+    register uint64_t r_r12 __asm__("r12") = count;
     __asm__ volatile("syscall"
         : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
-        : "r"(r_rdi), "r"(r_r9)
+        : "r"(r_rdi), "r"(r_r10), "r"(r_r9), "r"(r_r12)
         : "rcx", "r11", "cc", "memory");
     return r_rax;
 }
 
-/* Undo what this capability has mapped. */
-static inline uint64_t bulkhead_frame_unmap(uint64_t frame)
+/* Undo what this capability has mapped. Of a large page no part can go. Arguments: first (the first
+ * page of the frame), count (of pages; 0 for all that follow). */
+static inline uint64_t bulkhead_frame_unmap(uint64_t frame, uint64_t first, uint64_t count)
 {
     register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_FRAME_UNMAP & UINT64_C(0xff)) << 0;
     register uint64_t r_rdi __asm__("rdi") = frame;
-    register uint64_t r_rdx __asm__("rdx");
-    register uint64_t r_r8 __asm__("r8");
+    register uint64_t r_rdx __asm__("rdx") = first;
+    register uint64_t r_r8 __asm__("r8") = count;
     __asm__ volatile("syscall"
-        : "+r"(r_rax), "=r"(r_rdx), "=r"(r_r8)
+        : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
         : "r"(r_rdi)
         : "rcx", "r11", "cc", "memory");
     return r_rax;
 }
 
-/* Put a page table where the first one is missing on the way to an address. It stays until its
- * capability is deleted. */
-static inline uint64_t bulkhead_table_map(uint64_t table, uint64_t address_space, uint64_t address)
+/* Put page tables where they are missing on the way to an address, the uppermost first. They stay
+ * until their capabilities are deleted. Arguments: table (of the first; further ones are at the
+ * handles that follow), count (of tables at most, up to 3; 0 is 1). Results: used (how many were
+ * missing, and there to be put). */
+static inline uint64_t bulkhead_table_map(
+    uint64_t table,
+    uint64_t address_space,
+    uint64_t address,
+    uint64_t count,
+    uint64_t *used)
 {
     register uint64_t r_rax __asm__("rax") = (BULKHEAD_OP_TABLE_MAP & UINT64_C(0xff)) << 0;
     register uint64_t r_rdi __asm__("rdi") = table;
     register uint64_t r_rdx __asm__("rdx") = address_space;
     register uint64_t r_r8 __asm__("r8") = address;
+    register uint64_t r_r9 __asm__("r9") = count;
     __asm__ volatile("syscall"
         : "+r"(r_rax), "+r"(r_rdx), "+r"(r_r8)
-        : "r"(r_rdi)
+        : "r"(r_rdi), "r"(r_r9)
         : "rcx", "r11", "cc", "memory");
+    *used = r_rdx;
     return r_rax;
 }
 

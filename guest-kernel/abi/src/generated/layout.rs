@@ -15,7 +15,7 @@ pub const PROGRAM_BASE: u64 = 0x7000_0000_0000;
 /// Where the kernel maps the `BootInfo` blob, read-only, in the initial program.
 pub const PROGRAM_BOOT_INFO: u64 = 0x7f00_0000_0000;
 /// Top of the first thread's stack: the end of the 2 MiB that begin with the `BootInfo`. What lies
-/// between blob and stack is not mapped.
+/// between blob and stack is not mapped, and free but for the page below the stack.
 pub const PROGRAM_STACK_TOP: u64 = 0x7f00_0020_0000;
 /// Bytes of that stack.
 pub const PROGRAM_STACK_BYTES: u64 = 0x2_0000;

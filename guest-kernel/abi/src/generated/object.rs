@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Untyped memory.
 pub const TYPE_UNTYPED: u64 = 1;
-/// A frame of 4 KiB.
+/// A frame: 1 to 512 pages of 4 KiB, a power of two.
 pub const TYPE_FRAME: u64 = 2;
 /// A CNode.
 pub const TYPE_CNODE: u64 = 3;
@@ -23,8 +23,6 @@ pub const TYPE_REPLY: u64 = 8;
 pub const TYPE_ADDRESS_SPACE: u64 = 9;
 /// A page table.
 pub const TYPE_PAGE_TABLE: u64 = 10;
-/// A frame of 2 MiB.
-pub const TYPE_LARGE_FRAME: u64 = 11;
 /// Receive, wait; map readable.
 pub const RIGHTS_READ: u64 = 1 << 0;
 /// Send, signal; map writable.

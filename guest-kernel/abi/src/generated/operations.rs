@@ -5,9 +5,8 @@ use crate::decode::{Kind, Operation, Place, Register, Value};
 use crate::syscall::{self, Status};
 
 /// Slots of the initial program, and their names.
-pub(crate) const SLOTS: [(u64, &str); 13] = [
+pub(crate) const SLOTS: [(u64, &str); 12] = [
     (syscall::slot::CONSOLE, "CONSOLE"),
-    (syscall::slot::UNTYPED, "UNTYPED"),
     (syscall::slot::ADDRESS_SPACE, "ADDRESS_SPACE"),
     (syscall::slot::THREAD, "THREAD"),
     (syscall::slot::CNODE, "CNODE"),
@@ -29,7 +28,7 @@ pub(crate) const RIGHTS: [(u64, &str); 3] = [
 ];
 
 /// Every operation of the kernel.
-pub static OPERATIONS: [Operation; 46] = [
+pub static OPERATIONS: [Operation; 43] = [
     Operation {
         number: syscall::EXIT,
         name: "exit",
@@ -122,108 +121,6 @@ pub static OPERATIONS: [Operation; 46] = [
         ],
     },
     Operation {
-        number: syscall::MAP,
-        name: "map",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[
-            Value {
-                name: "pool",
-                kind: Kind::Handle,
-                place: Place::whole(Register::Rdi),
-            },
-            Value {
-                name: "address",
-                kind: Kind::Address,
-                place: Place::whole(Register::Rsi),
-            },
-            Value {
-                name: "length",
-                kind: Kind::Bytes,
-                place: Place::whole(Register::Rdx),
-            },
-            Value {
-                name: "rights",
-                kind: Kind::Rights,
-                place: Place::whole(Register::R10),
-            },
-        ],
-        status_place: Place::whole(Register::Rax),
-        results: &[],
-        errors: &[
-            Status::InvalidCapability,
-            Status::InvalidArgument,
-            Status::InvalidAddress,
-            Status::NotEnoughMemory,
-            Status::DeleteFirst,
-        ],
-    },
-    Operation {
-        number: syscall::PROTECT,
-        name: "protect",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[
-            Value {
-                name: "address_space",
-                kind: Kind::Handle,
-                place: Place::whole(Register::Rdi),
-            },
-            Value {
-                name: "address",
-                kind: Kind::Address,
-                place: Place::whole(Register::Rsi),
-            },
-            Value {
-                name: "length",
-                kind: Kind::Bytes,
-                place: Place::whole(Register::Rdx),
-            },
-            Value {
-                name: "rights",
-                kind: Kind::Rights,
-                place: Place::whole(Register::R10),
-            },
-        ],
-        status_place: Place::whole(Register::Rax),
-        results: &[],
-        errors: &[
-            Status::InvalidCapability,
-            Status::InvalidArgument,
-            Status::InvalidAddress,
-            Status::NotEnoughMemory,
-            Status::NotMapped,
-        ],
-    },
-    Operation {
-        number: syscall::UNMAP,
-        name: "unmap",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[
-            Value {
-                name: "address_space",
-                kind: Kind::Handle,
-                place: Place::whole(Register::Rdi),
-            },
-            Value {
-                name: "address",
-                kind: Kind::Address,
-                place: Place::whole(Register::Rsi),
-            },
-            Value {
-                name: "length",
-                kind: Kind::Bytes,
-                place: Place::whole(Register::Rdx),
-            },
-        ],
-        status_place: Place::whole(Register::Rax),
-        results: &[],
-        errors: &[
-            Status::InvalidCapability,
-            Status::InvalidArgument,
-            Status::InvalidAddress,
-            Status::NotEnoughMemory,
-        ],
-    },
-    Operation {
         number: syscall::YIELD,
         name: "yield",
         number_place: Place::whole(Register::Rax),
@@ -248,18 +145,25 @@ pub static OPERATIONS: [Operation; 46] = [
     Operation {
         number: syscall::RESTRICTED_BIND,
         name: "restricted_bind",
-        number_place: Place::whole(Register::Rax),
-        arguments: &[Value {
-            name: "page",
-            kind: Kind::Address,
-            place: Place::whole(Register::Rdi),
-        }],
+        number_place: Place::bits(Register::Rax, 0, 8),
+        arguments: &[
+            Value {
+                name: "thread",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "frame",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdx),
+            },
+        ],
         status_place: Place::whole(Register::Rax),
         results: &[],
         errors: &[
-            Status::InvalidArgument,
-            Status::InvalidAddress,
-            Status::DeleteFirst,
+            Status::InvalidCapability,
+            Status::IllegalOperation,
+            Status::Busy,
         ],
     },
     Operation {
@@ -269,7 +173,7 @@ pub static OPERATIONS: [Operation; 46] = [
         arguments: &[],
         status_place: Place::whole(Register::Rax),
         results: &[],
-        errors: &[Status::InvalidArgument],
+        errors: &[Status::InvalidArgument, Status::Aborted],
     },
     Operation {
         number: syscall::COPY,
@@ -1769,12 +1673,23 @@ pub static OPERATIONS: [Operation; 46] = [
                 kind: Kind::Rights,
                 place: Place::whole(Register::R9),
             },
+            Value {
+                name: "first",
+                kind: Kind::Number,
+                place: Place::whole(Register::R10),
+            },
+            Value {
+                name: "count",
+                kind: Kind::Number,
+                place: Place::whole(Register::R12),
+            },
         ],
         status_place: Place::whole(Register::Rax),
         results: &[],
         errors: &[
             Status::InvalidCapability,
             Status::IllegalOperation,
+            Status::OutOfRange,
             Status::InvalidArgument,
             Status::InvalidAddress,
             Status::DeleteFirst,
@@ -1785,14 +1700,30 @@ pub static OPERATIONS: [Operation; 46] = [
         number: syscall::FRAME_UNMAP,
         name: "frame_unmap",
         number_place: Place::bits(Register::Rax, 0, 8),
-        arguments: &[Value {
-            name: "frame",
-            kind: Kind::Handle,
-            place: Place::whole(Register::Rdi),
-        }],
+        arguments: &[
+            Value {
+                name: "frame",
+                kind: Kind::Handle,
+                place: Place::whole(Register::Rdi),
+            },
+            Value {
+                name: "first",
+                kind: Kind::Number,
+                place: Place::whole(Register::Rdx),
+            },
+            Value {
+                name: "count",
+                kind: Kind::Number,
+                place: Place::whole(Register::R8),
+            },
+        ],
         status_place: Place::whole(Register::Rax),
         results: &[],
-        errors: &[Status::InvalidCapability],
+        errors: &[
+            Status::InvalidCapability,
+            Status::OutOfRange,
+            Status::DeleteFirst,
+        ],
     },
     Operation {
         number: syscall::TABLE_MAP,
@@ -1814,11 +1745,21 @@ pub static OPERATIONS: [Operation; 46] = [
                 kind: Kind::Address,
                 place: Place::whole(Register::R8),
             },
+            Value {
+                name: "count",
+                kind: Kind::Number,
+                place: Place::whole(Register::R9),
+            },
         ],
         status_place: Place::whole(Register::Rax),
-        results: &[],
+        results: &[Value {
+            name: "used",
+            kind: Kind::Number,
+            place: Place::whole(Register::Rdx),
+        }],
         errors: &[
             Status::InvalidCapability,
+            Status::OutOfRange,
             Status::InvalidAddress,
             Status::DeleteFirst,
         ],

@@ -25,8 +25,6 @@
 pub mod slot {
     /// The console, with the `console` grant.
     pub const CONSOLE: u64 = 1;
-    /// The pool that `MAP` takes memory from: three quarters of what is free.
-    pub const UNTYPED: u64 = 2;
     /// The program's own address space.
     pub const ADDRESS_SPACE: u64 = 3;
     /// The program's first thread.
@@ -74,31 +72,18 @@ pub const CONSOLE_WRITE: u64 = 1;
 /// refuses. Arguments: `console`, `into`, `length`. Result: `read` (0 at the end of input). Errors:
 /// [`Status::InvalidCapability`], [`Status::InvalidArgument`], [`Status::InvalidAddress`].
 pub const CONSOLE_READ: u64 = 2;
-/// Map zeroed memory; parts on 2 MiB use large pages. Already mapped pages are an error and nothing
-/// changes. Arguments: `pool`, `address` (on 4 KiB), `length` (of 4 KiB pages, not 0), `rights`.
-/// Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`], [`Status::InvalidAddress`],
-/// [`Status::NotEnoughMemory`], [`Status::DeleteFirst`].
-pub const MAP: u64 = 3;
-/// Change rights; every page must be mapped. Arguments: `address_space`, `address` (on 4 KiB),
-/// `length` (of 4 KiB pages, not 0), `rights`. Errors: [`Status::InvalidCapability`],
-/// [`Status::InvalidArgument`], [`Status::InvalidAddress`], [`Status::NotEnoughMemory`],
-/// [`Status::NotMapped`].
-pub const PROTECT: u64 = 4;
-/// Unmap; unmapped pages in the range are passed over. Arguments: `address_space`, `address` (on 4
-/// KiB), `length` (of 4 KiB pages, not 0). Errors: [`Status::InvalidCapability`],
-/// [`Status::InvalidArgument`], [`Status::InvalidAddress`], [`Status::NotEnoughMemory`].
-pub const UNMAP: u64 = 5;
 /// Let other threads run.
 pub const YIELD: u64 = 6;
 /// Sleep at least so long. Arguments: `nanoseconds`. Errors: [`Status::Aborted`].
 pub const SLEEP: u64 = 7;
-/// Make a page the thread's restricted state page, once for one thread of the partition. Arguments:
-/// `page` (mapped writable, on 4 KiB). Errors: [`Status::InvalidArgument`],
-/// [`Status::InvalidAddress`], [`Status::DeleteFirst`].
+/// Make a frame a thread's restricted state, with which it can run a program in restricted mode:
+/// one thread of a partition at a time. Handle 0 to undo it. Arguments: `thread`, `frame` (readable
+/// and writable). Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::Busy`].
 pub const RESTRICTED_BIND: u64 = 8;
 /// Run the restricted program; returns when it leaves restricted mode, see [`crate::restricted`].
-/// Refused without a bound page, or when its `rip` is no user address. Errors:
-/// [`Status::InvalidArgument`].
+/// Refused without a restricted state, or when its `rip` is no user address; aborted when the state
+/// is gone meanwhile. Errors: [`Status::InvalidArgument`], [`Status::Aborted`].
 pub const RESTRICTED_ENTER: u64 = 9;
 /// Put a second capability to the same object into an empty slot, with no more than the given
 /// rights. Arguments: `cnode` (where the destination is looked for), `index` (address of the
@@ -149,11 +134,11 @@ pub const REVOKE: u64 = 16;
 pub const CANCEL_BADGED_SENDS: u64 = 17;
 /// Make objects of an untyped's memory. Their capabilities go into successive slots of a CNode.
 /// Arguments: `untyped`, `type` ([`crate::object`]`::TYPE_*`), `size` (bits: of bytes for an
-/// untyped, of slots for a CNode; else 0), `cnode` (where the CNode is looked for), `index`,
-/// `depth` (bits of the index; 0 for `cnode` itself), `offset` (of the first slot), `count` (1 to
-/// 256). Errors: [`Status::InvalidCapability`], [`Status::InvalidArgument`],
-/// [`Status::IllegalOperation`], [`Status::OutOfRange`], [`Status::DeleteFirst`],
-/// [`Status::NotEnoughMemory`].
+/// untyped, of slots for a CNode, of pages for a frame (0 to 9); else 0), `cnode` (where the CNode
+/// is looked for), `index`, `depth` (bits of the index; 0 for `cnode` itself), `offset` (of the
+/// first slot), `count` (1 to 256). Errors: [`Status::InvalidCapability`],
+/// [`Status::InvalidArgument`], [`Status::IllegalOperation`], [`Status::OutOfRange`],
+/// [`Status::DeleteFirst`], [`Status::NotEnoughMemory`].
 pub const RETYPE: u64 = 18;
 /// What an untyped has: its size, and how much of it is handed out. Arguments: `untyped`. Result:
 /// `size_bits` (its bytes in bits), `used` (from its start). Errors: [`Status::InvalidCapability`].
@@ -257,17 +242,25 @@ pub const SCHED_CONFIGURE: u64 = 37;
 /// Make a scheduling context a thread's own; handle 0 to undo it. Arguments: `context`, `thread`.
 /// Errors: [`Status::InvalidCapability`], [`Status::DeleteFirst`].
 pub const SCHED_BIND: u64 = 38;
-/// Map a frame below page tables that were mapped there, or change the rights where this capability
-/// has mapped it. Arguments: `frame`, `address_space`, `address` (a multiple of the frame's size),
-/// `rights` (no more than the capability has). Errors: [`Status::InvalidCapability`],
-/// [`Status::IllegalOperation`], [`Status::InvalidArgument`], [`Status::InvalidAddress`],
+/// Map pages of a frame below page tables that were mapped there, or change the rights where this
+/// capability has mapped them. All its pages in one address space lie at their distance from each
+/// other. Arguments: `frame`, `address_space`, `address` (where the first of the pages goes, on 4
+/// KiB; on 2 MiB for a large page), `rights` (no more than the capability has), `first` (the first
+/// page of the frame), `count` (of pages; 0 for all that follow: from the first on, a frame of 2
+/// MiB is then a large page). Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
+/// [`Status::OutOfRange`], [`Status::InvalidArgument`], [`Status::InvalidAddress`],
 /// [`Status::DeleteFirst`], [`Status::NotMapped`].
 pub const FRAME_MAP: u64 = 39;
-/// Undo what this capability has mapped. Arguments: `frame`. Errors: [`Status::InvalidCapability`].
+/// Undo what this capability has mapped. Of a large page no part can go. Arguments: `frame`,
+/// `first` (the first page of the frame), `count` (of pages; 0 for all that follow). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::DeleteFirst`].
 pub const FRAME_UNMAP: u64 = 40;
-/// Put a page table where the first one is missing on the way to an address. It stays until its
-/// capability is deleted. Arguments: `table`, `address_space`, `address`. Errors:
-/// [`Status::InvalidCapability`], [`Status::InvalidAddress`], [`Status::DeleteFirst`].
+/// Put page tables where they are missing on the way to an address, the uppermost first. They stay
+/// until their capabilities are deleted. Arguments: `table` (of the first; further ones are at the
+/// handles that follow), `address_space`, `address`, `count` (of tables at most, up to 3; 0 is 1).
+/// Result: `used` (how many were missing, and there to be put). Errors:
+/// [`Status::InvalidCapability`], [`Status::OutOfRange`], [`Status::InvalidAddress`],
+/// [`Status::DeleteFirst`].
 pub const TABLE_MAP: u64 = 41;
 /// Where a frame lies, for a device that is to read or write it. Arguments: `frame`. Result:
 /// `physical` (its guest-physical address), `length`. Errors: [`Status::InvalidCapability`].

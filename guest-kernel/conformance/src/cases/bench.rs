@@ -6,21 +6,20 @@
 
 use alloc::string::String;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bulkhead_runtime::abi::object::{
     RIGHTS_ALL, TYPE_CNODE, TYPE_ENDPOINT, TYPE_NOTIFICATION, TYPE_REPLY, TYPE_SCHED_CONTEXT,
     TYPE_THREAD, TYPE_UNTYPED, ThreadRegisters,
 };
-use bulkhead_runtime::abi::syscall::{Status, slot};
-use bulkhead_runtime::capability::UNTYPED as POOL;
+use bulkhead_runtime::abi::syscall::Status;
 use bulkhead_runtime::object::{
     CNODE, CNode, Configuration, EMPTY_REGISTERS, Endpoint, FIRST_THREAD, Notification, Place,
     Reply, SchedContext, Thread, Untyped,
 };
-use bulkhead_runtime::{slots, thread, time};
+use bulkhead_runtime::{memory, slots, thread, time};
 
-use super::named;
+use super::{map, named};
 
 /// Bytes of the cases' untyped, in bits.
 const UNTYPED_BITS: u64 = 20;
@@ -30,8 +29,9 @@ static ROOT: AtomicU64 = AtomicU64::new(0);
 const STACK_BYTES: u64 = 16 * 1024;
 /// Assistants that a case has at most.
 const ASSISTANTS: usize = 8;
-/// Where their stacks are, for the whole run.
+/// Where their stacks are, for the whole run, and how many there are.
 const STACKS: u64 = 0x7b10_0000_0000;
+static STACKS_MADE: AtomicUsize = AtomicUsize::new(0);
 /// The highest priority that anybody gives.
 pub(super) const CEILING: u64 = 255;
 /// The priority that cases run with.
@@ -85,7 +85,7 @@ impl Bench {
         }
         let mut root = ROOT.load(Ordering::Relaxed);
         if root == 0 {
-            let made = Untyped(slot::MEMORY).make(TYPE_UNTYPED, UNTYPED_BITS);
+            let made = memory::object(TYPE_UNTYPED, UNTYPED_BITS, UNTYPED_BITS);
             root = made.map_err(named)?;
             ROOT.store(root, Ordering::Relaxed);
         }
@@ -195,12 +195,10 @@ impl Bench {
             .set_priority(FIRST_THREAD, priority, CEILING)
             .map_err(named)?;
         let stack = STACKS + number as u64 * 2 * STACK_BYTES;
-        let read_write = bulkhead_runtime::abi::syscall::rights::READ
-            | bulkhead_runtime::abi::syscall::rights::WRITE;
-        match POOL.map(stack..stack + STACK_BYTES, read_write) {
-            // It stays mapped from case to case.
-            Ok(()) | Err(Status::DeleteFirst) => {}
-            Err(status) => return Err(named(status)),
+        // It stays mapped from case to case.
+        if number >= STACKS_MADE.load(Ordering::Relaxed) {
+            map(stack, STACK_BYTES).map_err(named)?;
+            STACKS_MADE.store(number + 1, Ordering::Relaxed);
         }
         Ok(Assistant {
             thread,

@@ -3,13 +3,14 @@
 use alloc::string::String;
 use core::arch::asm;
 
-use bulkhead_runtime::abi::object::ThreadRegisters;
+use bulkhead_runtime::abi::object::{TYPE_THREAD, ThreadRegisters};
 use bulkhead_runtime::abi::syscall::{
-    CONSOLE_READ, CONSOLE_WRITE, COUNT, EXIT, MAP, PROTECT, RESTRICTED_ENTER, Status, UNMAP, YIELD,
-    slot,
+    CONSOLE_READ, CONSOLE_WRITE, COUNT, EXIT, FRAME_MAP, FRAME_UNMAP, RESTRICTED_BIND,
+    RESTRICTED_ENTER, Status, TABLE_MAP, YIELD, slot,
 };
-use bulkhead_runtime::object::{EMPTY_REGISTERS, FIRST_THREAD, Untyped};
-use bulkhead_runtime::syscall::{call, raw};
+use bulkhead_runtime::memory;
+use bulkhead_runtime::object::{EMPTY_REGISTERS, FIRST_THREAD, Thread};
+use bulkhead_runtime::syscall::{call, invoke, raw};
 
 use super::{check_eq, named};
 
@@ -17,9 +18,14 @@ pub(super) fn unknown() -> Result<(), String> {
     // Far more than ten: a kernel that gives up on the tenth is a known fault of others.
     let far = [u64::MAX, 1 << 63, 1 << 32, 1 << 31, 0x8000_0000_0000];
     // An operation on a capability has its number in the lowest byte alone.
-    let near = (COUNT..COUNT + 1300)
-        .filter(|number| !(RESTRICTED_ENTER + 1..COUNT).contains(&(number & 0xff)));
-    for number in near.chain(far) {
+    let is_one = |number: &u64| {
+        let low = number & 0xff;
+        low == RESTRICTED_BIND || (RESTRICTED_ENTER + 1..COUNT).contains(&low)
+    };
+    let near = (COUNT..COUNT + 1300).filter(|number| !is_one(number));
+    // Between those that there are.
+    let gone = CONSOLE_READ + 1..YIELD;
+    for number in near.chain(far).chain(gone) {
         // SAFETY: refused.
         let (status, value) = unsafe { raw(number, [u64::MAX; 4]) };
         check_eq!(
@@ -45,7 +51,7 @@ pub(super) fn wrong_slots() -> Result<(), String> {
     let wanted = Err(Status::InvalidCapability);
     for slot in [
         0,
-        slot::UNTYPED,
+        2,
         slot::THREAD,
         5,
         slot::DEVICES,
@@ -65,12 +71,18 @@ pub(super) fn wrong_slots() -> Result<(), String> {
             "read"
         );
     }
-    for slot in [0, slot::CONSOLE, slot::ADDRESS_SPACE, u64::MAX] {
-        check_eq!(refused(MAP, [slot, super::SCRATCH, 4096, 3]), wanted, "map");
-    }
-    for slot in [0, slot::CONSOLE, slot::UNTYPED, u64::MAX] {
-        check_eq!(refused(PROTECT, [slot, page, 4096, 1]), wanted, "protect");
-        check_eq!(refused(UNMAP, [slot, page, 4096, 0]), wanted, "unmap");
+    for slot in [
+        0,
+        slot::CONSOLE,
+        slot::ADDRESS_SPACE,
+        slot::MEMORY,
+        u64::MAX,
+    ] {
+        for operation in [FRAME_MAP, FRAME_UNMAP, TABLE_MAP] {
+            // SAFETY: refused.
+            let answer = unsafe { invoke(operation, slot, [slot::ADDRESS_SPACE, page, 1]) };
+            check_eq!(answer, Err(Status::InvalidCapability), "map");
+        }
     }
     Ok(())
 }
@@ -86,7 +98,7 @@ pub(super) fn bad_arguments() -> Result<(), String> {
         Err(Status::InvalidCapability),
         "exit by the console"
     );
-    let thread = Untyped(slot::MEMORY).thread().map_err(named)?;
+    let thread = Thread(memory::object(TYPE_THREAD, 0, 10).map_err(named)?);
     for (rip, fs_base) in [
         (1 << 47, 0),
         (u64::MAX, 0),

@@ -4,11 +4,12 @@ use alloc::string::String;
 use alloc::vec;
 
 use bulkhead_runtime::abi::layout::{DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, USER_END};
-use bulkhead_runtime::abi::syscall::{CONSOLE_READ, CONSOLE_WRITE, Status, rights, slot};
+use bulkhead_runtime::abi::syscall::{CONSOLE_READ, CONSOLE_WRITE, Status, slot};
 use bulkhead_runtime::capability::{CONSOLE, Stream};
+use bulkhead_runtime::memory;
 use bulkhead_runtime::syscall::call;
 
-use super::{SCRATCH, check, check_eq, map, unmap};
+use super::{READ_WRITE, SCRATCH, check, check_eq, named};
 
 fn raw_write(address: u64, len: u64, stream: u64) -> Result<u64, Status> {
     // SAFETY: the kernel reads.
@@ -86,10 +87,11 @@ pub(super) fn bad_buffers() -> Result<(), String> {
         "read into read-only memory"
     );
     // A buffer that runs into a hole is written up to it.
-    map(SCRATCH, 0x1000, rights::READ | rights::WRITE).map_err(|s| alloc::format!("{s:?}"))?;
-    check_eq!(raw_write(SCRATCH + 0xfff, 2, 2), Ok(1), "into a hole");
-    unmap(SCRATCH, 0x1000).map_err(|s| alloc::format!("{s:?}"))?;
-    Ok(())
+    let (frame, at) = (memory::frame(0).map_err(named)?, SCRATCH + (1 << 37));
+    // SAFETY: nothing else is there.
+    unsafe { memory::map_frame(frame, at, READ_WRITE, (0, 0)) }.map_err(named)?;
+    check_eq!(raw_write(at + 0xfff, 2, 2), Ok(1), "into a hole");
+    frame.delete().map_err(named)
 }
 
 pub(super) fn stream() -> Result<(), String> {

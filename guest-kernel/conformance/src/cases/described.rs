@@ -9,18 +9,20 @@ use bulkhead_runtime::abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE, USER_END};
 use bulkhead_runtime::abi::object::TYPE_UNTYPED;
 use bulkhead_runtime::abi::syscall::{self, Status, rights, slot};
 use bulkhead_runtime::abi::timeout::Timeout;
+use bulkhead_runtime::memory;
 use bulkhead_runtime::object::Untyped;
 use bulkhead_runtime::syscall::{Registers, exchange};
 
-use super::{SCRATCH, check, check_eq, named, unmap};
+use super::{check, check_eq, map, named};
 
-/// The calls are spread over so much, from [`SCRATCH`].
-const SCRATCH_BYTES: u64 = 2 * LARGE_PAGE_SIZE;
+/// A page that is mapped, and behind it one that is not and has its tables.
+const SCRATCH: u64 = super::SCRATCH + (1 << 38);
 /// Operations with more combinations than that are called with so many of them.
 const MOST: u64 = 150;
 
 /// Calls every operation with combinations of arguments that are near what matters.
 pub(super) fn answers() -> Result<(), String> {
+    map(SCRATCH, PAGE_SIZE).map_err(named)?;
     let objects = Objects::make().map_err(named)?;
     let mut refusals = 0;
     let mut random = 1_u64;
@@ -50,7 +52,6 @@ pub(super) fn answers() -> Result<(), String> {
         }
     }
     check!(refusals > 1000, "only {refusals} calls were refused");
-    check_eq!(unmap(SCRATCH, SCRATCH_BYTES), Ok(0), "clean up");
     objects.untyped.place().revoke().map_err(named)?;
     objects.untyped.delete().map_err(named)
 }
@@ -65,11 +66,13 @@ struct Objects {
     context: u64,
     cnode: u64,
     small: u64,
+    frame: u64,
+    table: u64,
 }
 
 impl Objects {
     fn make() -> Result<Self, Status> {
-        let untyped = Untyped(Untyped(slot::MEMORY).make(TYPE_UNTYPED, 14)?);
+        let untyped = Untyped(memory::object(TYPE_UNTYPED, 15, 15)?);
         let notification = untyped.notification()?.0;
         Ok(Self {
             untyped,
@@ -80,6 +83,8 @@ impl Objects {
             context: untyped.sched_context()?.0,
             cnode: untyped.cnode(3)?.0,
             small: untyped.make(TYPE_UNTYPED, 12)?,
+            frame: untyped.frame(1)?.0,
+            table: untyped.page_table()?.0,
         })
     }
 
@@ -89,7 +94,6 @@ impl Objects {
             Kind::Handle => &[
                 0,
                 slot::CONSOLE,
-                slot::UNTYPED,
                 slot::ADDRESS_SPACE,
                 self.endpoint,
                 self.notification,
@@ -98,6 +102,8 @@ impl Objects {
                 self.context,
                 self.cnode,
                 self.small,
+                self.frame,
+                self.table,
                 u64::MAX,
             ],
             Kind::Address | Kind::Source | Kind::Destination => &[
@@ -135,13 +141,10 @@ impl Objects {
     fn may_be_tried(&self, operation: &Operation, chosen: &[u64]) -> Result<bool, String> {
         let argument = |index: usize| chosen.get(index).copied().unwrap_or(0);
         let [a, b, c, d] = [0, 1, 2, 3].map(argument);
-        // The only mapped address of the values.
-        let mapped = |address| (SCRATCH..SCRATCH + SCRATCH_BYTES).contains(&address);
+        // The addresses that are mapped, or may be.
+        let mapped = |address| (SCRATCH..SCRATCH + LARGE_PAGE_SIZE).contains(&address);
         Ok(match operation.number {
             syscall::EXIT
-            | syscall::MAP
-            | syscall::PROTECT
-            | syscall::UNMAP
             | syscall::YIELD
             | syscall::COPY
             | syscall::MINT
@@ -173,7 +176,9 @@ impl Objects {
             | syscall::IRQ_MAKE
             | syscall::IRQ_BIND
             | syscall::IRQ_ACKNOWLEDGE
-            | syscall::TABLE_MAP => true,
+            | syscall::TABLE_MAP
+            // It is the spoilt thread that gets a state.
+            | syscall::RESTRICTED_BIND => true,
             syscall::CONSOLE_WRITE => {
                 a != slot::CONSOLE || !mapped(b) || c == 0 || !(1..3).contains(&d)
             }
@@ -183,8 +188,7 @@ impl Objects {
             syscall::SEND | syscall::RECV | syscall::CALL | syscall::REPLY_RECV => {
                 a != self.endpoint || is_short(operation, chosen)
             }
-            syscall::RESTRICTED_BIND => !mapped(a) || a % PAGE_SIZE != 0,
-            // No page is bound before the cases of restricted mode have run.
+            // Nothing is bound before the cases of restricted mode have run.
             syscall::RESTRICTED_ENTER => true,
             _ => return Err(format!("{} has no rule here", operation.name)),
         })

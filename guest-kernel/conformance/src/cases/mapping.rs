@@ -9,23 +9,22 @@ use bulkhead_runtime::abi::object::{
     BUFFER_RECEIVE_AT, BUFFER_SENT, FAULT_MEMORY, MAX_WORDS, RIGHTS_ALL, TYPE_ADDRESS_SPACE,
     TYPE_FRAME, TYPE_PAGE_TABLE,
 };
-use bulkhead_runtime::abi::syscall::{Status, rights, slot};
+use bulkhead_runtime::abi::syscall::{Status, rights};
 use bulkhead_runtime::message::Message;
 use bulkhead_runtime::object::{
     ADDRESS_SPACE, AddressSpace, Configuration, EMPTY_REGISTERS, Endpoint, FIRST_THREAD, Frame,
     PageTable, Place, Thread,
 };
-use bulkhead_runtime::{capability, thread};
+use bulkhead_runtime::thread;
 
 use super::bench::{Bench, OWN, is_occupied, shared, stop, until};
-use super::{check, check_eq, named, read, write};
+use super::{READ_WRITE, check, check_eq, named, read, readable, write};
 
-/// Where the cases map: nothing of the pool lies below the same root entry.
+/// Where the cases map: nothing else lies below the same root entry.
 const AT: u64 = 0x7d80_0000_0000;
-const READ_WRITE: u64 = rights::READ | rights::WRITE;
 
 impl Bench {
-    fn frame(&self) -> Result<Frame, String> {
+    pub(super) fn frame(&self) -> Result<Frame, String> {
         self.make(TYPE_FRAME, 0).map(Frame)
     }
 
@@ -34,7 +33,7 @@ impl Bench {
     }
 
     /// Page tables for a page at `at`.
-    fn tables(&self, space: AddressSpace, at: u64) -> Result<(), String> {
+    pub(super) fn tables(&self, space: AddressSpace, at: u64) -> Result<(), String> {
         loop {
             let table = PageTable(self.make(TYPE_PAGE_TABLE, 0)?);
             match table.map(space, at) {
@@ -54,14 +53,6 @@ fn map(frame: Frame, at: u64, rights: u64) -> Result<(), Status> {
 fn unmap(frame: Frame) -> Result<(), Status> {
     // SAFETY: as above.
     unsafe { frame.unmap() }
-}
-
-/// Whether the kernel finds the byte at `address` readable for the program.
-fn readable(address: u64) -> bool {
-    use bulkhead_runtime::abi::syscall::CONSOLE_WRITE;
-    // SAFETY: the kernel reads.
-    unsafe { bulkhead_runtime::syscall::call(CONSOLE_WRITE, [slot::CONSOLE, address, 1, 2]) }
-        .is_ok()
 }
 
 pub(super) fn frames() -> Result<(), String> {
@@ -111,15 +102,7 @@ pub(super) fn frames() -> Result<(), String> {
     check_eq!(unmap(one), Ok(()), "unmap");
     check!(!readable(AT) && readable(next), "only its own mapping goes");
     check_eq!(unmap(one), Ok(()), "unmap again");
-    for bad in [capability_of_pool(AT), capability_of_pool(next)] {
-        check_eq!(bad, Err(Status::DeleteFirst), "the pool keeps away");
-    }
     bench.finish()
-}
-
-/// The pool cannot map below tables of the program.
-fn capability_of_pool(at: u64) -> Result<(), Status> {
-    capability::UNTYPED.map(at..at + PAGE_SIZE, READ_WRITE)
 }
 
 /// Deleting a capability unmaps what it mapped; an access faults there.

@@ -9,18 +9,21 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use bulkhead_runtime::abi::layout::{
     DIRECT_MAP, KERNEL_BASE, KERNEL_LOAD, PROGRAM_BOOT_INFO, RESTRICTED_END,
 };
+use bulkhead_runtime::abi::object::{RIGHTS_READ, TYPE_THREAD};
 use bulkhead_runtime::abi::restricted::{REASON_EXCEPTION, REASON_SYSCALL, RestrictedState};
 use bulkhead_runtime::abi::syscall::{CONSOLE_WRITE, EXIT, RESTRICTED_ENTER, Status, rights, slot};
-use bulkhead_runtime::syscall::{call, restricted_bind, restricted_enter};
-use bulkhead_runtime::{thread, time};
+use bulkhead_runtime::object::{FIRST_THREAD, Frame, Thread};
+use bulkhead_runtime::syscall::{call, restricted_enter};
+use bulkhead_runtime::{memory, thread, time};
 
-use super::{check, check_eq, map, named, protect, unmap};
+use super::bench::Bench;
+use super::{READ_WRITE, check, check_eq, map, named};
 
 /// Where the program's code goes.
 const CODE: u64 = 0x40_0000;
 /// Where its data goes.
 const DATA: u64 = 0x50_0000;
-/// The state page.
+/// Where the state is mapped.
 const STATE: u64 = 0x7c00_0000_0000;
 /// RFLAGS: interrupts on and the bit that is always set.
 const FLAGS: u64 = 0x202;
@@ -82,23 +85,39 @@ fn at(label: &u8) -> u64 {
     label as *const u8 as u64 - &raw const restricted_program as u64 + CODE
 }
 
-/// Puts program, data and state page in place, once; they stay.
+/// Puts program, data and state in place, once; they stay.
 fn prepare() -> Result<(), String> {
-    let read_write = rights::READ | rights::WRITE;
-    match map(STATE, 0x1000, read_write) {
-        Err(Status::DeleteFirst) => return Ok(()),
-        other => other.map_err(named)?,
+    let frame = match STATE_FRAME.load(Ordering::Relaxed) {
+        0 => {
+            let state = memory::frame(0).map_err(named)?;
+            put(state, STATE, READ_WRITE)?;
+            map(DATA, 0x2000).map_err(named)?;
+            let code = memory::frame(0).map_err(named)?;
+            put(code, CODE, READ_WRITE)?;
+            let start = &raw const restricted_program;
+            let len = &raw const restricted_program_end as usize - start as usize;
+            // SAFETY: the labels enclose the program; the page was just mapped and is longer.
+            unsafe { core::ptr::copy_nonoverlapping(start, CODE as *mut u8, len) };
+            put(code, CODE, rights::READ | rights::EXECUTE)?;
+            STATE_FRAME.store(state.0, Ordering::Relaxed);
+            state
+        }
+        frame => Frame(frame),
     };
-    // SAFETY: the page is used through `state` alone.
-    unsafe { restricted_bind(STATE) }.map_err(named)?;
-    map(CODE, 0x1000, read_write).map_err(named)?;
-    map(DATA, 0x2000, read_write).map_err(named)?;
-    let len = &raw const restricted_program_end as usize - &raw const restricted_program as usize;
-    let source = &raw const restricted_program;
-    // SAFETY: the labels enclose the program; the page was just mapped and is longer.
-    unsafe { core::ptr::copy_nonoverlapping(source, CODE as *mut u8, len) };
-    protect(CODE, 0x1000, rights::READ | rights::EXECUTE).map_err(named)?;
-    Ok(())
+    bind(FIRST_THREAD, frame).map_err(named)
+}
+
+/// The frame of the state, once there is one.
+static STATE_FRAME: AtomicU64 = AtomicU64::new(0);
+
+fn put(frame: Frame, at: u64, rights: u64) -> Result<(), String> {
+    // SAFETY: these addresses are used by the cases in here alone, without references.
+    unsafe { memory::map_frame(frame, at, rights, (0, 0)) }.map_err(named)
+}
+
+fn bind(thread: Thread, frame: Frame) -> Result<(), Status> {
+    // SAFETY: the state is used by volatile copies alone.
+    unsafe { thread.bind_restricted(frame) }
 }
 
 /// Runs the program from `state` until it leaves; its state then.
@@ -131,29 +150,41 @@ pub(super) fn unbound() -> Result<(), String> {
     check_eq!(
         answer,
         Err(Status::InvalidArgument),
-        "enter without a state page"
+        "enter without a state"
     );
     Ok(())
 }
 
 pub(super) fn bind_errors() -> Result<(), String> {
-    for (address, status) in [
-        (0, Status::InvalidAddress),
-        (STATE + 8, Status::InvalidArgument),
-        (0x7d00_0000_0000, Status::InvalidAddress),
-        (PROGRAM_BOOT_INFO, Status::InvalidAddress),
-        (DIRECT_MAP, Status::InvalidAddress),
-        (!0xfff, Status::InvalidAddress),
+    let bench = Bench::new()?;
+    let frame = bench.frame()?;
+    let weak = Frame(bench.minted(frame.0, RIGHTS_READ, 0)?);
+    for (thread, frame, status) in [
+        (Thread(slot::CONSOLE), frame, Status::InvalidCapability),
+        (
+            FIRST_THREAD,
+            Frame(slot::CONSOLE),
+            Status::InvalidCapability,
+        ),
+        (FIRST_THREAD, Frame(slot::MEMORY), Status::InvalidCapability),
+        (FIRST_THREAD, Frame(u64::MAX), Status::InvalidCapability),
+        (FIRST_THREAD, weak, Status::IllegalOperation),
     ] {
-        // SAFETY: refused.
-        let answer = unsafe { restricted_bind(address) };
-        check_eq!(answer, Err(status), alloc::format!("bind {address:#x}"));
+        check_eq!(bind(thread, frame), Err(status), "bind");
     }
     prepare()?;
-    // SAFETY: refused.
-    let twice = unsafe { restricted_bind(STATE) };
-    check_eq!(twice, Err(Status::DeleteFirst), "bind twice");
-    Ok(())
+    check_eq!(bind(FIRST_THREAD, frame), Ok(()), "another state");
+    prepare()?;
+    // One thread has a program at a time.
+    let other = Thread(bench.make(TYPE_THREAD, 0)?);
+    check_eq!(bind(other, frame), Err(Status::Busy), "a second thread");
+    FIRST_THREAD.unbind_restricted().map_err(named)?;
+    check_eq!(bind(other, frame), Ok(()), "in its place");
+    let refused = prepare();
+    check_eq!(refused, Err(named(Status::Busy)), "the first one again");
+    other.place().delete().map_err(named)?;
+    prepare()?;
+    bench.finish()
 }
 
 pub(super) fn syscall() -> Result<(), String> {
@@ -408,24 +439,52 @@ pub(super) fn preemption() -> Result<(), String> {
     Ok(())
 }
 
-/// The kernel writes to the state page: it cannot be pulled away under it.
-pub(super) fn state_page_stays() -> Result<(), String> {
+/// The kernel writes to the state: it is there as long as its frame, mapped or not, and without it
+/// nobody enters.
+pub(super) fn state_goes() -> Result<(), String> {
     prepare()?;
-    for (address, bytes) in [(STATE, 0x1000), (STATE - 0x4000, 0x8000)] {
-        check_eq!(unmap(address, bytes), Err(Status::InvalidAddress), "unmap");
-    }
+    let frame = Frame(STATE_FRAME.load(Ordering::Relaxed));
     let left = run(at(&restricted_syscall), 0)?;
-    check_eq!(left.reason, REASON_SYSCALL, "afterwards");
-    // Another thread has no state page, and cannot have this one.
-    let theirs = thread::spawn(|| {
+    check_eq!(left.reason, REASON_SYSCALL, "before");
+    // SAFETY: no reference leads there.
+    unsafe { frame.unmap() }.map_err(named)?;
+    // SAFETY: the program is the one of before.
+    let entered = unsafe { restricted_enter() };
+    check_eq!(entered, Ok(()), "it need not be mapped");
+    put(frame, STATE, READ_WRITE)?;
+    // Another thread has no state, and cannot have one meanwhile.
+    let theirs = thread::spawn(move || {
         // SAFETY: refused.
-        let entered = unsafe { restricted_enter() };
-        // SAFETY: refused.
-        let bound = unsafe { restricted_bind(STATE) };
-        (entered, bound)
+        unsafe { restricted_enter() }
     });
     let theirs = theirs.map_err(named)?.join();
-    let wanted = (Err(Status::InvalidArgument), Err(Status::DeleteFirst));
-    check_eq!(theirs, Some(wanted), "another thread");
+    check_eq!(theirs, Some(Err(Status::InvalidArgument)), "another thread");
+    // Its capability in the thread is a child of the frame's own.
+    frame.place().revoke().map_err(named)?;
+    // SAFETY: refused.
+    let gone = unsafe { restricted_enter() };
+    check_eq!(gone, Err(Status::InvalidArgument), "without a state");
+    prepare()?;
+    // While the program runs, another thread takes the state away.
+    super::write(DATA + 64, 0);
+    let other = thread::spawn(move || {
+        time::sleep_ns(5_000_000);
+        let done = frame.place().revoke();
+        super::write(DATA + 64, 5);
+        done
+    });
+    let other = other.map_err(named)?;
+    let state = RestrictedState {
+        rip: at(&restricted_wait),
+        rdi: DATA + 64,
+        rsp: DATA + 0x2000,
+        rflags: FLAGS,
+        ..RestrictedState::default()
+    };
+    check_eq!(enter(state).err(), Some(Status::Aborted), "meanwhile");
+    check_eq!(other.join(), Some(Ok(())), "the revocation");
+    prepare()?;
+    let left = run(at(&restricted_syscall), 0)?;
+    check_eq!(left.reason, REASON_SYSCALL, "afterwards");
     Ok(())
 }

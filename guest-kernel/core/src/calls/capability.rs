@@ -1,8 +1,8 @@
 //! Capability spaces: copy, mint, move, mutate, rotate, delete, revoke; and untyped memory.
 
 use bulkhead_abi::object::{
-    TYPE_ADDRESS_SPACE, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_LARGE_FRAME, TYPE_NOTIFICATION,
-    TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, TYPE_UNTYPED,
+    TYPE_ADDRESS_SPACE, TYPE_CNODE, TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_PAGE_TABLE,
+    TYPE_REPLY, TYPE_SCHED_CONTEXT, TYPE_THREAD, TYPE_UNTYPED,
 };
 use bulkhead_abi::syscall::Status;
 
@@ -117,8 +117,7 @@ impl<H: Hardware> Kernel<H> {
     ) -> Answer {
         let object = match object {
             TYPE_UNTYPED => ObjectType::Untyped { bits: size },
-            TYPE_FRAME => ObjectType::Frame,
-            TYPE_LARGE_FRAME => ObjectType::LargeFrame,
+            TYPE_FRAME => ObjectType::Frame { bits: size },
             TYPE_CNODE => ObjectType::CNode { radix: size },
             TYPE_THREAD => ObjectType::Thread,
             TYPE_SCHED_CONTEXT => ObjectType::SchedContext,

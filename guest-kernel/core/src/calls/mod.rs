@@ -7,7 +7,6 @@
 //! | `console` | the console |
 //! | `interrupt` | interrupts of devices |
 //! | `mapping` | frames and page tables |
-//! | `memory` | memory from the pool |
 //! | `message` | messages and notifications |
 //! | `thread` | threads and their time |
 
@@ -15,7 +14,6 @@ mod capability;
 mod console;
 mod interrupt;
 mod mapping;
-mod memory;
 mod message;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -93,10 +91,10 @@ impl From<Error> for Refusal {
     }
 }
 
-type Answer = Result<Outcome, Refusal>;
+pub(crate) type Answer = Result<Outcome, Refusal>;
 
 /// The arguments of an operation on a capability, behind the capability.
-type Arguments = [u64; 8];
+pub(crate) type Arguments = [u64; 8];
 
 impl<H: Hardware> Kernel<H> {
     /// The call in the running thread's registers.
@@ -111,20 +109,17 @@ impl<H: Hardware> Kernel<H> {
             syscall::EXIT => return self.exit(thread, handle, plain),
             syscall::CONSOLE_WRITE => return self.console_write(thread, handle, plain),
             syscall::CONSOLE_READ => return self.console_read(thread, handle, plain),
-            syscall::MAP => return self.map(thread, handle, plain),
-            syscall::PROTECT => return self.protect(thread, handle, plain),
-            syscall::UNMAP => return self.unmap(thread, handle, plain),
             syscall::YIELD => {
                 self.count_time();
                 self.objects.yield_now();
                 return Ok(Outcome::Value(0));
             }
             syscall::SLEEP => return self.sleep(thread, handle),
-            syscall::RESTRICTED_BIND => return self.restricted_bind(thread, handle),
             syscall::RESTRICTED_ENTER => return self.restricted_enter(thread),
             _ => {}
         }
         match number & NUMBER {
+            syscall::RESTRICTED_BIND => self.restricted_bind(thread, handle, arguments),
             syscall::COPY => self.copy(thread, handle, arguments),
             syscall::MINT => self.mint(thread, handle, arguments),
             syscall::MOVE => self.relocate(thread, handle, arguments, false),
@@ -155,12 +150,12 @@ impl<H: Hardware> Kernel<H> {
             syscall::SCHED_CONFIGURE => self.configure_context(thread, handle, arguments),
             syscall::SCHED_BIND => self.bind_context(thread, handle, arguments),
             syscall::FRAME_MAP => self.map_frame(thread, handle, arguments),
-            syscall::FRAME_UNMAP => self.unmap_frame(thread, handle),
+            syscall::FRAME_UNMAP => self.unmap_frame(thread, handle, arguments),
             syscall::FRAME_ADDRESS => self.frame_address(thread, handle),
             syscall::IRQ_MAKE => self.make_handler(thread, handle, arguments),
             syscall::IRQ_BIND => self.bind_interrupt(thread, handle, arguments),
             syscall::IRQ_ACKNOWLEDGE => self.acknowledge_interrupt(thread, handle),
-            syscall::TABLE_MAP => self.map_table(thread, handle, arguments),
+            syscall::TABLE_MAP => self.map_tables(thread, handle, arguments),
             _ => Err(Refusal::Unknown),
         }
     }
@@ -171,7 +166,11 @@ impl<H: Hardware> Kernel<H> {
     }
 
     /// The slot and capability that `thread` names by `handle`.
-    fn lookup(&self, thread: Ref<Thread>, handle: u64) -> Result<(Ref<Slot>, Capability), Refusal> {
+    pub(crate) fn lookup(
+        &self,
+        thread: Ref<Thread>,
+        handle: u64,
+    ) -> Result<(Ref<Slot>, Capability), Refusal> {
         Ok(self.objects.lookup(self.root_of(thread), handle)?)
     }
 

@@ -8,13 +8,12 @@ use bulkhead_abi::boot::{Device, PhysRange};
 use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
 use bulkhead_abi::machine::{CONSOLE_WRITE, CONSOLE_WRITE_ERROR};
 use bulkhead_abi::object::{
-    TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_SCHED_CONTEXT, TYPE_THREAD,
+    TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_PAGE_TABLE, TYPE_SCHED_CONTEXT, TYPE_THREAD,
 };
 use bulkhead_abi::syscall::{rights, slot};
 use bulkhead_abi::timeout::Timeout;
 use proptest::prelude::*;
 
-use super::memory::CLEAN_STEP;
 use super::*;
 use crate::fake::{Info, MODULE, PROGRAM, Partition};
 use crate::kernel::{Next, Trap};
@@ -134,45 +133,40 @@ fn without_the_grant_there_is_no_console() {
     assert!(p.hardware().console.is_empty());
 }
 
-/// Memory goes round: after everything was used once, mapping restarts while old pages are
-/// zeroed, a few at a time.
-#[test]
-#[cfg_attr(
-    miri,
-    ignore = "thousands of pages: minutes under Miri, and no unsafe code"
-)]
-fn mapping_reuses_memory_a_few_pages_at_a_time() {
-    let mut p = Partition::usual();
-    let all = p.kernel.untyped.ready_pages() - 16;
-    let space = slot::ADDRESS_SPACE;
-    p.call(syscall::MAP, [slot::UNTYPED, AT, all * PAGE_SIZE, RW])
-        .unwrap();
-    p.call(syscall::UNMAP, [space, AT, all * PAGE_SIZE, 0])
-        .unwrap();
-    let rip = p.frame().rip;
-    let mut restarts = 0;
-    let arguments = [slot::UNTYPED, AT, 100 * PAGE_SIZE, RW];
-    loop {
-        p.frame().rip = rip;
-        assert_eq!(p.enter(syscall::MAP, arguments), Next::Run);
-        let frame = *p.frame();
-        if frame.rip == rip {
-            assert_eq!(frame.rax, Status::Ok as u64);
-            break;
-        }
-        assert_eq!((frame.rip, frame.rax), (rip - 2, syscall::MAP));
-        restarts += 1;
+/// A page of the program's, at a free address with its tables: the handles are free from `at` on.
+pub(crate) fn page(p: &mut Partition, handle: u64, at: u64) {
+    for (kind, handle, count) in [(TYPE_FRAME, handle, 1), (TYPE_PAGE_TABLE, handle + 1, 3)] {
+        let retype = [kind, 0, slot::CNODE, 0, 0, handle, count];
+        p.invoke(syscall::RETYPE, slot::MEMORY, &retype).unwrap();
     }
-    assert!(
-        (80 / CLEAN_STEP..=110 / CLEAN_STEP).contains(&restarts),
-        "{restarts}"
-    );
-    let more = [slot::UNTYPED, AT << 4, all * PAGE_SIZE, RW];
-    assert_eq!(
-        p.call(syscall::MAP, more),
-        Err(Status::NotEnoughMemory),
-        "no endless restart"
-    );
+    let tables = [slot::ADDRESS_SPACE, at, 3];
+    let used = p.invoke(syscall::TABLE_MAP, handle + 1, &tables).unwrap();
+    assert_eq!(used[0], 3);
+    let map = [slot::ADDRESS_SPACE, at, RW];
+    p.invoke(syscall::FRAME_MAP, handle, &map).unwrap();
+}
+
+#[test]
+fn tables_are_put_as_far_as_they_are_missing() {
+    let mut p = Partition::usual();
+    let handle = slot::FREE;
+    page(&mut p, handle, AT);
+    // The same directory, another table: one is missing, two are offered.
+    let retype = [TYPE_PAGE_TABLE, 0, slot::CNODE, 0, 0, handle + 10, 2];
+    p.invoke(syscall::RETYPE, slot::MEMORY, &retype).unwrap();
+    let tables = [slot::ADDRESS_SPACE, AT + (2 << 20), 2];
+    let used = p.invoke(syscall::TABLE_MAP, handle + 10, &tables);
+    assert_eq!(used.map(|[used, _]| used), Ok(1));
+    let none = p.invoke(syscall::TABLE_MAP, handle + 11, &tables);
+    assert_eq!(none, Err(Status::DeleteFirst), "none is missing");
+    // Three are missing, one is there.
+    let elsewhere = [slot::ADDRESS_SPACE, AT << 12, 3];
+    let used = p.invoke(syscall::TABLE_MAP, handle + 11, &elsewhere);
+    assert_eq!(used.map(|[used, _]| used), Ok(1));
+    let many = [slot::ADDRESS_SPACE, AT, 4];
+    let refused = p.invoke(syscall::TABLE_MAP, handle + 11, &many);
+    assert_eq!(refused, Err(Status::OutOfRange));
+    assert_eq!((p.frame().rdx, p.frame().r8), (0, 3));
 }
 
 #[test]
@@ -392,17 +386,14 @@ proptest! {
 /// Any calls with any arguments: the kernel does not panic, answers with a known status,
 /// and never maps anything above user space or changes the kernel's half.
 #[test]
-#[cfg_attr(
-    miri,
-    ignore = "zeroes megabytes: minutes under Miri, and no unsafe code"
-)]
+#[cfg_attr(miri, ignore = "minutes under Miri, and no unsafe code")]
 fn any_calls_leave_the_kernel_sound(
     calls in proptest::collection::vec(
         (number(), proptest::array::uniform4(argument())), 1..40),
 ) {
     let mut p = Partition::usual();
-    let root = p.kernel.space.unwrap().root();
-    let kernel_half: Vec<u64> = p.hardware().words(root)[256..].to_vec();
+    let root = p.kernel.page_table_root();
+    let kernel_half: Vec<u64> = p.hardware().table(root)[256..].to_vec();
     for (number, arguments) in calls {
         match p.enter(number, arguments) {
             Next::End(_) => break,
@@ -421,7 +412,7 @@ fn any_calls_leave_the_kernel_sound(
             }
         }
     }
-    prop_assert_eq!(&p.hardware().words(root)[256..], kernel_half.as_slice());
+    prop_assert_eq!(&p.hardware().table(root)[256..], kernel_half.as_slice());
 }
 }
 

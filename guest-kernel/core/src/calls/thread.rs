@@ -20,7 +20,7 @@ const WORDS: usize = size_of::<ThreadRegisters>() / 8;
 
 impl<H: Hardware> Kernel<H> {
     /// The thread that `thread` names by `handle`.
-    pub(super) fn thread(&self, thread: Ref<Thread>, handle: u64) -> Result<Ref<Thread>, Refusal> {
+    pub(crate) fn thread(&self, thread: Ref<Thread>, handle: u64) -> Result<Ref<Thread>, Refusal> {
         Ok(self
             .capability(thread, handle, Kind::Thread)?
             .object_ref::<Thread>())
@@ -62,7 +62,7 @@ impl<H: Hardware> Kernel<H> {
     }
 
     /// The slot of what `handle` names, if it can be in a thread's `slot`.
-    fn source(
+    pub(crate) fn source(
         &self,
         thread: Ref<Thread>,
         slot: ThreadSlot,
@@ -74,7 +74,9 @@ impl<H: Hardware> Kernel<H> {
             ThreadSlot::CSpace => found.kind() == Kind::CNode,
             ThreadSlot::AddressSpace => found.kind() == Kind::AddressSpace,
             ThreadSlot::FaultHandler => found.kind() == Kind::Endpoint || found == partition,
-            ThreadSlot::MessageBuffer => found.kind() == Kind::Frame && !found.is_device(),
+            ThreadSlot::MessageBuffer | ThreadSlot::RestrictedState => {
+                found.kind() == Kind::Frame && !found.is_device()
+            }
         };
         if fits {
             Ok(source)
@@ -111,8 +113,8 @@ impl<H: Hardware> Kernel<H> {
         }
         UserSlice::new(address, bytes)?;
         let space = self.space(thread)?;
-        let mut find = |at| {
-            let found = space.translate(&mut self.objects.memory, at, write);
+        let find = |at| {
+            let found = space.translate(&self.objects.memory, at, write);
             found.map(|(at, _)| at).ok_or(Status::InvalidAddress)
         };
         let first = find(address)?;

@@ -78,6 +78,10 @@ impl Memory for Arena {
         self.bytes_mut(address, 8).copy_from_slice(word.as_bytes());
     }
 
+    fn entries(&mut self, address: u64, count: u64) -> &mut [u64] {
+        <[u64]>::mut_from_bytes(self.bytes_mut(address, count * 8)).unwrap()
+    }
+
     fn zero(&mut self, address: u64, bytes: u64) {
         self.zeroed += bytes;
         for unit in (address..address + bytes).step_by(UNIT as usize) {

@@ -4,7 +4,7 @@
 //! | kind | `head`, bits 52 to 63 | `data` |
 //! | --- | --- | --- |
 //! | untyped | size (6), device (1) | watermark and dirty limit, 32 bits each, in units |
-//! | frame | rights (4), device (1), large (1) | where it is mapped |
+//! | frame | rights (4), device (1), pages in bits (6) | where it is mapped |
 //! | CNode | radix (6), guard length (6) | guard |
 //! | address space, IRQ handler | | number |
 //! | page table | level (2) | where it is mapped |
@@ -35,6 +35,9 @@ const CARRIES_ROOT: u64 = 1 << (MAX_RADIX + 1);
 
 /// Largest object, and largest untyped, in bits: what a watermark in units can count.
 pub const MAX_SIZE_BITS: u32 = 32 + UNIT_BITS - 1;
+
+/// Most pages of a frame, in bits: 2 MiB.
+pub const MAX_FRAME_BITS: u32 = 9;
 
 /// What kind of object a capability names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,9 +170,9 @@ impl Capability {
         Self::new(Kind::Untyped, address, low, dirty << 32)
     }
 
-    /// A frame that is mapped nowhere.
-    pub(crate) const fn frame(address: u64, large: bool, device: bool) -> Self {
-        let low = Rights::ALL.0 | (device as u64) << 4 | (large as u64) << 5;
+    /// A frame of `1 << bits` pages that is mapped nowhere.
+    pub(crate) const fn frame(address: u64, bits: u32, device: bool) -> Self {
+        let low = Rights::ALL.0 | (device as u64) << 4 | (bits as u64) << 6;
         Self::new(Kind::Frame, address, low, 0)
     }
 
@@ -248,10 +251,16 @@ impl Capability {
         }
     }
 
+    /// Pages of a frame.
+    #[must_use]
+    pub const fn pages(self) -> u64 {
+        1 << (self.head >> HIGH_FIELD)
+    }
+
     /// Whether a frame has 2 MiB.
     #[must_use]
     pub const fn is_large(self) -> bool {
-        self.low() & 1 << 5 != 0
+        self.head >> HIGH_FIELD == MAX_FRAME_BITS as u64
     }
 
     /// Units of an untyped that are handed out, from its start.
@@ -435,11 +444,17 @@ mod tests {
         );
         assert_eq!(cnode.address(), 0x1_2340);
 
-        let frame = Capability::frame(0x20_0000, true, true);
-        assert!(frame.is_large() && frame.is_device());
-        let frame = frame.masked(Rights::READ);
-        assert!(frame.is_large() && frame.is_device());
-        assert_eq!(frame.rights(), Rights::READ);
+        for bits in 0..=MAX_FRAME_BITS {
+            let frame = Capability::frame(0x20_0000, bits, true);
+            let weak = frame.masked(Rights::READ);
+            for frame in [frame, weak] {
+                assert_eq!((frame.pages(), frame.is_device()), (1 << bits, true));
+                assert_eq!(frame.is_large(), bits == MAX_FRAME_BITS);
+                assert_eq!(frame.address(), 0x20_0000);
+            }
+            assert_eq!((frame.rights(), weak.rights()), (Rights::ALL, Rights::READ));
+            assert!(!Capability::frame(0x1000, bits, false).is_device());
+        }
 
         let thread = Capability::object(Kind::Thread, 0xf_ffff_ffff_ffe0);
         let below = Ref::new(0xf_ffff_ffff_ff80);

@@ -180,6 +180,7 @@ impl<M: Memory> Objects<M> {
     fn forget_thread(&mut self, thread: Ref<Thread>) {
         self.stop_waiting(thread);
         self.unbind(thread);
+        self.end_restricted(thread);
         self.forget_scheduling(thread);
     }
 

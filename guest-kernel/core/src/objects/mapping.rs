@@ -2,12 +2,17 @@
 //!
 //! An address space is two roots in a row: the full one, and behind it that of restricted mode,
 //! which leads to the same tables below `RESTRICTED_END` and to nothing above it. Page tables are
-//! objects that whoever maps gives; frames are mapped below them.
+//! objects that whoever maps gives, but for those of the first program, which the kernel makes at
+//! boot; frames are mapped below them.
 //!
 //! A frame's or page table's capability knows where it is mapped: an address, and the number and
 //! generation of the address space. So a mapping ends with the capability that made it, whatever
 //! other capabilities to the frame there are; and an address space ends without a walk through its
 //! tables, for what was mapped in it names a generation that is no more.
+//!
+//! Of a frame of many pages any can be mapped, each at its own distance from one address: that of
+//! the frame's first page, be it mapped or not. That address is what the capability remembers; which
+//! pages are mapped, the page tables say.
 
 use bulkhead_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
 
@@ -15,7 +20,7 @@ use super::capability::{Capability, Kind, Rights};
 use super::memory::{Memory, Ref};
 use super::slot::Slot;
 use super::{Error, Objects};
-use crate::paging::{self, ADDRESS, GIVEN, LARGE, RESTRICTED_ROOTS, TABLE, UNCACHED, index_at};
+use crate::paging::{self, ADDRESS, LARGE, RESTRICTED_ROOTS, TABLE, UNCACHED, index_at};
 use crate::user::UserRange;
 
 /// Most address spaces at a time.
@@ -24,6 +29,9 @@ pub const SPACES: usize = 256;
 pub const SPACE_BITS: u32 = 13;
 /// Distance from the full root to that of restricted mode.
 pub const RESTRICTED_ROOT: u64 = PAGE_SIZE;
+
+/// Most single translations that are forgotten before all are. Each costs as many instructions as all.
+const MAX_FORGOTTEN: u64 = 4;
 
 /// Root entries of the kernel's half.
 const KERNEL_ROOTS: core::ops::Range<u64> = 256..511;
@@ -94,6 +102,96 @@ impl Place {
             number: word & ((1 << Self::NUMBER_BITS) - 1),
             generation: word >> Self::NUMBER_BITS & ((1 << Self::GENERATION_BITS) - 1),
         })
+    }
+}
+
+/// Pages of a frame: so many from the `first` on; `count` 0 is all that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The first one.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Part {
+    /// All pages of a frame.
+    pub const ALL: Self = Self { first: 0, count: 0 };
+
+    /// The same with its count, if a frame of so many pages has them.
+    const fn within(self, pages: u64) -> Result<Self, Error> {
+        if self.first >= pages {
+            return Err(Error::Range {
+                min: 0,
+                max: pages - 1,
+            });
+        }
+        let rest = pages - self.first;
+        if self.count > rest {
+            return Err(Error::Range { min: 0, max: rest });
+        }
+        let count = if self.count == 0 { rest } else { self.count };
+        Ok(Self { count, ..self })
+    }
+}
+
+/// Entries in a row of one table of 4 KiB pages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    /// Where the first of them lies.
+    at: u64,
+    count: u64,
+}
+
+/// How many of `count` pages from `address` on lie below one table of 4 KiB pages.
+fn below_one_table(address: u64, count: u64) -> u64 {
+    ((LARGE_PAGE_SIZE - address % LARGE_PAGE_SIZE) / PAGE_SIZE).min(count)
+}
+
+/// What the entries of pages in a row differ by. These functions take four entries at a time, since
+/// there are hundreds and each instruction counts.
+const ROW: [u64; 4] = [0, PAGE_SIZE, 2 * PAGE_SIZE, 3 * PAGE_SIZE];
+const ROW_BYTES: u64 = 4 * PAGE_SIZE;
+
+fn are_empty(entries: &[u64]) -> bool {
+    let (rows, rest) = entries.as_chunks::<4>();
+    rows.iter().all(|[a, b, c, d]| a | b | c | d == 0) && rest.iter().all(|entry| *entry == 0)
+}
+
+/// Whether entries map the pages of one frame in a row, of which `first` is the first one's entry, or
+/// nothing.
+fn are_of(entries: &[u64], first: u64) -> bool {
+    let (rows, rest) = entries.as_chunks::<4>();
+    let (mut wanted, mut differ) = (first, 0);
+    for [a, b, c, d] in rows {
+        let [p, q, r, s] = ROW.map(|bytes| wanted + bytes);
+        differ |= a ^ p | b ^ q | c ^ r | d ^ s;
+        wanted += ROW_BYTES;
+    }
+    for entry in rest {
+        differ |= entry ^ wanted;
+        wanted += PAGE_SIZE;
+    }
+    let mut wanted = first & ADDRESS;
+    differ & ADDRESS == 0
+        || entries.iter().all(|entry| {
+            let is_of = *entry == 0 || entry & ADDRESS == wanted;
+            wanted += PAGE_SIZE;
+            is_of
+        })
+}
+
+/// Has entries map the pages of one frame in a row.
+fn fill(entries: &mut [u64], first: u64) {
+    let (rows, rest) = entries.as_chunks_mut::<4>();
+    let mut next = first;
+    for row in rows {
+        *row = ROW.map(|bytes| next + bytes);
+        next += ROW_BYTES;
+    }
+    for entry in rest {
+        *entry = next;
+        next += PAGE_SIZE;
     }
 }
 
@@ -191,7 +289,7 @@ impl<M: Memory> Objects<M> {
             if entry == 0 {
                 return Err(Error::NoTable { level: above - 1 });
             }
-            if entry & LARGE != 0 || entry & GIVEN == 0 {
+            if entry & LARGE != 0 {
                 return Err(Error::DeleteFirst);
             }
             table = entry & ADDRESS;
@@ -235,27 +333,31 @@ impl<M: Memory> Objects<M> {
             Err(error) => return Err(error),
         };
         let at = self.entry(root, page, missing + 1)?;
-        self.set_entry(root, at, missing + 1, table.address() | TABLE | GIVEN);
+        self.set_entry(root, at, missing + 1, table.address() | TABLE);
         let place = self.place(space, page);
         let mapped = table.with_level(missing).with_mapping(place.word());
         self.memory.get_mut(slot).set_capability(mapped);
         Ok(())
     }
 
-    /// Maps the frame in `slot`, or changes the rights where it is mapped there already.
+    /// Maps a part of the frame in `slot` so that its first page is at `address`, or changes the
+    /// rights where this capability has mapped pages of it there already. A frame of 2 MiB as a
+    /// whole becomes a large page; all else is mapped by 4 KiB pages.
     ///
     /// # Errors
     /// [`Error::InvalidCapability`] for what is no frame or no address space;
-    /// [`Error::IllegalOperation`] for rights that the capability has not;
-    /// [`Error::InvalidArgument`] for a misaligned address, [`Error::InvalidAddress`] for what is
-    /// no user address; [`Error::DeleteFirst`] when this capability has mapped it elsewhere or
-    /// something else is there; [`Error::NoTable`].
+    /// [`Error::IllegalOperation`] for rights that the capability has not; [`Error::Range`] for pages
+    /// that the frame has not; [`Error::InvalidArgument`] for a misaligned address,
+    /// [`Error::InvalidAddress`] where the whole frame would not fit into user addresses;
+    /// [`Error::DeleteFirst`] when this capability has mapped it elsewhere or something else is
+    /// there; [`Error::NoTable`].
     pub fn map_frame(
         &mut self,
         slot: Ref<Slot>,
         space: Capability,
         address: u64,
         rights: paging::Rights,
+        part: Part,
     ) -> Result<(), Error> {
         let frame = self.capability(slot);
         if frame.kind() != Kind::Frame || space.kind() != Kind::AddressSpace {
@@ -265,89 +367,207 @@ impl<M: Memory> Objects<M> {
         if !has.any(Rights::READ) || rights.writable() && !has.any(Rights::WRITE) {
             return Err(Error::IllegalOperation);
         }
-        let (size, level) = size_and_level(frame);
-        if !address.is_multiple_of(size) {
+        let large = frame.is_large() && part == Part::ALL;
+        let part = part.within(frame.pages())?;
+        let unit = if large { LARGE_PAGE_SIZE } else { PAGE_SIZE };
+        if !address.is_multiple_of(unit) {
             return Err(Error::InvalidArgument);
         }
-        UserRange::pages(address, size).map_err(|_| Error::InvalidAddress)?;
-        let place = self.place(space, address);
+        let base = address
+            .checked_sub(part.first * PAGE_SIZE)
+            .ok_or(Error::InvalidAddress)?;
+        UserRange::pages(base, frame.pages() * PAGE_SIZE).map_err(|_| Error::InvalidAddress)?;
+        let place = self.place(space, base);
         let mapped_here = match Place::of(frame.mapping()) {
             Some(before) if before == place => true,
             Some(before) if self.root(before).is_some() => return Err(Error::DeleteFirst),
             _ => false,
         };
-        let root = space.address();
-        let at = self.entry(root, address, level)?;
-        let entry = self.memory.load(at);
-        if entry != 0 && !(mapped_here && is_of(entry, frame)) {
-            return Err(Error::DeleteFirst);
-        }
-        let mut wanted = frame.address() | rights.entry_bits();
-        if frame.is_large() {
-            wanted |= LARGE;
-        }
+        let mut entry = frame.address() | rights.entry_bits();
         if frame.is_device() {
-            wanted |= UNCACHED;
+            entry |= UNCACHED;
         }
-        self.memory.store(at, wanted);
-        if entry != 0 {
-            self.memory.forget(root, address);
+        let root = space.address();
+        let first = entry + part.first * PAGE_SIZE;
+        match (large, part.count) {
+            (true, _) => self.map_one(root, address, 2, entry | LARGE, mapped_here)?,
+            (false, 1) => self.map_one(root, address, 1, first, mapped_here)?,
+            (false, count) => self.map_pages(root, address, first, count, mapped_here)?,
         }
         let mapped = frame.with_mapping(place.word());
         self.memory.get_mut(slot).set_capability(mapped);
         Ok(())
     }
 
-    /// Undoes [`Objects::map_frame`], if it was done.
+    /// Maps by one entry of a table of `level`.
+    fn map_one(
+        &mut self,
+        root: u64,
+        address: u64,
+        level: u32,
+        entry: u64,
+        mapped_here: bool,
+    ) -> Result<(), Error> {
+        let at = self.entry(root, address, level)?;
+        let before = self.memory.load(at);
+        if before != 0 && !(mapped_here && (before ^ entry) & (ADDRESS | LARGE) == 0) {
+            return Err(Error::DeleteFirst);
+        }
+        self.memory.store(at, entry);
+        if before != 0 {
+            self.memory.forget(root, address);
+        }
+        Ok(())
+    }
+
+    /// Maps `count` pages, of which `entry` is the first one's, after a look at all of them.
+    fn map_pages(
+        &mut self,
+        root: u64,
+        address: u64,
+        entry: u64,
+        count: u64,
+        mapped_here: bool,
+    ) -> Result<(), Error> {
+        // A frame is no longer than what lies below one table, so it lies below two at most.
+        let mut runs = [Run::default(); 2];
+        let (mut next, mut left, mut wanted) = (address, count, entry);
+        let mut is_change = false;
+        for run in &mut runs {
+            let at = self.entry(root, next, 1)?;
+            let count = below_one_table(next, left);
+            let before = self.memory.entries(at, count);
+            if !are_empty(before) {
+                if !mapped_here || !are_of(before, wanted) {
+                    return Err(Error::DeleteFirst);
+                }
+                is_change = true;
+            }
+            *run = Run { at, count };
+            next += count * PAGE_SIZE;
+            wanted += count * PAGE_SIZE;
+            left -= count;
+            if left == 0 {
+                break;
+            }
+        }
+        let mut wanted = entry;
+        for run in runs.into_iter().filter(|run| run.count > 0) {
+            fill(self.memory.entries(run.at, run.count), wanted);
+            wanted += run.count * PAGE_SIZE;
+        }
+        if is_change {
+            self.forget_pages(root, address, count);
+        }
+        Ok(())
+    }
+
+    fn forget_pages(&mut self, root: u64, address: u64, count: u64) {
+        if count > MAX_FORGOTTEN {
+            self.memory.forget_all(root);
+            return;
+        }
+        for page in 0..count {
+            self.memory.forget(root, address + page * PAGE_SIZE);
+        }
+    }
+
+    /// Undoes [`Objects::map_frame`] for a part of the frame, as far as it was done.
     ///
     /// # Errors
-    /// [`Error::InvalidCapability`] for what is no frame.
-    pub fn unmap_frame(&mut self, slot: Ref<Slot>) -> Result<(), Error> {
+    /// [`Error::InvalidCapability`] for what is no frame, [`Error::Range`] for pages that it has
+    /// not; [`Error::DeleteFirst`] for a part of a large page: that goes as a whole.
+    pub fn unmap_frame(&mut self, slot: Ref<Slot>, part: Part) -> Result<(), Error> {
         let frame = self.capability(slot);
         if frame.kind() != Kind::Frame {
             return Err(Error::InvalidCapability);
         }
-        self.end_mapping(frame);
-        (self.memory.get_mut(slot)).set_capability(frame.with_mapping(0));
+        if part == Part::ALL {
+            self.end_mapping(frame);
+            (self.memory.get_mut(slot)).set_capability(frame.with_mapping(0));
+            return Ok(());
+        }
+        let part = part.within(frame.pages())?;
+        let Some((root, base)) = self.mapped_at(frame) else {
+            return Ok(());
+        };
+        if self.large_entry(root, base, frame).is_some() {
+            return Err(Error::DeleteFirst);
+        }
+        self.unmap_pages(root, base, frame, part);
         Ok(())
+    }
+
+    /// The root of the address space in which a capability's mapping is, and its address.
+    fn mapped_at(&self, capability: Capability) -> Option<(u64, u64)> {
+        let place = Place::of(capability.mapping())?;
+        self.root(place).map(|root| (root, place.address))
+    }
+
+    /// Where the entry lies that maps a frame as a large page.
+    fn large_entry(&self, root: u64, base: u64, frame: Capability) -> Option<u64> {
+        if !frame.is_large() || !base.is_multiple_of(LARGE_PAGE_SIZE) {
+            return None;
+        }
+        let at = self.entry(root, base, 2).ok()?;
+        let is_it = (self.memory.load(at) ^ (frame.address() | LARGE)) & (ADDRESS | LARGE) == 0;
+        is_it.then_some(at)
+    }
+
+    /// Unmaps those of a frame's pages that are mapped at their distance from `base`.
+    fn unmap_pages(&mut self, root: u64, base: u64, frame: Capability, part: Part) {
+        let mut next = base + part.first * PAGE_SIZE;
+        let mut mapped = frame.address() + part.first * PAGE_SIZE;
+        let (mut left, mut gone) = (part.count, 0);
+        while left > 0 {
+            let count = below_one_table(next, left);
+            // A table above may be gone, or another one be there: then this mapping is, too.
+            if let Ok(at) = self.entry(root, next, 1) {
+                let mut mapped = mapped;
+                for entry in self.memory.entries(at, count) {
+                    if *entry & ADDRESS == mapped {
+                        *entry = 0;
+                        gone += 1;
+                    }
+                    mapped += PAGE_SIZE;
+                }
+            }
+            next += count * PAGE_SIZE;
+            mapped += count * PAGE_SIZE;
+            left -= count;
+        }
+        if gone > 0 {
+            self.forget_pages(root, base + part.first * PAGE_SIZE, part.count);
+        }
     }
 
     /// Ends what a frame's or page table's capability has mapped: it goes.
     pub(super) fn end_mapping(&mut self, capability: Capability) {
-        let Some(place) = Place::of(capability.mapping()) else {
+        let Some((root, base)) = self.mapped_at(capability) else {
             return;
         };
-        let Some(root) = self.root(place) else { return };
-        let level = match capability.kind() {
-            Kind::Frame => size_and_level(capability).1,
-            _ => capability.level() + 1,
-        };
-        // A table above may be gone, or another one be there: then this mapping is, too.
-        let Ok(at) = self.entry(root, place.address, level) else {
-            return;
-        };
-        if !is_of(self.memory.load(at), capability) {
+        if capability.kind() == Kind::Frame {
+            if let Some(at) = self.large_entry(root, base, capability) {
+                self.memory.store(at, 0);
+                self.memory.forget(root, base);
+            } else {
+                let all = Part {
+                    first: 0,
+                    count: capability.pages(),
+                };
+                self.unmap_pages(root, base, capability, all);
+            }
             return;
         }
-        self.set_entry(root, at, level, 0);
-        match capability.kind() {
-            Kind::Frame => self.memory.forget(root, place.address),
-            _ => self.memory.forget_all(root),
+        let level = capability.level() + 1;
+        // As in `unmap_pages`.
+        let Ok(at) = self.entry(root, base, level) else {
+            return;
+        };
+        let entry = self.memory.load(at);
+        if entry & ADDRESS == capability.address() && entry & LARGE == 0 {
+            self.set_entry(root, at, level, 0);
+            self.memory.forget_all(root);
         }
-    }
-}
-
-/// Whether an entry maps what `capability` names.
-fn is_of(entry: u64, capability: Capability) -> bool {
-    let large = capability.kind() == Kind::Frame && capability.is_large();
-    entry & ADDRESS == capability.address() && (entry & LARGE != 0) == large
-}
-
-/// Bytes of a frame, and the level of the table that maps it.
-fn size_and_level(frame: Capability) -> (u64, u32) {
-    if frame.is_large() {
-        (LARGE_PAGE_SIZE, 2)
-    } else {
-        (PAGE_SIZE, 1)
     }
 }

@@ -114,6 +114,8 @@ pub trait Memory {
     fn load(&self, address: u64) -> u64;
     /// Writes a word there.
     fn store(&mut self, address: u64, word: u64);
+    /// `count` words of one page table, from the one at `address` on.
+    fn entries(&mut self, address: u64, count: u64) -> &mut [u64];
     /// Fills `bytes` bytes from `address` with zero; both are multiples of [`super::UNIT`].
     fn zero(&mut self, address: u64, bytes: u64);
     /// Forgets the translation of a user address, if the address space with this root is active.

@@ -122,6 +122,8 @@ pub struct Objects<M> {
     readers: thread::List,
     /// The last of them that input which came is to wake.
     last_to_wake: Option<Ref<thread::Thread>>,
+    /// The thread that has a program in restricted mode, or may have one.
+    restricted: Option<Ref<thread::Thread>>,
     spaces: mapping::Spaces,
     interrupts: interrupt::Interrupts,
 }
@@ -136,6 +138,7 @@ impl<M: Memory> Objects<M> {
             scheduler: schedule::Scheduler::new(),
             readers: thread::List::EMPTY,
             last_to_wake: None,
+            restricted: None,
             spaces: mapping::Spaces::new(),
             interrupts: interrupt::Interrupts::new(),
         }

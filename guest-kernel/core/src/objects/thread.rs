@@ -1,13 +1,14 @@
 //! Threads: what is stored of one, and the lists it can stand in.
 
+use bulkhead_abi::syscall::Status;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Objects;
 use super::ipc::{Endpoint, Reply};
 use super::memory::{Memory, Ref, Stored, link};
 use super::notification::Notification;
 use super::schedule::SchedContext;
 use super::slot::Slot;
+use super::{Error, Objects};
 use crate::frame::Frame;
 
 /// Slots of a thread, in bits.
@@ -17,7 +18,7 @@ pub const SIZE_BITS: u32 = 10;
 /// Threads that wait for console input and are woken in one entry into the kernel.
 const WAKE_STEP: usize = 16;
 
-/// What the slots of a thread are for. They are set as a whole when the thread is configured.
+/// What the slots of a thread are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum ThreadSlot {
@@ -29,6 +30,8 @@ pub enum ThreadSlot {
     FaultHandler = 2,
     /// The frame of what a message has beyond its registers.
     MessageBuffer = 3,
+    /// The frame through which it passes the registers of a program in restricted mode.
+    RestrictedState = 4,
 }
 
 /// What a thread does.
@@ -125,8 +128,6 @@ pub struct Thread {
     /// Its other registers: those of the program that it runs in restricted mode.
     pub(crate) restricted: Frame,
     mode: u64,
-    /// Guest-physical address of its restricted state page, or zero.
-    pub(crate) state_page: u64,
     state: u64,
     /// 0 to 255; the higher the more urgent.
     pub(super) priority: u64,
@@ -147,7 +148,7 @@ pub struct Thread {
     pub(super) fault_words: [u64; 2],
     /// Nonzero while it is in the list of its priority.
     pub(super) queued: u64,
-    reserved: [u64; 21],
+    reserved: [u64; 22],
 }
 
 const _: () = assert!(size_of::<Thread>() == 1 << SIZE_BITS);
@@ -173,6 +174,12 @@ impl Thread {
 
     pub(crate) const fn set_mode(&mut self, mode: Mode) {
         self.mode = mode as u64;
+    }
+
+    /// Ends restricted mode without a word about the program's registers.
+    pub(crate) const fn abort_restricted(&mut self) {
+        self.set_mode(Mode::Native);
+        self.frame.rax = Status::Aborted as u64;
     }
 
     /// Where its traps store its registers now, and resuming takes them from.
@@ -274,6 +281,31 @@ impl<M: Memory> Objects<M> {
         }
         if self.memory.get(thread).state() == State::Stopped {
             self.make_ready(thread);
+        }
+    }
+
+    /// Lets a thread be the one that has a program in restricted mode. There is one in a partition:
+    /// the FPU and its descendants are not switched between threads.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while it is another one.
+    pub(crate) fn begin_restricted(&mut self, thread: Ref<Thread>) -> Result<(), Error> {
+        if self.restricted.is_some_and(|other| other != thread) {
+            return Err(Error::Busy);
+        }
+        self.restricted = Some(thread);
+        Ok(())
+    }
+
+    /// Undoes [`Objects::begin_restricted`]. A thread that is in restricted mode comes back from it
+    /// as if its state were gone.
+    pub(crate) fn end_restricted(&mut self, thread: Ref<Thread>) {
+        if self.restricted == Some(thread) {
+            self.restricted = None;
+            let thread = self.memory.get_mut(thread);
+            if thread.mode() == Mode::Restricted {
+                thread.abort_restricted();
+            }
         }
     }
 

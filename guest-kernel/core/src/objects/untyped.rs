@@ -5,13 +5,15 @@
 //! so that an urgent thread waits no longer than for one piece. Memory that was never used is
 //! zero as the VMM delivered it, which matters where a kernel instruction takes half a microsecond.
 
-use super::capability::{Capability, Kind, MAX_RADIX, MAX_SIZE_BITS};
+use super::capability::{Capability, Kind, MAX_FRAME_BITS, MAX_RADIX, MAX_SIZE_BITS};
 use super::memory::{Memory, Ref};
 use super::slot::Slot;
 use super::{Error, Objects, UNIT, UNIT_BITS, derivation};
 
 /// Bytes zeroed before an urgent thread is looked for.
 const ZERO_STEP: u64 = 1024;
+/// Size of a page in bits.
+const PAGE_BITS: u32 = 12;
 /// Most objects of one retype: the longest that an urgent thread waits for them.
 pub const MAX_COUNT: u64 = 256;
 
@@ -28,10 +30,11 @@ pub enum ObjectType {
         /// Slots in bits, at least one.
         radix: u64,
     },
-    /// A frame of 4 KiB.
-    Frame,
-    /// A frame of 2 MiB.
-    LargeFrame,
+    /// A frame of `1 << bits` pages of 4 KiB.
+    Frame {
+        /// Pages in bits.
+        bits: u64,
+    },
     /// A thread.
     Thread,
     /// A scheduling context.
@@ -66,9 +69,9 @@ impl ObjectType {
         Ok(match self {
             Self::Untyped { bits } => sized(bits, UNIT_BITS, MAX_SIZE_BITS)?,
             Self::CNode { radix } => sized(radix, 1, MAX_RADIX)? + UNIT_BITS,
-            Self::Frame | Self::PageTable => 12,
+            Self::Frame { bits } => sized(bits, 0, MAX_FRAME_BITS)? + PAGE_BITS,
+            Self::PageTable => PAGE_BITS,
             Self::AddressSpace => super::mapping::SPACE_BITS,
-            Self::LargeFrame => 21,
             Self::Thread => super::thread::SIZE_BITS,
             Self::SchedContext => 7,
             Self::Endpoint | Self::Notification | Self::Reply => 6,
@@ -77,7 +80,7 @@ impl ObjectType {
 
     /// Whether memory of a device can be it: the kernel itself never reads or writes there.
     const fn fits_device(self) -> bool {
-        matches!(self, Self::Untyped { .. } | Self::Frame | Self::LargeFrame)
+        matches!(self, Self::Untyped { .. } | Self::Frame { .. })
     }
 
     fn capability(self, address: u64, bits: u32, parent: Capability) -> Capability {
@@ -93,8 +96,7 @@ impl ObjectType {
                 Capability::untyped(address, bits, device, dirty)
             }
             Self::CNode { .. } => Capability::cnode(address, bits - UNIT_BITS),
-            Self::Frame => Capability::frame(address, false, device),
-            Self::LargeFrame => Capability::frame(address, true, device),
+            Self::Frame { .. } => Capability::frame(address, bits - PAGE_BITS, device),
             Self::Thread => Capability::object(Kind::Thread, address),
             Self::SchedContext => Capability::object(Kind::SchedContext, address),
             Self::Endpoint => Capability::object(Kind::Endpoint, address),

@@ -205,13 +205,12 @@ impl Cell {
         let copies = [
             (slot::CNODE, self.own(row::ROOT)),
             (slot::ADDRESS_SPACE, space.place()),
-            (slot::UNTYPED, Place::own(slot::UNTYPED)),
             (slot::SCHED_CONTROL, Place::own(slot::SCHED_CONTROL)),
             (slot::CONSOLE, Place::own(slot::CONSOLE)),
         ];
         for (to, from) in copies {
             match self.inside(to).copy(from, RIGHTS_ALL) {
-                // Not every partition has a console or a pool.
+                // Not every partition has a console.
                 Ok(()) | Err(Status::FailedLookup) => {}
                 Err(status) => return Err(status),
             }

@@ -1,10 +1,12 @@
-//! The program's memory: which ranges it has asked for ([`AddressSpace`]), and the only way the
-//! personality touches them ([`UserPtr`], [`Memory`]).
+//! The program's memory: which ranges it has asked for ([`AddressSpace`]), what puts memory behind
+//! them ([`Backing`]), and the only way the personality touches them ([`UserPtr`], [`Memory`]).
 
+mod backing;
 mod interval;
 mod space;
 mod user;
 
+pub use backing::{Backing, Frames, Part};
 pub use interval::IntervalMap;
 pub use space::{AddressSpace, Fault, Placement, Protection};
 pub use user::{Memory, UserPtr};

@@ -248,13 +248,11 @@ fn an_untyped_gives_all_it_has_and_no_more() {
     rig.make(ObjectType::Untyped { bits: 16 }, 2);
     let (from, root) = (rig.slot(2), rig.root);
     for n in 0..16 {
-        rig.objects
-            .retype(from, ObjectType::Frame, root, 8 + n, 1)
-            .unwrap();
+        rig.objects.retype(from, PAGE, root, 8 + n, 1).unwrap();
         let frame = rig.capability(8 + n);
         assert_eq!(frame.address(), rig.capability(2).address() + n * 4096);
     }
-    let frame = ObjectType::Frame;
+    let frame = PAGE;
     assert_eq!(
         rig.objects.retype(from, frame, root, 30, 1),
         Err(Error::NotEnoughMemory { available: 0 })
@@ -285,8 +283,8 @@ fn an_untyped_gives_all_it_has_and_no_more() {
 #[test]
 fn memory_comes_back_from_its_start_and_zero() {
     let mut rig = Rig::new();
-    rig.make(ObjectType::Frame, 8);
-    rig.make(ObjectType::Frame, 9);
+    rig.make(PAGE, 8);
+    rig.make(PAGE, 9);
     let [first, second] = [8, 9].map(|n| rig.capability(n).address());
     rig.objects.memory.bytes_mut(first, 4096).fill(0xaa);
     rig.objects.memory.bytes_mut(second, 4096).fill(0xbb);
@@ -303,9 +301,7 @@ fn memory_comes_back_from_its_start_and_zero() {
     rig.make(ObjectType::Untyped { bits: 14 }, 8);
     assert_eq!(rig.objects.memory.zeroed, 0, "untyped memory may be old");
     let (from, root) = (rig.slot(8), rig.root);
-    rig.objects
-        .retype(from, ObjectType::Frame, root, 9, 2)
-        .unwrap();
+    rig.objects.retype(from, PAGE, root, 9, 2).unwrap();
     assert_eq!(rig.capability(9).address(), first);
     for frame in [first, second] {
         assert!(
@@ -323,14 +319,14 @@ fn memory_comes_back_from_its_start_and_zero() {
 #[test]
 fn zeroing_can_be_interrupted_after_each_step() {
     let mut rig = Rig::new();
-    rig.make(ObjectType::Frame, 8);
+    rig.make(PAGE, 8);
     let frame = rig.capability(8).address();
     rig.objects.memory.bytes_mut(frame, 4096).fill(0xaa);
     rig.delete(8);
     let mut interruptions = 0;
     loop {
         rig.objects.memory.interrupt_in = Some(0);
-        match rig.retype(ObjectType::Frame, 8, 1) {
+        match rig.retype(PAGE, 8, 1) {
             Ok(()) => break,
             Err(Error::Preempted) => interruptions += 1,
             Err(other) => panic!("{other}"),
@@ -359,17 +355,13 @@ fn devices_become_frames_and_untypeds_only() {
             Err(Error::IllegalOperation)
         );
     }
-    rig.objects
-        .retype(at, ObjectType::Frame, root, 8, 1)
-        .unwrap();
+    rig.objects.retype(at, PAGE, root, 8, 1).unwrap();
     rig.objects
         .retype(at, ObjectType::Untyped { bits: 12 }, root, 9, 1)
         .unwrap();
     assert!(rig.capability(8).is_device() && rig.capability(9).is_device());
     rig.revoke(2);
-    rig.objects
-        .retype(at, ObjectType::Frame, root, 8, 1)
-        .unwrap();
+    rig.objects.retype(at, PAGE, root, 8, 1).unwrap();
     assert_eq!(
         rig.capability(8).address(),
         0xfed0_0000,
@@ -434,7 +426,7 @@ fn an_untyped_with_children_is_not_copied_and_a_copied_one_gives_nothing() {
     let root = rig.root;
     let retype = |rig: &mut Rig, from| {
         let from = rig.slot(from);
-        rig.objects.retype(from, ObjectType::Frame, root, 8, 1)
+        rig.objects.retype(from, PAGE, root, 8, 1)
     };
     assert_eq!(
         retype(&mut rig, 2),

@@ -40,6 +40,8 @@ use crate::frame::Frame;
 
 /// Slots of the root CNode in bits.
 const ROOT_RADIX: u32 = 6;
+/// A frame of one page.
+const PAGE: ObjectType = ObjectType::Frame { bits: 0 };
 /// Size of the untyped in bits.
 const UNTYPED_BITS: u32 = 18;
 
@@ -166,7 +168,7 @@ impl Rig {
 
     /// Gives a thread a frame, made in slot `number`, as its message buffer; its address.
     pub(super) fn buffer(&mut self, thread: Ref<Thread>, number: u64) -> u64 {
-        self.make(ObjectType::Frame, number);
+        self.make(PAGE, number);
         let (from, to) = (self.slot(number), thread.slot(ThreadSlot::MessageBuffer));
         self.objects.copy(to, from, Rights::ALL).unwrap();
         self.capability(number).address()

@@ -263,7 +263,9 @@ impl Pair {
             2 => ObjectType::Endpoint,
             3 => ObjectType::Notification,
             4 => ObjectType::PageTable,
-            _ => ObjectType::Frame,
+            _ => ObjectType::Frame {
+                bits: u64::from(z % 3),
+            },
         };
         let (untyped, node) = (pick(Kind::Untyped, x), pick(Kind::CNode, y));
         let to = self.rig.objects.capability(Ref::new(node));
@@ -300,6 +302,7 @@ impl Pair {
             Kind::CNode => 32 << capability.radix(),
             Kind::Untyped => 1 << capability.size_bits(),
             Kind::Endpoint | Kind::Notification => 64,
+            Kind::Frame => capability.pages() * 4096,
             _ => 4096,
         };
         let (start, len) = (made.address(), bytes(made));
@@ -316,9 +319,12 @@ impl Pair {
         }
         if made.kind() != Kind::Untyped {
             let memory = &mut self.rig.objects.memory;
-            assert!(memory.bytes(start, len).iter().all(|byte| *byte == 0));
-            if made.kind() == Kind::Frame {
-                memory.bytes_mut(start, len).fill(0xa5);
+            for at in (start..start + len).step_by(4096) {
+                let len = len.min(4096);
+                assert!(memory.bytes(at, len).iter().all(|byte| *byte == 0));
+                if made.kind() == Kind::Frame {
+                    memory.bytes_mut(at, len).fill(0xa5);
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use bulkhead_abi::boot::{BootInfo, FLAG_CONSOLE};
 use bulkhead_abi::layout::DIRECT_MAP;
 use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_REFUSED, ConsoleMailbox, EXIT_PORT};
 use bulkhead_abi::restricted::RestrictedState;
-use bulkhead_kernel_core::hardware::{Hardware, PhysPage, TABLE_ENTRIES};
+use bulkhead_kernel_core::hardware::Hardware;
 use bulkhead_kernel_core::objects::mapping::RESTRICTED_ROOT;
 use bulkhead_kernel_core::objects::memory::{Memory, Ref, Stored};
 use bulkhead_kernel_core::objects::thread::Thread;
@@ -96,6 +96,13 @@ impl Memory for Machine {
         unsafe { direct::<u64>(address).write_volatile(word) }
     }
 
+    fn entries(&mut self, address: u64, count: u64) -> &mut [u64] {
+        // SAFETY: within a page table, which the direct map has and user mode does not reach; its
+        // entries are born accessed and dirty, so the CPU does not write them; `&mut self` keeps a
+        // second reference out.
+        unsafe { core::slice::from_raw_parts_mut(direct(address), count as usize) }
+    }
+
     fn zero(&mut self, address: u64, bytes: u64) {
         for at in (address..address + bytes).step_by(8) {
             // SAFETY: memory on its way out of an untyped: RAM, where nothing lies.
@@ -111,7 +118,8 @@ impl Memory for Machine {
 
     fn forget_all(&mut self, root: u64) {
         if is_active(root) {
-            self.invalidate_all();
+            // SAFETY: the root is the active one. The kernel's pages are global or unchanged.
+            unsafe { cpu::set_page_table_root(cpu::page_table_root()) };
         }
     }
 
@@ -128,32 +136,17 @@ impl Memory for Machine {
 }
 
 impl Hardware for Machine {
-    fn words(&mut self, page: PhysPage) -> &mut [u64; TABLE_ENTRIES] {
-        // SAFETY: a `PhysPage` is RAM, so the direct map has it; by the rule of `words` user mode
-        // does not reach it now; `&mut self` keeps a second reference out.
-        unsafe { &mut *direct(page.address()) }
-    }
-
     fn restricted_state(
         &mut self,
         thread: Ref<Thread>,
-        page: PhysPage,
+        state: Ref<RestrictedState>,
     ) -> (&mut Thread, &mut RestrictedState) {
         // SAFETY: as for `get_mut`.
         let thread = unsafe { &mut *direct(thread.address()) };
-        // SAFETY: user mode reaches the page, but does not run while the kernel does; no object
-        // lies in it, so the two references do not overlap.
-        let state = unsafe { &mut *direct(page.address()) };
+        // SAFETY: a frame of RAM, found in a capability; user mode reaches it, but does not run while
+        // the kernel does; no object lies in it, so the two references do not overlap.
+        let state = unsafe { &mut *direct(state.address()) };
         (thread, state)
-    }
-
-    fn invalidate(&mut self, address: u64) {
-        cpu::invalidate(address);
-    }
-
-    fn invalidate_all(&mut self) {
-        // SAFETY: the root is the active one. The kernel's pages are global or unchanged.
-        unsafe { cpu::set_page_table_root(cpu::page_table_root()) };
     }
 
     fn now(&mut self) -> u64 {
