@@ -112,7 +112,10 @@ fn run(mut child: Child, job: &Job, mut port: File) -> io::Result<()> {
     pump(child.stderr.take(), Kind::Stderr, frames.clone());
     let (mut input, mut from_host) = (child.stdin.take(), port.try_clone()?);
     thread::spawn(move || {
-        while let Ok(Some((Kind::Stdin, body))) = receive(&mut from_host) {
+        while let Ok(Some((kind @ (Kind::Stdin | Kind::Wake), body))) = receive(&mut from_host) {
+            if kind == Kind::Wake {
+                continue;
+            }
             if body.is_empty() {
                 input = None;
             } else if let Some(pipe) = &mut input

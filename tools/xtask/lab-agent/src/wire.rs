@@ -35,13 +35,15 @@ pub enum Kind {
     Exit = 10,
     /// Agent: it could not be started; the body is a sentence. The last frame.
     Failed = 11,
+    /// Host: nothing, but it wakes the emulated host; see docs/lab.md. No body.
+    Wake = 12,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         [
-            Ready, Arg, Env, Out, Start, Stdin, Stdout, Stderr, Archive, Exit, Failed,
+            Ready, Arg, Env, Out, Start, Stdin, Stdout, Stderr, Archive, Exit, Failed, Wake,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ const CONSOLE_LINES: usize = 60;
 /// How long the emulated host may take to power off after the status is known: writing back what
 /// the command wrote to extra disks.
 const POWER_OFF: Duration = Duration::from_secs(30);
+
+/// How long an emulated host whose timer was lost sleeps at most.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -183,7 +186,8 @@ fn tail(console: &Console) -> String {
     }
 }
 
-/// Describes the job, then leaves a thread behind that carries our standard input.
+/// Describes the job, then leaves two threads behind: one carries our standard input, the other wakes
+/// the emulated host again and again, for QEMU loses its timer at times.
 fn hand_over(mut port: ChildStdin, job: &Job) -> io::Result<()> {
     for (kind, items) in [
         (Kind::Arg, &job.command),
@@ -195,27 +199,35 @@ fn hand_over(mut port: ChildStdin, job: &Job) -> io::Result<()> {
         }
     }
     send(&mut port, Kind::Start, b"")?;
-    let wanted = job.stdin;
+    let port = Arc::new(Mutex::new(port));
+    let (wanted, to_input) = (job.stdin, port.clone());
     thread::spawn(move || {
         let mut buffer = vec![0; MAX_BODY];
         let mut input = io::stdin();
         while wanted && let Ok(len @ 1..) = input.read(&mut buffer) {
-            if send(
-                &mut port,
-                Kind::Stdin,
-                buffer.get(..len).unwrap_or_default(),
-            )
-            .is_err()
-            {
+            let bytes = buffer.get(..len).unwrap_or_default();
+            if send_shared(&to_input, Kind::Stdin, bytes).is_err() {
                 return;
             }
         }
-        if send(&mut port, Kind::Stdin, b"").is_ok() {
-            // QEMU would close the whole port at the end of its input: keep the pipe open.
-            std::mem::forget(port);
+        // The other thread is told if this fails.
+        let _ = send_shared(&to_input, Kind::Stdin, b"");
+    });
+    // It also keeps the pipe open: QEMU would close the whole port at the end of its input.
+    thread::spawn(move || {
+        while send_shared(&port, Kind::Wake, b"").is_ok() {
+            thread::sleep(WAKE);
         }
     });
     Ok(())
+}
+
+fn send_shared(port: &Mutex<ChildStdin>, kind: Kind, body: &[u8]) -> io::Result<()> {
+    send(
+        &mut *port.lock().unwrap_or_else(PoisonError::into_inner),
+        kind,
+        body,
+    )
 }
 
 fn deliver(to: &mut impl Write, bytes: &[u8], name: &str) -> Result<()> {
