@@ -196,10 +196,10 @@ fn revoke_a_hundred_thousand() -> Result<(u64, u64, u64), String> {
     const OBJECTS: u64 = 98_304;
     const COPIES: u64 = 2_048;
     /// The urgent thread sleeps so long.
-    const PAUSE_NS: u64 = 20_000_000;
+    const PAUSE_MS: u64 = 5;
     extern "C" fn tick(own: u64, _: u64, _: u64, _: u64) -> ! {
         while shared(1).load(Ordering::Relaxed) == 0 {
-            time::sleep_ns(PAUSE_NS);
+            time::sleep_ns(PAUSE_MS * 1_000_000);
             shared(0).fetch_add(1, Ordering::Relaxed);
         }
         stop(own)
@@ -227,7 +227,11 @@ fn revoke_a_hundred_thousand() -> Result<(u64, u64, u64), String> {
     let ms = (time::monotonic_ns() - since) / 1_000_000;
     let ticks = shared(0).load(Ordering::Relaxed) - before;
     shared(1).store(1, Ordering::Relaxed);
-    check!(ticks >= 10, "the urgent thread ran {ticks} times meanwhile");
+    // How long it takes depends on the host; how late a timer comes there too.
+    check!(
+        ticks >= 2 && ticks * PAUSE_MS * 10 >= ms,
+        "the urgent thread ran {ticks} times in {ms} ms"
+    );
     // Slots in use are noticed before there is too little memory.
     let small = Untyped(bench.make(TYPE_UNTYPED, 12)?);
     for n in (0..1 << RADIX).step_by(AT_ONCE as usize) {
