@@ -128,7 +128,7 @@ mod tests {
     fn torn_and_foreign_bytes_are_errors() {
         for bytes in [
             &[0u8][..],
-            &[12, 0, 0, 0, 0],
+            &[Kind::Wake as u8 + 1, 0, 0, 0, 0],
             &[Kind::Stdout as u8],
             &[Kind::Stdout as u8, 1, 0, 0],
             &[Kind::Stdout as u8, 2, 0, 0, 0, b'x'],
