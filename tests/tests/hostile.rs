@@ -164,17 +164,27 @@ mod kvm {
         }
     }
 
-    /// A minute without a word is a stall: the program says once a second how far it is, if the machine
-    /// is idle.
     #[test]
     fn a_hostile_native_program_neither_crashes_nor_stalls_the_kernel() {
+        survives_a_hostile_program(1);
+    }
+
+    #[test]
+    fn a_hostile_native_program_on_four_cpus_neither_crashes_nor_stalls_the_kernel() {
+        survives_a_hostile_program(4);
+    }
+
+    /// A minute without a word is a stall: the program says once a second how far it is, if the machine
+    /// is idle.
+    fn survives_a_hostile_program(vcpus: u32) {
         let bulkhead = Bulkhead::built();
         let before = Census::take();
         let inputs = fs::File::open(bulkhead.library("tests/hostile-programs")).unwrap();
         let program = bulkhead.library("tests/hostile");
-        let run = ["run", "--kernel", "native", "--", program.to_str().unwrap()];
-        let arguments = ["corpus", "seconds=25", "seed=4"];
-        let mut command = bulkhead.command(run.iter().chain(&arguments));
+        let vcpus = vcpus.to_string();
+        let machine = ["run", "--kernel", "native", "--vcpus", &vcpus, "--"];
+        let arguments = [program.to_str().unwrap(), "corpus", "seconds=25", "seed=4"];
+        let mut command = bulkhead.command(machine.iter().chain(&arguments));
         let mut child = (command.stdin(inputs).stdout(Stdio::piped()))
             .spawn()
             .unwrap();

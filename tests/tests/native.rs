@@ -40,18 +40,50 @@ mod kvm {
     }
 
     fn conformance(arguments: &[&str]) -> Ended {
+        conformance_with(&[], arguments)
+    }
+
+    fn conformance_with(options: &[&str], arguments: &[&str]) -> Ended {
         let bulkhead = Bulkhead::built();
         let before = Census::take();
         let program = bulkhead.library("tests/conformance");
-        let start = ["run", "--kernel", "native", "--", program.to_str().unwrap()];
-        let ended = bulkhead.run(start.iter().chain(arguments));
+        let start = ["run", "--kernel", "native"].iter().chain(options);
+        let program = ["--", program.to_str().unwrap()];
+        let ended = bulkhead.run(start.chain(&program).chain(arguments));
         before.expect_nothing_new();
         ended
     }
 
     #[test]
     fn the_kernel_keeps_its_promises_seen_from_inside() {
-        let ended = conformance(&[]);
+        keeps_all(&conformance(&[]));
+    }
+
+    /// Then there are more of them.
+    #[test]
+    fn the_kernel_keeps_its_promises_on_two_cpus() {
+        let ended = conformance_with(&["--vcpus", "2"], &[]);
+        keeps_all(&ended);
+        assert!(!ended.stdout().contains("skipped"), "{}", ended.stdout());
+    }
+
+    /// Calls, revocations, retypes and deletions on four CPUs at once, of each other's threads.
+    #[test]
+    fn cpus_that_disturb_each_other_do_not_stand_still() {
+        let options = [
+            "--vcpus",
+            "4",
+            "--memory",
+            "64MiB",
+            "-e",
+            "STRESS_SECONDS=10",
+        ];
+        let ended = conformance_with(&options, &["stress"]);
+        print!("{}", ended.stdout());
+        ended.expect_status(0).expect_stdout("nobody stood still");
+    }
+
+    fn keeps_all(ended: &Ended) {
         let failures: Vec<String> = (ended.stdout().lines())
             .filter(|line| line.contains("... FAILED"))
             .map(str::to_owned)

@@ -8,6 +8,7 @@
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 pub use crate::generated::boot::*;
+use crate::machine::MAX_CPUS;
 
 /// Why a blob was refused. The VMM is at fault in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,10 @@ impl<'a> BootInfoView<'a> {
     pub fn env(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         strings(self.env)
     }
+    /// How many CPUs the kernel uses: at least one.
+    pub fn cpus(&self) -> u64 {
+        self.head.vcpus.clamp(1, MAX_CPUS as u64)
+    }
     /// True when all bits of `flag` are set.
     pub fn has(&self, flag: u64) -> bool {
         self.head.flags & flag == flag
@@ -201,6 +206,7 @@ mod tests {
             devices: table(device.as_bytes(), 1),
             args: table(b"one\0two\0", 8),
             env: table(b"A=1\0", 4),
+            vcpus: 2,
         };
         head.size = head_len + tail.len() as u32;
         spoil(&mut head);

@@ -5,7 +5,7 @@ use core::str;
 
 use bulkhead_runtime::{environment, eprintln, println, program_main};
 
-use crate::cases::{CASES, DEMONSTRATIONS};
+use crate::cases::{CASES, CASES_OF_CPUS, DEMONSTRATIONS};
 
 /// A case: passes, or says why not.
 pub(crate) type Case = fn() -> Result<(), String>;
@@ -22,7 +22,7 @@ fn main() -> u8 {
     // The first is the name of the program itself.
     let mut named = environment::args().skip(1).peekable();
     if named.peek().is_none() {
-        return run(CASES.iter().copied());
+        return run_all();
     }
     let mut status = 0;
     for argument in named {
@@ -31,8 +31,8 @@ fn main() -> u8 {
         };
         if name == "list" {
             list();
-        } else if let Some(case) = CASES.iter().find(|(case, _)| *case == name) {
-            status |= run(core::iter::once(*case));
+        } else if let Some(case) = all().find(|(case, _)| *case == name) {
+            status |= run(core::iter::once(case));
         } else if let Some((_, demonstrate)) = DEMONSTRATIONS
             .iter()
             .find(|(demonstration, _)| *demonstration == name)
@@ -46,8 +46,22 @@ fn main() -> u8 {
     status
 }
 
+fn all() -> impl Iterator<Item = (&'static str, Case)> {
+    CASES.iter().chain(CASES_OF_CPUS).copied()
+}
+
+fn run_all() -> u8 {
+    if environment::cpus() > 1 {
+        return run(all());
+    }
+    for (name, _) in CASES_OF_CPUS {
+        println!("test {name} ... skipped: the partition has one CPU");
+    }
+    run(CASES.iter().copied())
+}
+
 fn list() {
-    for (name, _) in CASES {
+    for (name, _) in all() {
         println!("{name}");
     }
     for (name, _) in DEMONSTRATIONS {

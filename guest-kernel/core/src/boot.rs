@@ -160,8 +160,10 @@ impl<H: Hardware> Kernel<H> {
         plant(objects, slot::ADDRESS_SPACE, space);
         plant(objects, slot::CNODE, cnode);
         plant(objects, slot::PARTITION, partition);
-        let control = Capability::service(Kind::SchedControl, 0);
-        plant(objects, slot::SCHED_CONTROL, control);
+        for cpu in 0..info.cpus() {
+            let control = Capability::service(Kind::SchedControl, cpu);
+            plant(objects, slot::SCHED_CONTROL + cpu, control);
+        }
         self.grant_devices(free, slots, info.devices())?;
         Ok(slots)
     }
@@ -228,7 +230,7 @@ impl<H: Hardware> Kernel<H> {
             ] {
                 objects.copy(thread.slot(to), slots.at(from), CapabilityRights::ALL)?;
             }
-            objects.configure_context(context, quantum, quantum, 0)?;
+            objects.configure_context(context, [quantum, quantum], 0, 0)?;
             objects.bind_context(thread, context)?;
             objects.set_priority(thread, FIRST_PRIORITY, most, most)
         })();

@@ -47,7 +47,6 @@ static EMPTY: Page = [0; 256];
 /// See the module.
 pub struct Fake {
     pages: HashMap<u64, Box<Page>>,
-    states: HashMap<u64, RestrictedState>,
     /// The time stamp counter.
     pub now: u64,
     /// Console operations as they came: operation, guest-physical address, length.
@@ -65,7 +64,6 @@ impl Fake {
     pub fn new() -> Self {
         Self {
             pages: HashMap::new(),
-            states: HashMap::new(),
             now: 1_000,
             console: Vec::new(),
             reads: VecDeque::new(),
@@ -79,6 +77,12 @@ impl Fake {
     /// A page table as the processor reads it.
     pub fn table(&self, address: u64) -> [u64; TABLE_ENTRIES] {
         FromBytes::read_from_bytes(self.bytes(address & !0xfff, 4096)).unwrap()
+    }
+
+    /// The restricted state at the start of a frame.
+    pub(crate) fn restricted_state(&mut self, address: u64) -> &mut RestrictedState {
+        let bytes = self.bytes_mut(address, size_of::<RestrictedState>());
+        RestrictedState::mut_from_bytes(bytes).unwrap()
     }
 
     /// The page of an address, and the bytes in it.
@@ -125,6 +129,13 @@ impl Memory for Fake {
     fn forget(&mut self, _: u64, _: u64) {}
     fn forget_all(&mut self, _: u64) {}
     fn leave(&mut self, _: u64) {}
+    fn now(&mut self) -> u64 {
+        self.now
+    }
+    fn call_cpu(&mut self, _: usize) {}
+    fn stop_cpu(&mut self, _: usize) -> [u64; 2] {
+        [0; 2]
+    }
     fn preemption_pending(&mut self) -> bool {
         match &mut self.patience {
             None => false,
@@ -138,19 +149,6 @@ impl Memory for Fake {
 }
 
 impl Hardware for Fake {
-    fn restricted_state(
-        &mut self,
-        thread: Ref<Thread>,
-        state: Ref<RestrictedState>,
-    ) -> (&mut Thread, &mut RestrictedState) {
-        let (at, range) = Self::place(thread.address(), size_of::<Thread>());
-        let thread = self.pages.get_mut(&at).unwrap();
-        let thread = Thread::mut_from_bytes(&mut thread.as_mut_bytes()[range]).unwrap();
-        (thread, self.states.entry(state.address()).or_default())
-    }
-    fn now(&mut self) -> u64 {
-        self.now
-    }
     fn console(&mut self, op: u32, address: u64, len: u32) -> i64 {
         self.console.push((op, address, len));
         if op == CONSOLE_READ {
@@ -289,6 +287,7 @@ impl Info {
             devices,
             args: none,
             env: none,
+            vcpus: 1,
         };
         let bytes = zerocopy::IntoBytes::as_bytes(&head);
         let words = bytes

@@ -1,25 +1,13 @@
 //! What the kernel's logic asks of the machine. Implemented by `guest-kernel/kernel` for the real
 //! one and by the tests' fake.
 
-use bulkhead_abi::restricted::RestrictedState;
-
-use crate::objects::memory::{Memory, Ref};
-use crate::objects::thread::Thread;
+use crate::objects::memory::Memory;
 
 /// Entries of a page table.
 pub const TABLE_ENTRIES: usize = 512;
 
 /// The machine under the kernel: the memory that objects lie in, and the rest.
 pub trait Hardware: Memory {
-    /// A thread, and the restricted state at the start of a frame, which user mode can reach and in
-    /// which no object lies.
-    fn restricted_state(
-        &mut self,
-        thread: Ref<Thread>,
-        state: Ref<RestrictedState>,
-    ) -> (&mut Thread, &mut RestrictedState);
-    /// The time stamp counter.
-    fn now(&mut self) -> u64;
     /// One operation of the console mailbox; its result.
     fn console(&mut self, op: u32, address: u64, len: u32) -> i64;
     /// One line on the console's error stream, where there is a console.

@@ -61,8 +61,9 @@ pub enum Next {
 pub struct Kernel<H> {
     /// All objects, and the machine that they lie in.
     pub objects: Objects<H>,
+    /// Frequency of the time stamp counter; set at boot. All of a kernel that has not started is
+    /// zeros, which its image need not hold.
     pub(crate) tsc_khz: u64,
-    deadline: Option<u64>,
 }
 
 impl<H: Hardware> Kernel<H> {
@@ -71,8 +72,7 @@ impl<H: Hardware> Kernel<H> {
     pub const fn new(hardware: H) -> Self {
         Self {
             objects: Objects::new(hardware),
-            tsc_khz: 1,
-            deadline: None,
+            tsc_khz: 0,
         }
     }
 
@@ -83,12 +83,6 @@ impl<H: Hardware> Kernel<H> {
             return Err(Status::InvalidAddress);
         }
         Ok(AddressSpace::at(space.address()))
-    }
-
-    /// Time stamp counter at which the timer is to interrupt, or `None` for never.
-    #[must_use]
-    pub const fn deadline(&self) -> Option<u64> {
-        self.deadline
     }
 
     /// The frame of the running thread.
@@ -144,7 +138,7 @@ impl<H: Hardware> Kernel<H> {
     #[inline]
     pub fn trap(&mut self, trap: Trap) -> Next {
         let Some(thread) = self.objects.current() else {
-            return Next::Idle;
+            return self.wake(trap);
         };
         if trap == Trap::Syscall {
             let found = self.objects.memory.get(thread);
@@ -189,12 +183,13 @@ impl<H: Hardware> Kernel<H> {
         let more = self.objects.wake_some_readers();
         let now = self.objects.memory.now();
         let next = self.objects.schedule(now);
-        self.deadline = if more {
+        let deadline = if more {
             // The rest are woken by the next interrupt, so that none waits for all of them.
             Some(now)
         } else {
-            self.objects.deadline()
+            self.objects.next_deadline()
         };
+        self.objects.set_deadline(deadline);
         if next.is_some() {
             Next::Run
         } else {

@@ -3,6 +3,8 @@
 //! A thread in restricted mode is the same thread with its other register set and the other root
 //! of its address space. Nothing is scheduled on the way in or out.
 
+use core::mem::offset_of;
+
 use bulkhead_abi::layout::USER_END;
 use bulkhead_abi::restricted::{REASON_EXCEPTION, REASON_SYSCALL, RestrictedState};
 use bulkhead_abi::syscall::Status;
@@ -12,7 +14,7 @@ use crate::frame::{Frame, USER_CODE, USER_DATA, user_flags};
 use crate::hardware::Hardware;
 use crate::kernel::Kernel;
 use crate::objects::capability::Rights;
-use crate::objects::memory::Ref;
+use crate::objects::memory::{Memory, Ref};
 use crate::objects::thread::{Mode, Thread, ThreadSlot};
 
 /// Why the program left restricted mode.
@@ -62,12 +64,13 @@ impl<H: Hardware> Kernel<H> {
     pub(crate) fn restricted_enter(&mut self, thread: Ref<Thread>) -> Result<Outcome, Refusal> {
         let state = self.restricted_state(thread);
         let state = state.ok_or(Status::InvalidArgument)?;
-        let (thread, state) = self.objects.memory.restricted_state(thread, state);
+        // The program's registers are read once: other CPUs can change the frame at any time.
+        load(&mut self.objects.memory, thread, state);
+        let thread = self.objects.memory.get_mut(thread);
         // `iretq` to an address that is not canonical would fault in the kernel.
-        if state.rip >= USER_END {
+        if thread.restricted.rip >= USER_END {
             return Err(Status::InvalidArgument.into());
         }
-        load(&mut thread.restricted, state);
         // What the call returns when the program comes back.
         thread.frame.rax = Status::Ok as u64;
         thread.frame.rdx = 0;
@@ -82,64 +85,71 @@ impl<H: Hardware> Kernel<H> {
             self.objects.memory.get_mut(thread).abort_restricted();
             return;
         };
-        let (thread, state) = self.objects.memory.restricted_state(thread, state);
-        thread.set_mode(Mode::Native);
-        let frame = &thread.restricted;
-        store(state, frame);
+        let memory = &mut self.objects.memory;
+        memory.get_mut(thread).set_mode(Mode::Native);
+        store(memory, thread, state);
         match exit {
-            Exit::Syscall => state.reason = REASON_SYSCALL,
+            Exit::Syscall => memory.store(word(state, REASON), REASON_SYSCALL),
             Exit::Exception { address } => {
-                state.reason = REASON_EXCEPTION;
-                state.vector = frame.vector;
-                state.error_code = frame.error_code;
-                state.fault_address = address;
+                let Frame {
+                    vector, error_code, ..
+                } = memory.get(thread).restricted;
+                memory.store(word(state, REASON), REASON_EXCEPTION);
+                memory.store(word(state, VECTOR), vector);
+                memory.store(word(state, ERROR_CODE), error_code);
+                memory.store(word(state, FAULT_ADDRESS), address);
             }
         }
     }
 }
 
-fn load(frame: &mut Frame, state: &RestrictedState) {
-    frame.rax = state.rax;
-    frame.rbx = state.rbx;
-    frame.rcx = state.rcx;
-    frame.rdx = state.rdx;
-    frame.rsi = state.rsi;
-    frame.rdi = state.rdi;
-    frame.rbp = state.rbp;
-    frame.rsp = state.rsp;
-    frame.r8 = state.r8;
-    frame.r9 = state.r9;
-    frame.r10 = state.r10;
-    frame.r11 = state.r11;
-    frame.r12 = state.r12;
-    frame.r13 = state.r13;
-    frame.r14 = state.r14;
-    frame.r15 = state.r15;
-    frame.rip = state.rip;
-    frame.rflags = user_flags(state.rflags);
+const REASON: usize = offset_of!(RestrictedState, reason);
+const VECTOR: usize = offset_of!(RestrictedState, vector);
+const ERROR_CODE: usize = offset_of!(RestrictedState, error_code);
+const FAULT_ADDRESS: usize = offset_of!(RestrictedState, fault_address);
+
+/// Where the field at an offset of a restricted state lies.
+const fn word(state: Ref<RestrictedState>, offset: usize) -> u64 {
+    state.address() + offset as u64
+}
+
+/// Does something with each register that both a frame and a restricted state have.
+macro_rules! each_register {
+    ($apply:ident) => {
+        $apply!(
+            rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags
+        );
+    };
+}
+
+#[inline(always)]
+fn load(memory: &mut impl Memory, thread: Ref<Thread>, state: Ref<RestrictedState>) {
+    macro_rules! load {
+        ($($register:ident)*) => {
+            $(
+                let value = memory.load(word(state, offset_of!(RestrictedState, $register)));
+                memory.get_mut(thread).restricted.$register = value;
+            )*
+        };
+    }
+    each_register!(load);
+    let frame = &mut memory.get_mut(thread).restricted;
+    frame.rflags = user_flags(frame.rflags);
     frame.cs = USER_CODE;
     frame.ss = USER_DATA;
 }
 
-fn store(state: &mut RestrictedState, frame: &Frame) {
-    state.rax = frame.rax;
-    state.rbx = frame.rbx;
-    state.rcx = frame.rcx;
-    state.rdx = frame.rdx;
-    state.rsi = frame.rsi;
-    state.rdi = frame.rdi;
-    state.rbp = frame.rbp;
-    state.rsp = frame.rsp;
-    state.r8 = frame.r8;
-    state.r9 = frame.r9;
-    state.r10 = frame.r10;
-    state.r11 = frame.r11;
-    state.r12 = frame.r12;
-    state.r13 = frame.r13;
-    state.r14 = frame.r14;
-    state.r15 = frame.r15;
-    state.rip = frame.rip;
-    state.rflags = frame.rflags;
+#[inline(always)]
+fn store(memory: &mut impl Memory, thread: Ref<Thread>, state: Ref<RestrictedState>) {
+    macro_rules! store {
+        ($($register:ident)*) => {
+            $(
+                let value = memory.get(thread).restricted.$register;
+                memory.store(word(state, offset_of!(RestrictedState, $register)), value);
+            )*
+        };
+    }
+    each_register!(store);
 }
 
 #[cfg(test)]
@@ -178,9 +188,8 @@ mod tests {
 
     fn state(p: &mut Partition) -> &mut RestrictedState {
         let space = AddressSpace::at(p.kernel.page_table_root());
-        let thread = p.kernel.objects.current().unwrap();
         let (at, _) = space.translate(p.hardware(), AT, true).unwrap();
-        p.hardware().restricted_state(thread, Ref::new(at)).1
+        p.hardware().restricted_state(at)
     }
 
     #[test]

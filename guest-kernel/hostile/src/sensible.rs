@@ -105,7 +105,8 @@ fn argument(random: &mut Random, value: &Value) -> u64 {
         "reply" => random.one_of(&cell::REPLIES),
         "thread" | "authority" => random.one_of(&cell::THREADS),
         "context" => random.one_of(&cell::CONTEXTS),
-        "control" => slot::SCHED_CONTROL,
+        // Of the first CPU, or of one that there may be.
+        "control" => slot::SCHED_CONTROL + random.one_of(&[0, 0, 1, 2, 3]),
         "address_space" => random.one_of(&[slot::ADDRESS_SPACE, slot::ADDRESS_SPACE, cell::SPACE]),
         "untyped" => random.one_of(&[slot::MEMORY, slot::MEMORY, cell::EMPTY + 1]),
         "table" => random.one_of(&cell::TABLES),

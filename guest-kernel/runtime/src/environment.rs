@@ -49,6 +49,11 @@ pub fn devices() -> &'static [Device] {
     boot_info().map_or(&[], |info| info.devices())
 }
 
+/// How many CPUs there are for the program's threads.
+pub fn cpus() -> u64 {
+    boot_info().map_or(1, |info| info.cpus())
+}
+
 /// True when all bits of a `FLAG_*` of [`bulkhead_abi::boot`] are set.
 pub fn has(flag: u64) -> bool {
     boot_info().is_some_and(|info| info.has(flag))

@@ -657,14 +657,23 @@ pub const EMPTY_REGISTERS: ThreadRegisters = ThreadRegisters {
 };
 
 impl SchedContext {
-    /// Gives it so many nanoseconds in each period.
+    /// Gives it so many nanoseconds of the first CPU in each period.
     ///
     /// # Errors
     /// See [`SCHED_CONFIGURE`].
     pub fn configure(self, budget_ns: u64, period_ns: u64) -> Result<(), Status> {
-        let arguments = [self.0, budget_ns, period_ns];
+        self.configure_on(0, budget_ns, period_ns)
+    }
+
+    /// Gives it so many nanoseconds of a CPU in each period. CPUs are numbered from 0 to
+    /// [`crate::environment::cpus`].
+    ///
+    /// # Errors
+    /// See [`SCHED_CONFIGURE`].
+    pub fn configure_on(self, cpu: u64, budget_ns: u64, period_ns: u64) -> Result<(), Status> {
+        let control = slot::SCHED_CONTROL.saturating_add(cpu);
         // SAFETY: no memory changes.
-        unsafe { invoke(SCHED_CONFIGURE, slot::SCHED_CONTROL, arguments) }.map(|_| ())
+        unsafe { invoke(SCHED_CONFIGURE, control, [self.0, budget_ns, period_ns]) }.map(|_| ())
     }
 
     /// Makes it `thread`'s own.

@@ -1,4 +1,4 @@
-//! Threads of the program, which take turns.
+//! Threads of the program, which take turns on the CPUs that they are started on.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -42,6 +42,9 @@ const CEILING: u64 = 255;
 #[derive(Clone, Copy)]
 struct Vessel {
     thread: Thread,
+    context: SchedContext,
+    /// Whose time that is.
+    cpu: u64,
     /// Lowest address of its stack.
     stack: u64,
 }
@@ -76,10 +79,32 @@ impl Vessel {
         thread.set_priority(FIRST_THREAD, PRIORITY, CEILING)?;
         context.configure(TURN_NS, TURN_NS)?;
         context.bind(thread)?;
-        Ok(Self { thread, stack })
+        Ok(Self {
+            thread,
+            context,
+            cpu: 0,
+            stack,
+        })
     }
 
-    fn take() -> Result<Self, Status> {
+    /// One that nobody uses, for a CPU.
+    fn take(cpu: u64) -> Result<Self, Status> {
+        let mut vessel = Self::take_any()?;
+        if vessel.cpu != cpu {
+            if let Err(status) = vessel.context.configure_on(cpu, TURN_NS, TURN_NS) {
+                vessel.give_back();
+                return Err(status);
+            }
+            vessel.cpu = cpu;
+        }
+        Ok(vessel)
+    }
+
+    fn give_back(self) {
+        VESSELS.lock().free.push(self);
+    }
+
+    fn take_any() -> Result<Self, Status> {
         let mut vessels = VESSELS.lock();
         if let Some(vessel) = vessels.free.pop() {
             return Ok(vessel);
@@ -108,7 +133,7 @@ pub struct JoinHandle<T> {
     packet: Arc<Packet<T>>,
 }
 
-/// Starts a thread.
+/// Starts a thread on the first CPU.
 ///
 /// # Errors
 /// [`Status::NotEnoughMemory`] when there is no memory for it.
@@ -117,7 +142,19 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    let vessel = Vessel::take()?;
+    spawn_on(0, f)
+}
+
+/// Starts a thread on a CPU, of which there are [`crate::environment::cpus`].
+///
+/// # Errors
+/// As [`spawn`]; [`Status::InvalidCapability`] for a CPU that there is not.
+pub fn spawn_on<T, F>(cpu: u64, f: F) -> Result<JoinHandle<T>, Status>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let vessel = Vessel::take(cpu)?;
     let packet = Arc::new(Packet {
         done: AtomicBool::new(false),
         value: UnsafeCell::new(None),
@@ -142,7 +179,7 @@ where
     if let Err(status) = started {
         // SAFETY: no thread took the box.
         drop(unsafe { Box::from_raw(argument) });
-        VESSELS.lock().free.push(vessel);
+        vessel.give_back();
         return Err(status);
     }
     Ok(JoinHandle { packet })
@@ -156,7 +193,7 @@ extern "C" fn thread_entry(start: *mut (Vessel, Body)) -> ! {
     body();
     // From here on the next thread may begin in this one's place, which would change nothing: all
     // that is left to do is to stop.
-    VESSELS.lock().free.push(vessel);
+    vessel.give_back();
     loop {
         // It cannot be refused: the thread's own capability is never deleted.
         let _ = vessel.thread.suspend();

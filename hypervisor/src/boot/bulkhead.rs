@@ -60,6 +60,8 @@ pub struct Facts<'a> {
     pub flags: u64,
     /// Frequency of the guest's TSC in kHz, not zero.
     pub tsc_khz: u64,
+    /// How many CPUs there are.
+    pub vcpus: u64,
     /// Wall clock in nanoseconds since 1970 and the guest's TSC then, or zeros.
     pub wall_clock: (u64, u64),
     /// Seed, or zeros.
@@ -174,6 +176,7 @@ impl Loaded {
             devices,
             args,
             env,
+            vcpus: facts.vcpus,
         });
         memory
             .write_slice(&blob, GuestAddress(BOOT_INFO))

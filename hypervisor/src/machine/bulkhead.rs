@@ -61,8 +61,7 @@ pub(super) fn build(parts: &mut Parts<'_>, files: &Files<'_>) -> Result<Vec<Vcpu
     let gsis: Vec<u32> = (0..).take(MAX_DEVICES).collect();
     let devices = virtio::add(parts, false, &gsis)?;
     if !devices.is_empty() {
-        let vectors = devices.iter().zip(DEVICE_VECTOR_BASE..);
-        let vectors: Vec<u8> = vectors.map(|(_, vector)| vector).collect();
+        let vectors: Vec<u8> = (DEVICE_VECTOR_BASE..).take(devices.len()).collect();
         interrupts::route_messages(&parts.vm, &vectors)?;
     }
     parts.add_ports(EXIT_PORT, 1, ExitPort::new(parts.ending.clone()))?;
@@ -113,6 +112,7 @@ fn facts<'a>(parts: &Parts<'_>, files: &Files<'a>, boot_cpu: &VcpuFd) -> Result<
         .map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
     let mut facts = Facts {
         tsc_khz: u64::from(tsc_khz.max(1)),
+        vcpus: u64::from(description.vcpus),
         args: files.args,
         env: files.env,
         ..Facts::default()

@@ -115,12 +115,12 @@ static inline const char *bulkhead_status_name(uint64_t status)
 #define BULKHEAD_SLOT_CNODE UINT64_C(5)
 /* The partition: to end it, and to have it end by a thread's fault. */
 #define BULKHEAD_SLOT_PARTITION UINT64_C(6)
-/* The authority over CPU time. */
-#define BULKHEAD_SLOT_SCHED_CONTROL UINT64_C(7)
 /* The first thread's scheduling context. */
 #define BULKHEAD_SLOT_SCHED_CONTEXT UINT64_C(8)
 /* The authority over devices' interrupts, where there is a device. */
 #define BULKHEAD_SLOT_IRQ_CONTROL UINT64_C(9)
+/* First slot of the authority over CPU time: one for each CPU, in their order. */
+#define BULKHEAD_SLOT_SCHED_CONTROL UINT64_C(16)
 /* First slot of granted devices, in the order of the blob's device table: the device's registers as
  * an untyped. */
 #define BULKHEAD_SLOT_DEVICES UINT64_C(32)
@@ -142,7 +142,7 @@ static inline const char *bulkhead_status_name(uint64_t status)
 
 /* Version of the ABI: of everything in its description. A kernel or a program refuses a version it
  * does not know. */
-#define BULKHEAD_VERSION UINT32_C(4)
+#define BULKHEAD_VERSION UINT32_C(5)
 /* First eight bytes of the blob: BULKHEAD in ASCII. */
 #define BULKHEAD_MAGIC UINT64_C(0x444145484b4c5542)
 /* Upper bound of the whole blob, in bytes. */
@@ -229,8 +229,11 @@ struct bulkhead_boot_info {
     struct bulkhead_table args;
     /* Environment of the initial program: NUL-terminated NAME=value, count in bytes. */
     struct bulkhead_table env;
+    /* How many CPUs there are; the numbers of their LAPICs begin with 0. The kernel uses the first
+     * BULKHEAD_MAX_CPUS. */
+    uint64_t vcpus;
 };
-_Static_assert(sizeof(struct bulkhead_boot_info) == 192, "size");
+_Static_assert(sizeof(struct bulkhead_boot_info) == 200, "size");
 _Static_assert(offsetof(struct bulkhead_boot_info, magic) == 0, "magic");
 _Static_assert(offsetof(struct bulkhead_boot_info, version) == 8, "version");
 _Static_assert(offsetof(struct bulkhead_boot_info, size) == 12, "size");
@@ -249,6 +252,7 @@ _Static_assert(offsetof(struct bulkhead_boot_info, modules) == 160, "modules");
 _Static_assert(offsetof(struct bulkhead_boot_info, devices) == 168, "devices");
 _Static_assert(offsetof(struct bulkhead_boot_info, args) == 176, "args");
 _Static_assert(offsetof(struct bulkhead_boot_info, env) == 184, "env");
+_Static_assert(offsetof(struct bulkhead_boot_info, vcpus) == 192, "vcpus");
 
 /* One entry of bulkhead_boot_info.regions. */
 struct bulkhead_memory_region {
@@ -577,7 +581,8 @@ _Static_assert(offsetof(struct bulkhead_restricted_state, fault_address) == 168,
 #define BULKHEAD_OP_THREAD_RESUME UINT64_C(35)
 /* Let signals of a notification end a thread's receiving too; handle 0 to undo it. */
 #define BULKHEAD_OP_THREAD_BIND UINT64_C(36)
-/* Give a scheduling context a budget in every period. */
+/* Give a scheduling context a budget of a CPU's time in every period. Who runs on it goes to that
+ * CPU. */
 #define BULKHEAD_OP_SCHED_CONFIGURE UINT64_C(37)
 /* Make a scheduling context a thread's own; handle 0 to undo it. */
 #define BULKHEAD_OP_SCHED_BIND UINT64_C(38)
@@ -1488,8 +1493,9 @@ static inline uint64_t bulkhead_thread_bind(uint64_t thread, uint64_t notificati
     return r_rax;
 }
 
-/* Give a scheduling context a budget in every period. Arguments: budget (nanoseconds), period
- * (nanoseconds; equal to the budget for turns without a limit). */
+/* Give a scheduling context a budget of a CPU's time in every period. Who runs on it goes to that
+ * CPU. Arguments: control (of the CPU), budget (nanoseconds), period (nanoseconds; equal to the
+ * budget for turns without a limit). */
 static inline uint64_t bulkhead_sched_configure(
     uint64_t control,
     uint64_t context,

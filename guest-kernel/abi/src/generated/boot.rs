@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the ABI: of everything in its description. A kernel or a program refuses a version it
 /// does not know.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// First eight bytes of the blob: `BULKHEAD` in ASCII.
 pub const MAGIC: u64 = 0x4441_4548_4b4c_5542;
 /// Upper bound of the whole blob, in bytes.
@@ -99,8 +99,11 @@ pub struct BootInfo {
     pub args: Table,
     /// Environment of the initial program: NUL-terminated `NAME=value`, `count` in bytes.
     pub env: Table,
+    /// How many CPUs there are; the numbers of their LAPICs begin with 0. The kernel uses the first
+    /// [`crate::machine::MAX_CPUS`].
+    pub vcpus: u64,
 }
-const _: () = assert!(size_of::<BootInfo>() == 192);
+const _: () = assert!(size_of::<BootInfo>() == 200);
 
 /// One entry of [`BootInfo::regions`].
 #[derive(

@@ -22,6 +22,8 @@ pub const DEVICE_VECTOR_BASE: u8 = 0x40;
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 /// Distance between two virtio-mmio windows, and the length of each, in bytes.
 pub const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
+/// Most CPUs that a kernel uses.
+pub const MAX_CPUS: usize = 8;
 /// Most virtio devices of one partition.
 pub const MAX_DEVICES: usize = 32;
 /// [`ConsoleMailbox::op`]: write `len` bytes at `address` to the output stream.

@@ -33,12 +33,12 @@ pub mod slot {
     pub const CNODE: u64 = 5;
     /// The partition: to end it, and to have it end by a thread's fault.
     pub const PARTITION: u64 = 6;
-    /// The authority over CPU time.
-    pub const SCHED_CONTROL: u64 = 7;
     /// The first thread's scheduling context.
     pub const SCHED_CONTEXT: u64 = 8;
     /// The authority over devices' interrupts, where there is a device.
     pub const IRQ_CONTROL: u64 = 9;
+    /// First slot of the authority over CPU time: one for each CPU, in their order.
+    pub const SCHED_CONTROL: u64 = 16;
     /// First slot of granted devices, in the order of the blob's device table: the device's
     /// registers as an untyped.
     pub const DEVICES: u64 = 32;
@@ -235,8 +235,9 @@ pub const THREAD_RESUME: u64 = 35;
 /// `thread`, `notification`. Errors: [`Status::InvalidCapability`], [`Status::IllegalOperation`],
 /// [`Status::DeleteFirst`].
 pub const THREAD_BIND: u64 = 36;
-/// Give a scheduling context a budget in every period. Arguments: `control`, `context`, `budget`
-/// (nanoseconds), `period` (nanoseconds; equal to the budget for turns without a limit). Errors:
+/// Give a scheduling context a budget of a CPU's time in every period. Who runs on it goes to that
+/// CPU. Arguments: `control` (of the CPU), `context`, `budget` (nanoseconds), `period`
+/// (nanoseconds; equal to the budget for turns without a limit). Errors:
 /// [`Status::InvalidCapability`], [`Status::OutOfRange`].
 pub const SCHED_CONFIGURE: u64 = 37;
 /// Make a scheduling context a thread's own; handle 0 to undo it. Arguments: `context`, `thread`.

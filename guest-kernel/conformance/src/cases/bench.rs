@@ -28,7 +28,7 @@ static ROOT: AtomicU64 = AtomicU64::new(0);
 /// Bytes of an assistant's stack.
 const STACK_BYTES: u64 = 16 * 1024;
 /// Assistants that a case has at most.
-const ASSISTANTS: usize = 8;
+const ASSISTANTS: usize = 24;
 /// Where their stacks are, for the whole run, and how many there are.
 const STACKS: u64 = 0x7b10_0000_0000;
 static STACKS_MADE: AtomicUsize = AtomicUsize::new(0);

@@ -3,6 +3,7 @@
 mod bench;
 mod calls;
 mod console;
+mod cpus;
 mod described;
 mod devices;
 mod endings;
@@ -16,6 +17,7 @@ mod retyping;
 mod revoking;
 mod scheduling;
 mod spaces;
+mod stress;
 mod threads;
 mod timeouts;
 
@@ -142,6 +144,21 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("restricted-state-goes", restricted::state_goes),
 ];
 
+/// Those that need two CPUs.
+pub(crate) const CASES_OF_CPUS: &[(&str, Case)] = &[
+    ("P1-at-once", cpus::at_once),
+    ("P2-messages", cpus::messages),
+    ("P3-signals", cpus::signals),
+    ("P4-suspend", cpus::suspend),
+    ("P5-registers", cpus::registers),
+    ("P6-unmapping", cpus::unmapping),
+    ("P7-deletion", cpus::deletion),
+    ("P8-migration", cpus::migration),
+    ("P9-timers", cpus::timers),
+    ("P10-spawned", cpus::spawned),
+    ("S4-budgets", cpus::budgets),
+];
+
 /// What ends or hangs the partition, or takes very long: the status is judged from outside.
 pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
     ("grants", endings::grants),
@@ -169,6 +186,7 @@ pub(crate) const DEMONSTRATIONS: &[(&str, Demonstration)] = &[
     ("fault-not-canonical", endings::fault_not_canonical),
     ("null-call-cost", endings::null_call_cost),
     ("revoke-100000", revoking::a_hundred_thousand),
+    ("stress", stress::stress),
 ];
 
 /// Free addresses for a case: each case cleans up behind itself.

@@ -108,10 +108,14 @@ fn input_for_many_readers_wakes_them_by_several_interrupts() {
     assert!((1..40).contains(&left), "{left} are left");
     while waiting(&mut p) > 0 {
         let now = p.hardware().now;
-        assert_eq!(p.kernel.deadline(), Some(now), "the timer comes at once");
+        assert_eq!(
+            p.kernel.objects.deadline(),
+            Some(now),
+            "the timer comes at once"
+        );
         p.trap(Trap::Timer);
     }
-    assert_ne!(p.kernel.deadline(), Some(p.hardware().now));
+    assert_ne!(p.kernel.objects.deadline(), Some(p.hardware().now));
 }
 
 #[test]
@@ -174,12 +178,12 @@ fn sleeping_and_ending() {
     let mut p = Partition::usual();
     // A GHz counter: one tick a nanosecond.
     assert_eq!(p.enter(syscall::SLEEP, [5_000, 0, 0, 0]), Next::Idle);
-    assert_eq!(p.kernel.deadline(), Some(6_000));
+    assert_eq!(p.kernel.objects.deadline(), Some(6_000));
     p.hardware().now = 5_999;
     assert_eq!(p.kernel.wake(Trap::Timer), Next::Idle);
     p.hardware().now = 6_000;
     assert_eq!(p.kernel.wake(Trap::Timer), Next::Run);
-    assert_eq!(p.kernel.deadline(), None);
+    assert_eq!(p.kernel.objects.deadline(), None);
     assert_eq!(p.enter(syscall::SLEEP, [u64::MAX, 0, 0, 0]), Next::Idle);
     let mut p = Partition::usual();
     assert_eq!(
@@ -211,7 +215,7 @@ fn a_timeout_stands_beside_the_number_of_what_waits() {
         let due = start + timeout.microseconds() * 1_000;
         let waits = p.enter(number | timeout.bits(), [handle, 0, 0, 0]);
         assert_eq!(waits, Next::Idle, "{number}");
-        assert_eq!(p.kernel.deadline(), Some(due));
+        assert_eq!(p.kernel.objects.deadline(), Some(due));
         p.hardware().now = due - 1;
         assert_eq!(p.kernel.wake(Trap::Timer), Next::Idle);
         p.hardware().now = due;
@@ -269,9 +273,9 @@ pub(crate) fn spawn(p: &mut Partition, at: u64) {
 fn threads_of_one_priority_take_turns() {
     let mut p = Partition::usual();
     let first = p.kernel.objects.current();
-    assert_eq!(p.kernel.deadline(), None, "alone");
+    assert_eq!(p.kernel.objects.deadline(), None, "alone");
     spawn(&mut p, slot::FREE);
-    let deadline = p.kernel.deadline().unwrap();
+    let deadline = p.kernel.objects.deadline().unwrap();
     assert_eq!(p.trap(Trap::Timer), Next::Run);
     assert_eq!(p.kernel.objects.current(), first, "its time is not up");
     p.hardware().now = deadline;

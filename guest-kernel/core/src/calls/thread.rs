@@ -139,6 +139,7 @@ impl<H: Hardware> Kernel<H> {
     ) -> Answer {
         let target = self.thread(thread, handle)?;
         let words = self.register_words(thread, into, true)?;
+        self.objects.hold_still(target);
         let found = self.objects.memory.get(target);
         let registers = registers(&found.frame, found.fs_base, found.gs_base);
         let registers: [u64; WORDS] = zerocopy::transmute!(registers);
@@ -227,13 +228,12 @@ impl<H: Hardware> Kernel<H> {
         control: u64,
         [context, budget, period, ..]: Arguments,
     ) -> Answer {
-        self.capability(thread, control, Kind::SchedControl)?;
+        let control = self.capability(thread, control, Kind::SchedControl)?;
         let context = self.capability(thread, context, Kind::SchedContext)?;
-        let (ticks, period_ticks) = (self.ticks(budget), self.ticks(period));
+        let ticks = [budget, period].map(|ns| self.ticks(ns));
         let now = self.objects.memory.now();
         let configured =
-            self.objects
-                .configure_context(context.object_ref(), ticks, period_ticks, now);
+            (self.objects).configure_context(context.object_ref(), ticks, control.number(), now);
         match configured {
             // The bounds in the caller's unit.
             Err(Error::Range { min, .. }) => {

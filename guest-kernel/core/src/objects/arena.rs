@@ -29,6 +29,16 @@ pub(crate) struct Arena {
     pub(crate) zeroed: u64,
     /// Translations that were forgotten: root and address, 0 for all, all ones for a root that goes.
     pub(crate) forgotten: Vec<(u64, u64)>,
+    /// The time stamp counter.
+    pub(crate) now: u64,
+    /// CPUs that were called into the kernel, and those whose programs were stopped.
+    pub(crate) called: Vec<usize>,
+    pub(crate) stopped: Vec<usize>,
+}
+
+/// What FS and GS base of a CPU are said to be.
+pub(crate) const fn bases_of(cpu: usize) -> [u64; 2] {
+    [cpu as u64 * 2 + 1, cpu as u64 * 2 + 2]
 }
 
 impl Arena {
@@ -40,6 +50,9 @@ impl Arena {
             interrupt_in: None,
             zeroed: 0,
             forgotten: Vec::new(),
+            now: 0,
+            called: Vec::new(),
+            stopped: Vec::new(),
         }
     }
 
@@ -99,6 +112,19 @@ impl Memory for Arena {
 
     fn leave(&mut self, root: u64) {
         self.forgotten.push((root, u64::MAX));
+    }
+
+    fn now(&mut self) -> u64 {
+        self.now
+    }
+
+    fn call_cpu(&mut self, cpu: usize) {
+        self.called.push(cpu);
+    }
+
+    fn stop_cpu(&mut self, cpu: usize) -> [u64; 2] {
+        self.stopped.push(cpu);
+        bases_of(cpu)
     }
 
     fn preemption_pending(&mut self) -> bool {

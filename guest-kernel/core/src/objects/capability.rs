@@ -353,8 +353,8 @@ impl Capability {
         self.with_low(level as u64)
     }
 
-    /// The number of an address space or an interrupt.
-    pub(super) const fn number(self) -> u64 {
+    /// The number of an address space, an interrupt or a CPU.
+    pub(crate) const fn number(self) -> u64 {
         self.data
     }
 

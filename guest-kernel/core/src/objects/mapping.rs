@@ -56,8 +56,6 @@ pub(super) struct Spaces {
     all_below: usize,
     /// The root of the kernel alone, whose upper half all share.
     kernel_root: u64,
-    /// The running thread's root may be another one than before.
-    changed: bool,
 }
 
 impl Spaces {
@@ -69,7 +67,6 @@ impl Spaces {
             }; SPACES],
             all_below: 0,
             kernel_root: 0,
-            changed: false,
         }
     }
 }
@@ -207,16 +204,6 @@ impl<M: Memory> Objects<M> {
         self.spaces.kernel_root
     }
 
-    /// Whether the running thread's root may have changed since the last question.
-    pub const fn take_space_changed(&mut self) -> bool {
-        core::mem::replace(&mut self.spaces.changed, false)
-    }
-
-    /// A thread gets or loses an address space.
-    pub(crate) const fn space_changes(&mut self) {
-        self.spaces.changed = true;
-    }
-
     /// How many more address spaces there can be.
     pub(super) fn free_spaces(&self) -> u64 {
         self.spaces.table.iter().filter(|s| s.root == 0).count() as u64
@@ -257,7 +244,7 @@ impl<M: Memory> Objects<M> {
         let space = &mut self.spaces.table[number];
         space.root = 0;
         space.generation = space.generation.wrapping_add(1);
-        self.spaces.changed = true;
+        self.space_changes();
         self.memory.leave(capability.address());
     }
 

@@ -118,12 +118,20 @@ pub trait Memory {
     fn entries(&mut self, address: u64, count: u64) -> &mut [u64];
     /// Fills `bytes` bytes from `address` with zero; both are multiples of [`super::UNIT`].
     fn zero(&mut self, address: u64, bytes: u64);
-    /// Forgets the translation of a user address, if the address space with this root is active.
+    /// Forgets the translation of a user address, where the address space with this root is active.
     fn forget(&mut self, root: u64, address: u64);
-    /// Forgets all translations of user addresses, if the address space with this root is active.
+    /// Forgets all translations of user addresses, where the address space with this root is active.
     fn forget_all(&mut self, root: u64);
-    /// Activates another address space, if the one with this root is active: it goes.
+    /// Activates another address space, where the one with this root is active: it goes.
     fn leave(&mut self, root: u64);
+    /// The time stamp counter, which all CPUs share.
+    fn now(&mut self) -> u64;
+    /// Has another CPU enter the kernel, as soon as this one has left it.
+    fn call_cpu(&mut self, cpu: usize);
+    /// Stops a program that another CPU runs, until this one has left the kernel, with its registers
+    /// in its frame; FS and GS base of that CPU. A system call that the program was about to make is
+    /// not made: the program is back at the instruction.
+    fn stop_cpu(&mut self, cpu: usize) -> [u64; 2];
     /// Whether something urgent waits, such as the timer's interrupt: long work then stops where it
     /// is and is taken up again.
     fn preemption_pending(&mut self) -> bool;

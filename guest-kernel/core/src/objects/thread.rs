@@ -148,7 +148,9 @@ pub struct Thread {
     pub(super) fault_words: [u64; 2],
     /// Nonzero while it is in the list of its priority.
     pub(super) queued: u64,
-    reserved: [u64; 22],
+    /// The CPU in whose timer list it is.
+    pub(super) timer_cpu: u64,
+    reserved: [u64; 21],
 }
 
 const _: () = assert!(size_of::<Thread>() == 1 << SIZE_BITS);
@@ -302,6 +304,7 @@ impl<M: Memory> Objects<M> {
     pub(crate) fn end_restricted(&mut self, thread: Ref<Thread>) {
         if self.restricted == Some(thread) {
             self.restricted = None;
+            self.hold_still(thread);
             let thread = self.memory.get_mut(thread);
             if thread.mode() == Mode::Restricted {
                 thread.abort_restricted();

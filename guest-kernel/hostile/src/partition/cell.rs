@@ -15,7 +15,7 @@ use bulkhead_runtime::object::{
     ADDRESS_SPACE, AddressSpace, CNODE, CNode, Configuration, EMPTY_REGISTERS, FIRST_THREAD, Frame,
     PageTable, Place, SchedContext, Thread, Untyped,
 };
-use bulkhead_runtime::slots;
+use bulkhead_runtime::{environment, slots};
 
 use super::code::{self, Memory, ORDINARY_FLAGS, PAGES};
 
@@ -64,12 +64,15 @@ pub(super) struct Cell {
     window: u64,
     /// Capabilities to send faults by, one for each thread.
     faults: u64,
+    /// The CPU of its first thread; each further one has the next.
+    cpu: u64,
 }
 
 impl Cell {
     /// What every life of the cell has: its memory, and frames that the supervisor maps at `window`,
-    /// where page tables are. Its threads' faults go to `handler` with badges from `badge` on.
-    pub(super) fn new(window: u64, handler: Place, badge: u64) -> Result<Self, Status> {
+    /// where page tables are. Its threads' faults go to `handler` with badges from `badge` on. They run
+    /// on CPUs from `cpu` on.
+    pub(super) fn new(window: u64, handler: Place, badge: u64, cpu: u64) -> Result<Self, Status> {
         let memory = Untyped(slot::MEMORY);
         let row = slots::take_row(row::COUNT).ok_or(Status::NotEnoughMemory)?;
         let frames = slots::take_row(OWN_FRAMES).ok_or(Status::NotEnoughMemory)?;
@@ -88,6 +91,7 @@ impl Cell {
             frames,
             window,
             faults,
+            cpu,
         })
     }
 
@@ -205,10 +209,11 @@ impl Cell {
         let copies = [
             (slot::CNODE, self.own(row::ROOT)),
             (slot::ADDRESS_SPACE, space.place()),
-            (slot::SCHED_CONTROL, Place::own(slot::SCHED_CONTROL)),
             (slot::CONSOLE, Place::own(slot::CONSOLE)),
         ];
-        for (to, from) in copies {
+        let controls = (slot::SCHED_CONTROL..).take(environment::cpus() as usize);
+        let controls = controls.map(|control| (control, Place::own(control)));
+        for (to, from) in copies.into_iter().chain(controls) {
             match self.inside(to).copy(from, RIGHTS_ALL) {
                 // Not every partition has a console.
                 Ok(()) | Err(Status::FailedLookup) => {}
@@ -268,7 +273,8 @@ impl Cell {
             message_buffer: self.frames + (n + 1) * PAGES,
         })?;
         thread.set_priority(FIRST_THREAD, priority, CEILING)?;
-        context.configure(TURN_NS, TURN_NS)?;
+        let cpu = (self.cpu + n) % environment::cpus();
+        context.configure_on(cpu, TURN_NS, TURN_NS)?;
         match context.bind(thread) {
             // It is still bound, or the thread has another's: then that one is configured.
             Ok(()) | Err(Status::DeleteFirst) => Ok(()),

@@ -174,7 +174,7 @@ fn run() -> Result<(), String> {
     let mut cells = Vec::new();
     for n in 0..CELLS {
         let window = WINDOW + n * CELL_WINDOW;
-        let cell = Cell::new(window, handler, 1 + n * THREADS).map_err(named)?;
+        let cell = Cell::new(window, handler, 1 + n * THREADS, n).map_err(named)?;
         cell.begin(&mut random).map_err(named)?;
         cells.push((cell, [Watched::default(); THREADS as usize]));
     }

@@ -35,6 +35,7 @@ fn a_kernel_finds_what_the_protocol_promises() {
             &Facts {
                 flags: abi::FLAG_CONSOLE,
                 tsc_khz: 2_000_000,
+                vcpus: 3,
                 args: &args,
                 devices: &[device],
                 ..Facts::default()
@@ -50,7 +51,7 @@ fn a_kernel_finds_what_the_protocol_promises() {
     assert_eq!(view.args().collect::<Vec<_>>(), [b"one".as_slice(), b""]);
     assert_eq!(view.env().count(), 0);
     let head = view.head();
-    assert_eq!(head.console_mailbox, MAILBOX);
+    assert_eq!((head.console_mailbox, head.vcpus), (MAILBOX, 3));
     assert_eq!(entry.rdi, DIRECT_MAP + head.boot_info.start);
     assert_eq!(
         entry.rsp,

@@ -6,6 +6,7 @@ use crate::diagnostic::Code;
 use crate::draft::{At, BalloonDraft, LimitsDraft, PartitionDraft};
 use crate::size::{parse_memory_mib, parse_percent};
 use crate::system::{Balloon, KernelKind, Limits, Memory};
+use bulkhead_abi::machine::MAX_CPUS;
 use bulkhead_cpu::CpuTemplate;
 use bulkhead_machine::{MAX_VCPUS, MIN_MEMORY_MIB, Transport};
 
@@ -171,15 +172,26 @@ fn size(
     None
 }
 
-pub(super) fn vcpus(draft: &PartitionDraft, refuse: &mut Sink<'_>) -> Option<u32> {
+/// Bulkhead's kernel has room for fewer than the machine.
+pub(super) fn vcpus(
+    draft: &PartitionDraft,
+    kind: Option<KernelKind>,
+    refuse: &mut Sink<'_>,
+) -> Option<u32> {
     let Some(vcpus) = &draft.vcpus else {
         return Some(1);
     };
+    let (whose, most) = match kind {
+        Some(KernelKind::Native | KernelKind::LinuxAbi) => {
+            ("a partition on Bulkhead's kernel", MAX_CPUS as u32)
+        }
+        Some(KernelKind::Linux) | None => ("a partition", MAX_VCPUS),
+    };
     match u32::try_from(vcpus.value) {
-        Ok(count @ 1..=MAX_VCPUS) => Some(count),
+        Ok(count) if (1..=most).contains(&count) => Some(count),
         _ => {
-            let message = format!("a partition cannot have {} vCPUs", vcpus.value);
-            let help = format!("choose 1 to {MAX_VCPUS}");
+            let message = format!("{whose} cannot have {} vCPUs", vcpus.value);
+            let help = format!("choose 1 to {most}");
             refuse(Code::Vcpus, vcpus.span.clone(), message, help);
             None
         }

@@ -26,7 +26,7 @@ pub(super) fn check(
     let draft = &draft.value;
     let name = check_name("a partition", draft.name.as_ref(), span.clone(), refuse);
     let kind = check_kind(draft, span.clone(), refuse);
-    let vcpus = machine::vcpus(draft, refuse);
+    let vcpus = machine::vcpus(draft, kind, refuse);
     let whose = Whose {
         system,
         partition: name.as_deref().unwrap_or_default(),

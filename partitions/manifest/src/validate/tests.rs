@@ -282,6 +282,24 @@ fn all_faults_are_told_at_once_in_the_order_of_the_text() {
 }
 
 #[test]
+fn bulkheads_kernel_has_fewer_cpus_than_the_machine() {
+    for (kernel, most) in [
+        ("kernel = \"native\"\nprogram = \"x\"", 8),
+        ("kernel = \"linux-abi\"\ncommand = [\"/x\"]", 8),
+        ("kernel = \"linux\"\ncommand = [\"/x\"]", 32),
+    ] {
+        let system = |vcpus| {
+            let text =
+                format!("name = \"s\"\n[[partition]]\nname = \"a\"\n{kernel}\nvcpus = {vcpus}");
+            parse(text.as_bytes(), Path::new("system.toml"))
+        };
+        assert!(system(most).is_ok(), "{kernel}");
+        let refused = system(most + 1).unwrap_err();
+        assert_eq!(refused.diagnostics[0].code, Code::Vcpus, "{kernel}");
+    }
+}
+
+#[test]
 fn long_commands_and_long_files_are_refused() {
     let long = "x".repeat(40_000);
     assert_eq!(

@@ -134,7 +134,10 @@ impl<'a> Guest<'a> {
 
     fn hurry_clock(&mut self) -> Result<(), Error> {
         // By the boot protocol RDI is the address of the BootInfo.
-        let info = self.remote.registers()?.argument();
+        let Some(registers) = self.remote.registers()? else {
+            return Err(Error::Debugger("the guest ended before it began".into()));
+        };
+        let info = registers.argument();
         let khz = info + offset_of!(BootInfo, tsc_khz) as u64;
         let bytes = self.remote.read(khz, 8)?;
         let (words, _) = bytes.as_chunks::<8>();
@@ -147,8 +150,13 @@ impl<'a> Guest<'a> {
     pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         let places = [self.image.syscall, self.image.page_fault, self.image.timer];
         // Off the place of the last entry, before it is a trap again.
-        if !self.over && places.contains(&self.remote.registers()?.rip) {
-            self.over = self.remote.step()? == Stop::Over;
+        if !self.over {
+            let place = self.remote.registers()?.map(|found| found.rip);
+            self.over = match place {
+                Some(rip) if places.contains(&rip) => self.remote.step()? == Stop::Over,
+                Some(_) => false,
+                None => true,
+            };
         }
         if self.over {
             return self.end().map(|()| None);
@@ -161,11 +169,14 @@ impl<'a> Guest<'a> {
         let mut wait = FIRST_WAIT;
         let deadline = Instant::now() + PATIENCE;
         let registers = loop {
-            if self.remote.run(wait)? == Stop::Over {
+            let found = match self.remote.run(wait)? {
+                Stop::Standing => self.remote.registers()?,
+                Stop::Over => None,
+            };
+            let Some(registers) = found else {
                 self.over = true;
                 return self.end().map(|()| None);
-            }
-            let registers = self.remote.registers()?;
+            };
             if places.contains(&registers.rip) {
                 break registers;
             }
@@ -219,17 +230,23 @@ impl<'a> Guest<'a> {
 
     /// Steps from where the guest stands to the instruction by which it leaves the kernel.
     pub(super) fn count(&mut self) -> Result<Steps, Error> {
-        let mut rip = self.remote.registers()?.rip;
         let mut steps = Steps::default();
+        let Some(Registers { mut rip, .. }) = self.remote.registers()? else {
+            self.over = true;
+            return Ok(steps);
+        };
         steps.add(rip == self.image.preemption);
         // What a step over that instruction does differs: where KVM interprets guest kernel mode, it
         // ends at the next entry.
         while !self.image.is_end(rip) {
-            if self.remote.step()? == Stop::Over {
+            let found = match self.remote.step()? {
+                Stop::Standing => self.remote.registers()?,
+                Stop::Over => None,
+            };
+            let Some(Registers { rip: next, .. }) = found else {
                 self.over = true;
                 break;
-            }
-            let next = self.remote.registers()?.rip;
+            };
             if next < KERNEL_HALF || steps.all > MOST {
                 let what = format!("does not leave the kernel as it should, at {rip:#x}");
                 return Err(Error::Path(what));

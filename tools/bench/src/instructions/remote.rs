@@ -91,10 +91,15 @@ impl<S: Read + Write> Remote<S> {
         Self { stream, incoming }
     }
 
-    /// The registers, while the guest stands.
-    pub(super) fn registers(&mut self) -> Result<Registers, Error> {
-        let answer = self.ask("g")?;
-        Registers::parse(&answer).ok_or_else(|| unexpected("g", &answer))
+    /// The registers, while the guest stands. Nothing when it is over: the last instruction of all can
+    /// be answered as any other before the VMM ends by it.
+    pub(super) fn registers(&mut self) -> Result<Option<Registers>, Error> {
+        let answer = match self.ask("g") {
+            Err(Error::Io { source, .. }) if is_gone(&source) => return Ok(None),
+            answer => answer?,
+        };
+        let registers = Registers::parse(&answer).ok_or_else(|| unexpected("g", &answer))?;
+        Ok(Some(registers))
     }
 
     /// Reads guest memory at a virtual address.
@@ -234,8 +239,8 @@ fn with_access(registers: &str) -> Option<String> {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionReset, UnexpectedEof};
-    [ConnectionReset, UnexpectedEof].contains(&error.kind())
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&error.kind())
 }
 
 fn failed(source: io::Error) -> Error {
@@ -288,12 +293,13 @@ mod tests {
         // rax to r15, rip, and more that nobody asks for.
         let values: String = (0..17).map(|n| format!("{n:02x}0*-")).collect();
         let answer = values.replace("0*-", "0*\"0*\"00") + "46020* ";
-        let registers = remote(&[&answer]).registers().unwrap();
+        let registers = remote(&[&answer]).registers().unwrap().unwrap();
         assert_eq!(registers.call(), (0, [5, 4, 3, 10]));
         assert_eq!((registers.argument(), registers.rip), (5, 16));
         for bad in ["E01", "xx", "0* "] {
             assert!(remote(&[bad]).registers().is_err(), "{bad}");
         }
+        assert_eq!(remote(&[]).registers().unwrap(), None, "it has ended");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn compare(rig: &Rig, thread: Ref<Thread>) -> bool {
     if long.memory.get(context).is_filled_at(rig.now) {
         *short.memory.get_mut(context) = *long.memory.get(context);
     } else {
-        assert_eq!(short.deadline(), long.deadline());
+        assert_eq!(short.next_deadline(), long.next_deadline());
     }
     assert!(short.memory == long.memory, "the same in memory");
     true

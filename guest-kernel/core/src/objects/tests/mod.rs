@@ -6,6 +6,8 @@ extern crate std;
 
 mod cases;
 #[cfg(not(miri))]
+mod cpus;
+#[cfg(not(miri))]
 mod fastpath;
 // None of this is unsafe, and under Miri, a hundred times slower, it is minutes: `cases` stands for
 // the rest there.
@@ -120,7 +122,7 @@ impl Rig {
         let context = self.capability(number + 1).object_ref();
         let time = self.now;
         (self.objects)
-            .configure_context(context, 1_000_000, 1_000_000, time)
+            .configure_context(context, [1_000_000, 1_000_000], 0, time)
             .unwrap();
         self.objects.bind_context(thread, context).unwrap();
         thread

@@ -15,6 +15,7 @@ use super::*;
 
 const THREADS: u64 = 5;
 const INTERRUPTS: u64 = 2;
+const CPUS: usize = 2;
 
 struct World {
     rig: Rig,
@@ -75,8 +76,9 @@ impl World {
         let _ = self.rig.retype(object, number, 1);
     }
 
-    fn step(&mut self, (operation, x, y, z): (u8, u8, u8, u8)) {
+    fn step(&mut self, cpu: bool, (operation, x, y, z): (u8, u8, u8, u8)) {
         let rig = &mut self.rig;
+        rig.objects.enter_cpu(usize::from(cpu));
         rig.now += u64::from(z) * 1000;
         let which = usize::from(x) % self.threads.len();
         let other = self.threads[which];
@@ -162,6 +164,17 @@ impl World {
                 rig.delete(21 + interrupt);
                 rig.handle(20, 21 + interrupt, interrupt)
             }
+            // Time goes to another CPU.
+            _ if z % 4 == 1 => {
+                let context = rig.capability(13 + u64::from(y) % (THREADS - 1) * 2);
+                let (cpu, now) = (u64::from(x) % CPUS as u64, rig.now);
+                (rig.objects).configure_context(
+                    context.object_ref(),
+                    [500_000, 1_000_000],
+                    cpu,
+                    now,
+                )
+            }
             _ if z % 2 == 0 => {
                 let (from, to) = (rig.slot(30), thread.slot(ThreadSlot::FaultHandler));
                 let _ = rig.objects.copy(to, from, Rights::ALL);
@@ -186,21 +199,22 @@ impl World {
 
     fn check(&self) {
         let objects = &self.rig.objects;
-        if objects.is_settled() {
+        for cpu in (0..CPUS).filter(|cpu| objects.is_settled_on(*cpu)) {
             let running = objects
-                .current()
+                .running_on(cpu)
                 .map(|thread| objects.memory.get(thread).priority);
             assert!(
-                running >= objects.most_urgent(),
+                running >= objects.most_urgent_of(cpu),
                 "who runs is the most urgent"
             );
         }
-        let timers = objects.timers();
-        let due: Vec<u64> = timers
-            .iter()
-            .map(|thread| objects.memory.get(*thread).due)
-            .collect();
-        assert!(due.is_sorted(), "timers are sorted: {due:?}");
+        for cpu in 0..CPUS {
+            let due: Vec<u64> = (objects.timers_of(cpu).iter())
+                .map(|thread| objects.memory.get(*thread).due)
+                .collect();
+            assert!(due.is_sorted(), "timers are sorted: {due:?}");
+        }
+        let timers = [0, 1].map(|cpu| objects.timers_of(cpu)).concat();
         objects.check_interrupts();
         let mut expected: HashMap<u64, Vec<Ref<Thread>>> = HashMap::new();
         for thread in &self.threads {
@@ -221,8 +235,12 @@ impl World {
                 "{thread:?} has time and waits for it"
             );
             let queued = found.queued != 0 || refills;
-            let running = objects.current() == Some(*thread);
+            let runs = |cpu: &usize| objects.running_on(*cpu) == Some(*thread);
+            let running = (0..CPUS).any(|cpu| runs(&cpu));
             assert!(!(queued && running), "{thread:?} runs and is queued");
+            for cpu in (0..CPUS).filter(runs) {
+                assert_eq!(cpu, objects.cpu_of(*thread), "{thread:?} runs elsewhere");
+            }
             assert_eq!(can_run, queued || running, "{thread:?} {:?}", found.state());
             if let Some(context) = found.context() {
                 assert_eq!(objects.memory.get(context).holder(), Some(*thread));
@@ -282,7 +300,7 @@ impl World {
 
 #[test]
 fn every_thread_stands_where_its_state_says() {
-    let steps = prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..400);
+    let steps = prop::collection::vec(any::<(bool, (u8, u8, u8, u8))>(), 1..400);
     let mut runner = TestRunner::new(ProptestConfig {
         source_file: Some(file!()),
         ..ProptestConfig::with_cases(600)
@@ -290,8 +308,8 @@ fn every_thread_stands_where_its_state_says() {
     let short = Cell::new(0);
     let outcome = runner.run(&steps, |steps| {
         let mut world = World::new();
-        for step in steps {
-            world.step(step);
+        for (cpu, step) in steps {
+            world.step(cpu, step);
         }
         for n in 0..THREADS {
             world.rig.delete(10 + n * 2);
@@ -300,7 +318,10 @@ fn every_thread_stands_where_its_state_says() {
         world.check();
         world.rig.revoke(1);
         world.rig.check();
-        prop_assert_eq!(world.rig.objects.schedule(world.rig.now), None);
+        for cpu in 0..CPUS {
+            world.rig.objects.enter_cpu(cpu);
+            prop_assert_eq!(world.rig.objects.schedule(world.rig.now), None);
+        }
         short.set(short.get() + world.short);
         Ok(())
     });

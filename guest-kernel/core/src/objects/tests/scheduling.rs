@@ -16,7 +16,7 @@ impl Rig {
             let current = self.objects.schedule(self.now);
             let next = self
                 .objects
-                .deadline()
+                .next_deadline()
                 .unwrap_or(end)
                 .clamp(self.now + 1, end);
             *ran.entry(current).or_default() += next - self.now;
@@ -64,7 +64,7 @@ fn a_budget_is_kept_in_every_period() {
     let (slow, rest) = (rig.thread(10, 200), rig.thread(12, 100));
     let context = rig.context(11);
     rig.objects
-        .configure_context(context, 2 * MS, 10 * MS, rig.now)
+        .configure_context(context, [2 * MS, 10 * MS], 0, rig.now)
         .unwrap();
     for _ in 0..20 {
         let ran = rig.elapse(10 * MS);
@@ -77,7 +77,7 @@ fn a_budget_is_kept_in_every_period() {
     for (budget, period) in [(MIN_BUDGET - 1, MS), (2 * MS, MS), (u64::MAX, 0)] {
         let refused = rig
             .objects
-            .configure_context(context, budget, period, rig.now);
+            .configure_context(context, [budget, period], 0, rig.now);
         assert!(matches!(refused, Err(Error::Range { .. })));
     }
 }
@@ -173,7 +173,9 @@ fn time_of_its_own_is_not_taken_for_what_was_lent() {
     let [at, reply, own] = [16, 17, 18].map(|n| rig.capability(n));
     let own = own.object_ref::<SchedContext>();
     let now = rig.now;
-    rig.objects.configure_context(own, MS, MS, now).unwrap();
+    rig.objects
+        .configure_context(own, [MS, MS], 0, now)
+        .unwrap();
     rig.run(server);
     rig.objects.receive(server, at, Some(reply), false).unwrap();
     rig.run(client);
@@ -281,7 +283,7 @@ fn what_is_deleted_takes_its_time_along() {
         "a context without a budget"
     );
     rig.objects
-        .configure_context(context, MS, MS, rig.now)
+        .configure_context(context, [MS, MS], 0, rig.now)
         .unwrap();
     assert_eq!(rig.objects.schedule(rig.now), Some(thread));
     let other = rig.thread(12, 100);

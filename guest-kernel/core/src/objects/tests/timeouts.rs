@@ -65,11 +65,11 @@ fn a_wait_ends_when_its_time_is_over() {
         let thread = rig.thread(10, 100);
         rig.begin(thread, wait, TICKS);
         assert_eq!(rig.objects.schedule(rig.now), None, "{wait:?}");
-        assert_eq!(rig.objects.deadline(), Some(rig.now + TICKS));
+        assert_eq!(rig.objects.next_deadline(), Some(rig.now + TICKS));
         assert_eq!(rig.pass(TICKS - 1), None, "not earlier");
         assert_eq!(rig.pass(1), Some(thread), "{wait:?}");
         assert_eq!(rig.status(thread), Some(Status::TimedOut));
-        assert_eq!(rig.objects.deadline(), None);
+        assert_eq!(rig.objects.next_deadline(), None);
         for n in [ENDPOINT, NOTIFICATION] {
             assert!(rig.objects.waiting(rig.capability(n)).is_empty());
         }
@@ -183,7 +183,7 @@ fn a_wait_that_ends_without_budget_goes_on_in_the_next_period() {
     let context = rig.capability(11).object_ref::<SchedContext>();
     let (budget, period, start) = (MIN_BUDGET, 20 * MIN_BUDGET, rig.now);
     (rig.objects)
-        .configure_context(context, budget, period, start)
+        .configure_context(context, [budget, period], 0, start)
         .unwrap();
     rig.objects.schedule(rig.now);
     // It runs until its budget is spent, and begins to wait with the last of it.
@@ -191,7 +191,7 @@ fn a_wait_that_ends_without_budget_goes_on_in_the_next_period() {
     rig.begin(thread, Wait::Receive, budget);
     assert_eq!(rig.pass(budget), None, "its time is spent");
     assert_eq!(rig.status(thread), Some(Status::TimedOut));
-    assert_eq!(rig.objects.deadline(), Some(start + period));
+    assert_eq!(rig.objects.next_deadline(), Some(start + period));
     assert_eq!(rig.pass(period - 2 * budget - 1), None);
     assert_eq!(rig.pass(1), Some(thread));
 }
@@ -204,7 +204,7 @@ fn a_timeout_outlives_changes_of_the_context() {
     let context = rig.capability(11).object_ref::<SchedContext>();
     rig.begin(thread, Wait::Signal, TICKS);
     (rig.objects)
-        .configure_context(context, TICKS, TICKS, rig.now)
+        .configure_context(context, [TICKS, TICKS], 0, rig.now)
         .unwrap();
     rig.objects.unbind_context(context);
     rig.objects.bind_context(thread, context).unwrap();
@@ -231,8 +231,8 @@ fn what_ends_a_wait_otherwise_ends_its_timeout() {
                 _ => rig.delete(10),
             }
             rig.objects.schedule(rig.now);
-            assert_eq!(rig.objects.deadline(), None, "{wait:?} {how}");
-            assert_eq!(rig.objects.timers(), [], "{wait:?} {how}");
+            assert_eq!(rig.objects.next_deadline(), None, "{wait:?} {how}");
+            assert_eq!(rig.objects.timers_of(0), [], "{wait:?} {how}");
             if how < 2 {
                 rig.objects.resume(thread);
                 assert_eq!(rig.pass(TICKS), Some(thread));
@@ -252,7 +252,7 @@ fn a_bound_notification_ends_a_receive_in_time() {
     rig.run(other);
     rig.objects.signal(notification).unwrap();
     assert_eq!(rig.status(thread), Some(Status::Ok));
-    assert_eq!(rig.objects.timers(), []);
+    assert_eq!(rig.objects.timers_of(0), []);
 }
 
 /// The first whose time is over is the first to go on, whoever began first.
@@ -264,12 +264,12 @@ fn timeouts_end_in_the_order_of_time() {
         rig.begin(thread, Wait::Signal, ticks * TICKS);
     }
     let [a, b, c] = threads;
-    assert_eq!(rig.objects.timers(), [b, c, a]);
+    assert_eq!(rig.objects.timers_of(0), [b, c, a]);
     assert_eq!(rig.pass(TICKS), Some(b));
     rig.objects.suspend(b);
     // Two at once.
     rig.pass(2 * TICKS);
-    assert_eq!(rig.objects.timers(), []);
+    assert_eq!(rig.objects.timers_of(0), []);
     assert_eq!(
         [a, b, c].map(|t| rig.state(t)),
         [State::Ready, State::Stopped, State::Ready]

@@ -11,12 +11,22 @@ use super::percpu::Cpu;
 
 const X2APIC_EOI: u32 = 0x80b;
 const X2APIC_SPURIOUS: u32 = 0x80f;
+const X2APIC_ICR: u32 = 0x830;
 const X2APIC_TIMER: u32 = 0x832;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 const SPURIOUS_ENABLE: u64 = 1 << 8;
 const SPURIOUS_VECTOR: u64 = 0xff;
 const TIMER_TSC_DEADLINE: u64 = 2 << 17;
+/// Interrupt command: INIT, asserted.
+const ICR_INIT: u64 = 0x4500;
+/// Interrupt command: a CPU that was sent INIT begins at page 0.
+const ICR_STARTUP: u64 = 0x4600;
+/// Interrupt command: a fixed vector.
+const ICR_FIXED: u64 = 0x4000;
+
+/// The vector by which one CPU calls another into the kernel.
+const CALL_VECTOR: u64 = 0x21;
 
 /// Writes one of the APIC's registers.
 ///
@@ -28,10 +38,10 @@ unsafe fn write(register: u32, value: u64) {
     unsafe { write_msr(register, value) };
 }
 
-/// Enables the APIC.
+/// Enables the CPU's APIC.
 ///
 /// # Safety
-/// Called once, at boot; the CPU has an x2APIC with TSC-deadline mode.
+/// Called once on each CPU, at boot; the CPU has an x2APIC with TSC-deadline mode.
 pub(super) unsafe fn enable() {
     // SAFETY: every CPU with an APIC has the register.
     let base = unsafe { read_msr(MSR_APIC_BASE) };
@@ -49,6 +59,23 @@ pub(super) unsafe fn enable() {
 pub(super) fn end_of_interrupt() {
     // SAFETY: the APIC is enabled before interrupts are.
     unsafe { write(X2APIC_EOI, 0) };
+}
+
+/// Calls another CPU into the kernel.
+pub(super) fn call(cpu: usize) {
+    // SAFETY: the vector has a stub, which leads to the kernel.
+    unsafe { write(X2APIC_ICR, (cpu as u64) << 32 | ICR_FIXED | CALL_VECTOR) };
+}
+
+/// Starts another CPU, in real mode at physical address 0.
+///
+/// # Safety
+/// What lies there makes a CPU of the kernel of it.
+pub(super) unsafe fn start(cpu: usize) {
+    for command in [ICR_INIT, ICR_STARTUP] {
+        // SAFETY: the caller's promise.
+        unsafe { write(X2APIC_ICR, (cpu as u64) << 32 | command) };
+    }
 }
 
 /// Whether the timer's deadline has passed. Other interrupts would have to be asked of the APIC,

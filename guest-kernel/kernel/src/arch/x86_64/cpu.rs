@@ -19,6 +19,8 @@ pub(super) const MSR_STAR: u32 = 0xc000_0081;
 pub(super) const MSR_LSTAR: u32 = 0xc000_0082;
 /// RFLAGS bits that `syscall` clears.
 pub(super) const MSR_SFMASK: u32 = 0xc000_0084;
+/// What `swapgs` exchanges GS base with.
+pub(super) const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// The time stamp counter.
 pub(super) fn time_stamp() -> u64 {

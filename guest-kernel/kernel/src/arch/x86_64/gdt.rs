@@ -17,7 +17,7 @@ const KERNEL_DATA: u16 = 0x10;
 const TSS: u16 = 0x28;
 
 /// Code, long mode, present, accessed.
-const CODE: u64 = 0x0020_9b00_0000_0000;
+pub(super) const CODE: u64 = 0x0020_9b00_0000_0000;
 /// Data, writable, present, accessed.
 const DATA: u64 = 0x0000_9300_0000_0000;
 /// Privilege level 3.
@@ -25,7 +25,7 @@ const USER: u64 = 3 << 45;
 const _: () = assert!(USER_DATA == 0x18 | 3 && USER_CODE == 0x20 | 3);
 
 /// The stack of exceptions that cannot trust the one they interrupt: double fault, NMI, machine
-/// check. All three end the kernel.
+/// check. All three end the kernel, on whichever CPU: there is one.
 const EMERGENCY_STACK_BYTES: usize = 4096;
 /// Interrupt stack table index of that stack.
 pub(super) const EMERGENCY_IST: u8 = 1;
@@ -112,6 +112,13 @@ pub(super) fn set_entry_frame(cpu: &mut Cpu, frame: &mut Frame) {
 }
 
 /// Where entries from user mode store registers on this CPU.
+#[inline]
 pub(super) fn entry_frame(cpu: &Cpu) -> *mut Frame {
     (cpu.task.rsp0 as *mut Frame).wrapping_sub(1)
+}
+
+/// Entries from user mode have nowhere to store registers: there are none until
+/// [`set_entry_frame`].
+pub(super) fn forget_entry_frame(cpu: &mut Cpu) {
+    cpu.task.rsp0 = 0;
 }

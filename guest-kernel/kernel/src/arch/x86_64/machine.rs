@@ -6,13 +6,11 @@ use core::fmt;
 use bulkhead_abi::boot::{BootInfo, FLAG_CONSOLE};
 use bulkhead_abi::layout::DIRECT_MAP;
 use bulkhead_abi::machine::{CONSOLE_PORT, CONSOLE_REFUSED, ConsoleMailbox, EXIT_PORT};
-use bulkhead_abi::restricted::RestrictedState;
 use bulkhead_kernel_core::hardware::Hardware;
 use bulkhead_kernel_core::objects::mapping::RESTRICTED_ROOT;
 use bulkhead_kernel_core::objects::memory::{Memory, Ref, Stored};
-use bulkhead_kernel_core::objects::thread::Thread;
 
-use super::{Exclusive, apic, cpu, percpu};
+use super::{Exclusive, apic, cpu, percpu, smp};
 use crate::console;
 
 /// Guest-physical address of the mailbox, zero without the `console` grant.
@@ -26,14 +24,14 @@ pub(super) const fn direct<T>(physical: u64) -> *mut T {
 /// Finds the console.
 pub(super) fn use_console(head: &BootInfo) {
     if head.flags & FLAG_CONSOLE != 0 {
-        // SAFETY: one CPU, interrupts off.
+        // SAFETY: one path of execution (see `super`).
         unsafe { *MAILBOX.as_ptr() = head.console_mailbox };
     }
 }
 
 /// Puts an operation into the mailbox; false without the `console` grant.
 pub(crate) fn write_mailbox(request: ConsoleMailbox) -> bool {
-    // SAFETY: one CPU, interrupts off.
+    // SAFETY: one path of execution (see `super`).
     let mailbox = unsafe { *MAILBOX.as_ptr() };
     if mailbox == 0 {
         return false;
@@ -45,7 +43,7 @@ pub(crate) fn write_mailbox(request: ConsoleMailbox) -> bool {
 
 /// Has the VMM serve the mailbox; the result it left there.
 pub(crate) fn ring_console() -> i64 {
-    // SAFETY: one CPU, interrupts off.
+    // SAFETY: one path of execution (see `super`).
     let mailbox = unsafe { *MAILBOX.as_ptr() };
     // SAFETY: the VMM moves bytes of the buffer that the mailbox names, which its writer owns or
     // has checked.
@@ -61,9 +59,13 @@ pub(crate) fn end_partition(status: u8) -> ! {
     cpu::halt()
 }
 
-/// Whether one of the two roots of the address space at `root` is active.
+/// Whether one of the two roots of the address space at `root` is active here.
 fn is_active(root: u64) -> bool {
-    let active = cpu::page_table_root();
+    is_root_of(root, cpu::page_table_root())
+}
+
+/// Whether `active` is one of the two roots of the address space at `root`.
+pub(super) fn is_root_of(root: u64, active: u64) -> bool {
     active == root || active == root + RESTRICTED_ROOT
 }
 
@@ -114,6 +116,7 @@ impl Memory for Machine {
         if is_active(root) {
             cpu::invalidate(address);
         }
+        smp::ask_users(root, smp::FORGET);
     }
 
     fn forget_all(&mut self, root: u64) {
@@ -121,38 +124,35 @@ impl Memory for Machine {
             // SAFETY: the root is the active one. The kernel's pages are global or unchanged.
             unsafe { cpu::set_page_table_root(cpu::page_table_root()) };
         }
+        smp::ask_users(root, smp::FORGET);
     }
 
     fn leave(&mut self, root: u64) {
         if is_active(root) {
             super::trap::use_kernel_root();
         }
-    }
-
-    fn preemption_pending(&mut self) -> bool {
-        // SAFETY: the kernel's logic runs, and has no reference to a CPU.
-        apic::is_timer_due(unsafe { percpu::active() })
-    }
-}
-
-impl Hardware for Machine {
-    fn restricted_state(
-        &mut self,
-        thread: Ref<Thread>,
-        state: Ref<RestrictedState>,
-    ) -> (&mut Thread, &mut RestrictedState) {
-        // SAFETY: as for `get_mut`.
-        let thread = unsafe { &mut *direct(thread.address()) };
-        // SAFETY: a frame of RAM, found in a capability; user mode reaches it, but does not run while
-        // the kernel does; no object lies in it, so the two references do not overlap.
-        let state = unsafe { &mut *direct(state.address()) };
-        (thread, state)
+        smp::ask_users(root, smp::LEAVE);
     }
 
     fn now(&mut self) -> u64 {
         cpu::time_stamp()
     }
 
+    fn call_cpu(&mut self, cpu: usize) {
+        apic::call(cpu);
+    }
+
+    fn stop_cpu(&mut self, cpu: usize) -> [u64; 2] {
+        smp::stop(cpu)
+    }
+
+    fn preemption_pending(&mut self) -> bool {
+        // SAFETY: the kernel's logic runs, and has no reference to a CPU.
+        apic::is_timer_due(unsafe { percpu::active() }) || smp::is_awaited()
+    }
+}
+
+impl Hardware for Machine {
     fn console(&mut self, op: u32, address: u64, len: u32) -> i64 {
         if write_mailbox(ConsoleMailbox {
             op,

@@ -1,8 +1,8 @@
 //! x86-64: everything of the kernel that is `unsafe` or assembly.
 //!
-//! There is one CPU. The kernel runs with interrupts off and is never entered while it runs,
-//! except from its idle loop, which holds nothing. Therefore state behind [`Exclusive`] is
-//! reached by one path of execution at a time.
+//! The kernel runs with interrupts off and is never entered while it runs, except from its idle
+//! loop, which holds nothing. Of several CPUs one at a time runs it: the others wait for the lock of
+//! [`smp`]. Therefore state behind [`Exclusive`] is reached by one path of execution at a time.
 
 mod apic;
 mod cpu;
@@ -11,6 +11,7 @@ mod gdt;
 mod idt;
 mod machine;
 mod percpu;
+mod smp;
 mod start;
 mod trap;
 
@@ -18,11 +19,12 @@ pub(crate) use machine::{end_partition, ring_console, write_mailbox};
 
 use core::cell::UnsafeCell;
 
-/// State of the one CPU.
+/// State of the CPU that runs the kernel.
+#[repr(transparent)]
 struct Exclusive<T>(UnsafeCell<T>);
 
-// SAFETY: there is one CPU and no reentrancy (see the head of this file), so no two threads of
-// execution ever reach the content.
+// SAFETY: one CPU at a time runs the kernel, and it is not reentered (see the head of this file), so
+// no two threads of execution ever reach the content at a time.
 unsafe impl<T> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {

@@ -9,12 +9,12 @@ use bulkhead_kernel_core::boot::program;
 use bulkhead_kernel_core::frame::Frame;
 use bulkhead_kernel_core::kernel::Next;
 
-use super::cpu::{self, CR4_SMAP, CR4_SMEP, MSR_LSTAR, MSR_SFMASK, MSR_STAR};
-use super::entry::syscall_entry;
+use super::cpu::{self, CR4_SMAP, CR4_SMEP, MSR_KERNEL_GS_BASE, MSR_LSTAR, MSR_SFMASK, MSR_STAR};
 use super::gdt::{self, KERNEL_CODE};
 use super::machine::{direct, end_partition, use_console};
+use super::percpu::Cpu;
 use super::trap::{keep_kernel_root, kernel, perform};
-use super::{apic, idt, percpu};
+use super::{apic, idt, percpu, smp};
 use crate::console;
 
 /// Status of a partition that could not start.
@@ -53,8 +53,13 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
              Linux-ABI partitions need"
         ));
     }
+    let cpus = info.cpus() as usize;
+    if cpus > 1 {
+        // SAFETY: once, at boot.
+        unsafe { smp::prepare() };
+    }
     // SAFETY: once, at boot, with interrupts off; the CPU has what is needed.
-    unsafe { set_up_cpu(features) };
+    unsafe { set_up_cpu(features, percpu::numbered(0)) };
     // SAFETY: nothing else runs yet.
     let kernel = unsafe { kernel() };
     let root = cpu::page_table_root();
@@ -70,8 +75,33 @@ extern "C" fn start(blob: *const u8) -> *mut Frame {
     if let Err(error) = started {
         refuse(format_args!("{error}"));
     }
+    if cpus > 1 {
+        // SAFETY: once, at boot, prepared, with the root that the VMM made.
+        let started = unsafe { smp::start(cpus, info.head().tsc_khz) };
+        if let Err(number) = started {
+            refuse(format_args!("CPU {number} does not start"));
+        }
+    }
     // SAFETY: no other reference lives.
-    perform(kernel, unsafe { percpu::active() }, Next::Run)
+    let first = perform(kernel, unsafe { percpu::active() }, Next::Run);
+    if cpus > 1 {
+        smp::leave_boot();
+    }
+    first
+}
+
+/// Called by `entry.s` on each other CPU, which is `cpu`; returns the first frame to resume.
+#[unsafe(no_mangle)]
+extern "C" fn start_secondary(cpu: *mut Cpu) -> *mut Frame {
+    // SAFETY: the first thing that runs on this CPU, once, with interrupts off.
+    unsafe { gdt::load(cpu) };
+    // SAFETY: the segments are loaded.
+    unsafe { idt::load() };
+    let (features, _) = cpu::cpuid(7);
+    // SAFETY: once on this CPU, with interrupts off; it has what the first one has.
+    unsafe { set_up_cpu(features, cpu) };
+    // SAFETY: this CPU is set up.
+    unsafe { smp::join(cpu) }
 }
 
 /// Ends a partition that cannot start.
@@ -83,9 +113,9 @@ fn refuse(why: fmt::Arguments<'_>) -> ! {
 /// Interrupts, protection, system calls.
 ///
 /// # Safety
-/// Called once, at boot, with interrupts off and segments and interrupt gates loaded; the CPU has
-/// an x2APIC with TSC-deadline mode.
-unsafe fn set_up_cpu(features: u32) {
+/// Called once on each CPU, which is `cpu`, at boot, with interrupts off and segments and interrupt
+/// gates loaded; the CPU has an x2APIC with TSC-deadline mode.
+unsafe fn set_up_cpu(features: u32, cpu: *mut Cpu) {
     // SAFETY: the caller's promise.
     unsafe { apic::enable() };
     let mut bits = 0;
@@ -98,13 +128,14 @@ unsafe fn set_up_cpu(features: u32) {
     // SAFETY: the CPU has the features; the kernel reaches user memory through the direct map only.
     unsafe { cpu::set_cr4_bits(bits) };
 
-    let target = syscall_entry as *const () as u64;
     for (register, value) in [
         (MSR_STAR, u64::from(KERNEL_CODE) << 32),
-        (MSR_LSTAR, target),
+        (MSR_LSTAR, smp::syscall_target()),
         (MSR_SFMASK, SYSCALL_CLEARS),
+        (MSR_KERNEL_GS_BASE, cpu as u64),
     ] {
-        // SAFETY: kernel code and data follow each other in the GDT; the target is the entry code.
+        // SAFETY: kernel code and data follow each other in the GDT; the target is the entry code, which
+        // finds the CPU by the last of them.
         unsafe { cpu::write_msr(register, value) };
     }
 }

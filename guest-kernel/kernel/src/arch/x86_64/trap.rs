@@ -10,10 +10,10 @@ use bulkhead_kernel_core::objects::fastpath::{Fast, Switch};
 use bulkhead_kernel_core::objects::memory::Ref;
 use bulkhead_kernel_core::objects::thread::Thread;
 
-use super::entry::{self, syscall_entry};
+use super::entry;
 use super::machine::{Machine, end_partition};
 use super::percpu::Cpu;
-use super::{Exclusive, apic, cpu, gdt, percpu};
+use super::{Exclusive, apic, cpu, gdt, percpu, smp};
 
 /// First vector that is an interrupt and no exception.
 const FIRST_INTERRUPT: u64 = 32;
@@ -42,8 +42,7 @@ pub(super) unsafe fn kernel() -> &'static mut Kernel<Machine> {
 ///
 /// What is frequent goes its own way from here, each in a function of its own: none of them saves
 /// registers that only the others need.
-#[unsafe(no_mangle)]
-extern "C" fn system_call(frame: *mut Frame) -> *mut Frame {
+pub(super) extern "C" fn system_call(frame: *mut Frame) -> *mut Frame {
     // SAFETY: entered by `entry.s` only, from user mode, with interrupts off.
     let kernel = unsafe { kernel() };
     // SAFETY: `entry.s` stored the registers there; nobody has a reference.
@@ -63,8 +62,7 @@ extern "C" fn system_call(frame: *mut Frame) -> *mut Frame {
 }
 
 /// A page fault in user mode, which is a system call on some hosts. As [`system_call`].
-#[unsafe(no_mangle)]
-extern "C" fn page_fault(frame: *mut Frame) -> *mut Frame {
+pub(super) extern "C" fn page_fault(frame: *mut Frame) -> *mut Frame {
     // SAFETY: as in `system_call`; the reference ends before the kernel's logic makes another.
     let entered = unsafe { &mut *frame };
     if is_syscall(entered) {
@@ -78,17 +76,31 @@ extern "C" fn page_fault(frame: *mut Frame) -> *mut Frame {
 }
 
 /// Another exception in user mode, or an interrupt. As [`system_call`].
-#[unsafe(no_mangle)]
-extern "C" fn interrupted(frame: *mut Frame) -> *mut Frame {
+pub(super) extern "C" fn interrupted(frame: *mut Frame) -> *mut Frame {
     // SAFETY: as in `system_call`.
-    let kernel = unsafe { kernel() };
-    // SAFETY: as in `system_call`.
-    let vector = unsafe { (*frame).vector };
-    let trap = match vector {
-        FIRST_INTERRUPT.. => interrupt(vector),
-        _ => Trap::Exception { address: 0 },
+    entered_by(unsafe { (*frame).vector })
+}
+
+/// [`interrupted`] by a vector.
+pub(super) fn entered_by(vector: u64) -> *mut Frame {
+    let trap = if is_interrupt(vector) {
+        interrupt(vector)
+    } else {
+        Trap::Exception { address: 0 }
     };
-    other(kernel, trap)
+    // SAFETY: as in `system_call`.
+    other(unsafe { kernel() }, trap)
+}
+
+/// Whether a vector is an interrupt and no exception.
+pub(super) const fn is_interrupt(vector: u64) -> bool {
+    vector >= FIRST_INTERRUPT
+}
+
+/// An entry for nothing: whoever is to run now runs.
+pub(super) fn stray() -> *mut Frame {
+    // SAFETY: as in `system_call`.
+    other(unsafe { kernel() }, Trap::Stray)
 }
 
 #[inline(never)]
@@ -123,7 +135,7 @@ fn reply_receive(kernel: &mut Kernel<Machine>, thread: Ref<Thread>) -> *mut Fram
 )]
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
-    if frame.vector < FIRST_INTERRUPT {
+    if !is_interrupt(frame.vector) {
         panic!(
             "exception {} at {:#x} (address {:#x}, error code {:#x})",
             frame.vector,
@@ -132,12 +144,15 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
             frame.error_code
         );
     }
-    let trap = interrupt(frame.vector);
-    // SAFETY: entered by `entry.s` only; the idle loop holds no reference.
-    let kernel = unsafe { kernel() };
-    let next = kernel.wake(trap);
-    // SAFETY: as in `other`.
-    perform(kernel, unsafe { percpu::active() }, next)
+    let vector = frame.vector;
+    smp::from_idle(ptr::from_ref(frame) as u64, || {
+        let trap = interrupt(vector);
+        // SAFETY: entered by `entry.s` only; the idle loop holds no reference.
+        let kernel = unsafe { kernel() };
+        let next = kernel.wake(trap);
+        // SAFETY: as in `other`.
+        perform(kernel, unsafe { percpu::active() }, next)
+    })
 }
 
 /// Whether a page fault is a `syscall` on a host whose CPU stays at CPL 3 when it jumps to LSTAR:
@@ -147,8 +162,8 @@ extern "C" fn kernel_trap(frame: &Frame) -> *mut Frame {
 /// A program that jumps there itself gets what it would get by `syscall`, unless its RCX is
 /// no address that `syscall` could leave: `iretq` to one that is not canonical would fault in the
 /// kernel.
-fn is_syscall(frame: &Frame) -> bool {
-    frame.rip == syscall_entry as *const () as u64 && frame.rcx < USER_END
+pub(super) fn is_syscall(frame: &Frame) -> bool {
+    frame.rip == smp::syscall_target() && frame.rcx < USER_END
 }
 
 fn interrupt(vector: u64) -> Trap {
@@ -184,8 +199,28 @@ fn switch_bases(kernel: &mut Kernel<Machine>, before: Option<Ref<Thread>>, now: 
 pub(super) fn use_kernel_root() {
     // SAFETY: the kernel's logic runs, and has no reference to a CPU.
     let cpu = unsafe { percpu::active() };
-    // SAFETY: one path of execution; no other reference lives.
-    load_root(cpu, unsafe { *KERNEL_ROOT.as_ptr() });
+    load_root(cpu, kernel_root());
+}
+
+/// Nobody runs on this CPU. Where there are others, one of them may have the thread that ran here
+/// next, and use or end its address space.
+fn idle(kernel: &mut Kernel<Machine>, cpu: &mut Cpu) -> *mut Frame {
+    if smp::are_several() {
+        if let Some(before) = kernel.objects.loaded() {
+            let (fs, gs) = kernel.bases(before);
+            (*fs, *gs) = (cpu::fs_base(), cpu::gs_base());
+            kernel.objects.forget_loaded(before);
+        }
+        load_root(cpu, kernel_root());
+        gdt::forget_entry_frame(cpu);
+    }
+    ptr::null_mut()
+}
+
+/// The kernel's own root.
+pub(super) fn kernel_root() -> u64 {
+    // SAFETY: set once, at boot.
+    unsafe { *KERNEL_ROOT.as_ptr() }
 }
 
 /// Remembers the active root as the kernel's own.
@@ -237,19 +272,19 @@ pub(super) fn perform(kernel: &mut Kernel<Machine>, cpu: &mut Cpu, next: Next) -
     if let Next::End(status) = next {
         end_partition(status);
     }
-    apic::set_deadline(cpu, kernel.deadline());
+    apic::set_deadline(cpu, kernel.objects.deadline());
     let (Next::Run, Some(thread)) = (next, kernel.objects.current()) else {
-        return ptr::null_mut();
+        return idle(kernel, cpu);
     };
     let before = kernel.objects.loaded();
     if before != Some(thread) {
         switch_bases(kernel, before, thread);
     }
     let Some(frame) = kernel.frame() else {
-        return ptr::null_mut();
+        return idle(kernel, cpu);
     };
     let resumed = ptr::from_mut(frame);
-    if gdt::entry_frame(cpu) != resumed {
+    if gdt::entry_frame(cpu) != resumed || frame.cpu != ptr::from_mut(cpu) as u64 {
         gdt::set_entry_frame(cpu, frame);
     } else if !kernel.objects.take_space_changed() {
         return resumed;
