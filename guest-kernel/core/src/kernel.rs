@@ -241,6 +241,7 @@ impl<H: Hardware> Kernel<H> {
     /// others.
     fn unknown_call(&mut self, thread: Ref<Thread>) -> Next {
         if self.fault_handler(thread).kind() == Kind::Endpoint {
+            self.count_time();
             let number = self.objects.memory.get(thread).frame.rax;
             self.objects.fault(thread, Fault::UnknownCall { number });
         } else {
@@ -283,6 +284,7 @@ impl<H: Hardware> Kernel<H> {
                 code: frame.error_code,
             },
         };
+        self.count_time();
         self.objects.fault(thread, fault);
         self.settle()
     }

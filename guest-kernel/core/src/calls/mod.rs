@@ -199,7 +199,7 @@ impl<H: Hardware> Kernel<H> {
     }
 
     /// Counts the running thread's time before it may change hands.
-    fn count_time(&mut self) {
+    pub(crate) fn count_time(&mut self) {
         let now = self.objects.memory.now();
         self.objects.count_time(now);
     }

@@ -8,7 +8,8 @@ use bulkhead_abi::boot::{Device, PhysRange};
 use bulkhead_abi::layout::{PAGE_SIZE, USER_END};
 use bulkhead_abi::machine::{CONSOLE_WRITE, CONSOLE_WRITE_ERROR};
 use bulkhead_abi::object::{
-    TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_PAGE_TABLE, TYPE_SCHED_CONTEXT, TYPE_THREAD,
+    TYPE_ENDPOINT, TYPE_FRAME, TYPE_NOTIFICATION, TYPE_PAGE_TABLE, TYPE_REPLY, TYPE_SCHED_CONTEXT,
+    TYPE_THREAD,
 };
 use bulkhead_abi::syscall::{rights, slot};
 use bulkhead_abi::timeout::Timeout;
@@ -338,6 +339,44 @@ fn unknown_calls_and_faults_are_messages_to_a_handler() {
     assert_eq!(frame.rsi, 5 << 8 | 2 << 32, "five words, label 2");
     assert_eq!((frame.rdx, frame.r10), (PROGRAM, syscall::COUNT + 3));
     assert!(p.hardware().reports.is_empty());
+}
+
+/// Whoever faults again and again has no more time than others.
+#[test]
+fn what_a_thread_used_before_a_fault_counts() {
+    const MS: u64 = 1_000_000;
+    let mut p = Partition::usual();
+    let (endpoint, reply, handled) = (slot::FREE, slot::FREE + 1, slot::FREE + 2);
+    for (kind, at) in [(TYPE_ENDPOINT, endpoint), (TYPE_REPLY, reply)] {
+        let retype = [kind, 0, slot::CNODE, 0, 0, at, 1];
+        p.invoke(syscall::RETYPE, slot::MEMORY, &retype).unwrap();
+    }
+    spawn(&mut p, handled);
+    let configuration = [slot::CNODE, slot::ADDRESS_SPACE, endpoint, 0];
+    p.invoke(syscall::THREAD_CONFIGURE, handled, &configuration)
+        .unwrap();
+    let time = [handled + 1, 5 * MS, 10 * MS];
+    p.invoke(syscall::SCHED_CONFIGURE, slot::SCHED_CONTROL, &time)
+        .unwrap();
+    let mut wait = syscall::RECV;
+    for (fault, left) in [
+        (Trap::Syscall, 5),
+        (Trap::Exception { address: 1 }, 3),
+        (Trap::Syscall, 1),
+    ] {
+        assert_eq!(p.enter(wait, [endpoint, reply, 0, 0]), Next::Run);
+        wait = syscall::REPLY_RECV;
+        let now = p.hardware().now;
+        assert_eq!(
+            p.kernel.objects.deadline(),
+            Some(now + left * MS),
+            "{fault:?}"
+        );
+        p.hardware().now += 2 * MS;
+        p.frame().rax = syscall::COUNT + 3;
+        assert_eq!(p.trap(fault), Next::Run);
+        assert_eq!(p.frame().rax, Status::Ok as u64, "its handler runs");
+    }
 }
 
 /// An interrupt that comes meanwhile leaves a thread that configures itself with its handles and

@@ -265,7 +265,8 @@ impl<M: Memory> Objects<M> {
         core::mem::replace(&mut self.scheduler.here.space_changed, false)
     }
 
-    /// A thread gets or loses an address space: all CPUs look again at what they run.
+    /// A thread gets or loses an address space: all CPUs look again at what they run, before it runs
+    /// on.
     pub(crate) fn space_changes(&mut self) {
         self.scheduler.here.space_changed = true;
         if !self.scheduler.several {
@@ -275,8 +276,8 @@ impl<M: Memory> Objects<M> {
         for cpu in (0..MAX_CPUS).filter(|cpu| *cpu != active) {
             let there = self.scheduler.of_mut(cpu);
             there.space_changed = true;
-            if there.current != 0 {
-                self.disturb(cpu);
+            if let Some(runs) = Ref::from_link(there.current) {
+                self.hold_still(runs);
             }
         }
     }
@@ -474,7 +475,9 @@ impl<M: Memory> Objects<M> {
             self.memory.get_mut(holder).set_context(None);
         }
         if let Some(lent) = self.memory.get(thread).context() {
-            if self.memory.get(lent).cpu() != self.memory.get(home).cpu() {
+            // What it used there is of the time that was lent.
+            let (from, to) = (self.memory.get(lent).cpu(), self.memory.get(home).cpu());
+            if from != to || from != self.scheduler.active && self.is_running(thread) {
                 self.unready(thread);
             }
             self.memory.get_mut(lent).holder = 0;
@@ -515,13 +518,14 @@ impl<M: Memory> Objects<M> {
         if runs || due != 0 || self.is_queued(thread) {
             return;
         }
-        let now = self.scheduler.here.counted;
+        // What was counted last can be long ago, and before what another CPU has seen.
+        let now = self.memory.now().max(self.scheduler.here.counted);
         let filled = self.memory.get_mut(context);
         if filled.budget == 0 {
             // Nobody has said yet how much time it is.
             return;
         }
-        if now.wrapping_sub(filled.began) >= filled.period {
+        if now.saturating_sub(filled.began) >= filled.period {
             filled.left = filled.budget;
             filled.began = now;
         }

@@ -250,6 +250,43 @@ fn every_cpu_has_timers() {
     assert!(rig.objects.timers_of(1).is_empty());
 }
 
+/// One CPU wakes a thread of another, whose clock it has not looked at for long.
+#[test]
+fn a_budget_is_kept_whoever_wakes() {
+    let (mut rig, [own, theirs]) = Rig::two();
+    let (context, now) = (rig.capability(13).object_ref(), rig.now);
+    (rig.objects)
+        .configure_context(context, [MS, 10 * MS], 1, now)
+        .unwrap();
+    rig.make(ObjectType::Notification, 20);
+    let bell = rig.capability(20);
+    // Its next period begins as it is woken there.
+    rig.objects.enter_cpu(1);
+    assert_eq!(rig.objects.schedule(now), Some(theirs));
+    rig.objects.wait(theirs, bell, false).unwrap();
+    assert_eq!(rig.objects.schedule(20 * MS), None);
+    rig.objects.signal(bell).unwrap();
+    assert_eq!(rig.objects.schedule(20 * MS), Some(theirs));
+    rig.objects.count_time(20 * MS + 9 * MS / 10);
+    rig.objects.wait(theirs, bell, false).unwrap();
+    assert_eq!(rig.objects.schedule(21 * MS), None);
+    rig.objects.enter_cpu(0);
+    assert_eq!(rig.objects.current(), Some(own));
+    rig.objects.signal(bell).unwrap();
+    rig.objects.enter_cpu(1);
+    assert_eq!(rig.objects.schedule(22 * MS), Some(theirs));
+    let left = MS / 10;
+    assert_eq!(rig.objects.next_deadline(), Some(22 * MS + left));
+    // And is filled when it is time, seen from there.
+    rig.objects.wait(theirs, bell, false).unwrap();
+    rig.objects.enter_cpu(0);
+    rig.objects.memory.now = 31 * MS;
+    rig.objects.signal(bell).unwrap();
+    rig.objects.enter_cpu(1);
+    assert_eq!(rig.objects.schedule(31 * MS), Some(theirs));
+    assert_eq!(rig.objects.next_deadline(), Some(32 * MS));
+}
+
 #[test]
 fn who_runs_elsewhere_looks_again_when_its_space_changes() {
     let (mut rig, _) = Rig::two();
@@ -259,7 +296,8 @@ fn who_runs_elsewhere_looks_again_when_its_space_changes() {
     }
     rig.make(ObjectType::AddressSpace, 20);
     rig.delete(20);
-    assert_eq!(rig.calls(), (Vec::from([1]), Vec::new()));
+    let (called, stopped) = rig.calls();
+    assert!(called.is_empty() && !stopped.is_empty(), "{called:?}");
     for cpu in [0, 1] {
         rig.enter(cpu);
         assert!(rig.objects.take_space_changed(), "{cpu}");

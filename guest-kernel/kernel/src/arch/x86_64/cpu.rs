@@ -120,10 +120,10 @@ pub(super) fn gs_base() -> u64 {
     base
 }
 
-/// Sets FS and GS base, which the kernel itself does not use.
+/// Sets FS and GS base, as programs see them: what the entry of `syscall` uses is the other one.
 pub(super) fn set_bases(fs: u64, gs: u64) {
-    // SAFETY: the kernel addresses nothing through FS or GS; the values were read from these
-    // registers before, or are zero, so they are canonical.
+    // SAFETY: the kernel addresses nothing through them; the values were read from these registers
+    // before, or are user addresses, so they are canonical.
     unsafe {
         asm!("wrfsbase {}", "wrgsbase {}", in(reg) fs, in(reg) gs,
             options(nostack, nomem, preserves_flags));

@@ -24,7 +24,8 @@ use core::cell::UnsafeCell;
 struct Exclusive<T>(UnsafeCell<T>);
 
 // SAFETY: one CPU at a time runs the kernel, and it is not reentered (see the head of this file), so
-// no two threads of execution ever reach the content at a time.
+// no two threads of execution ever reach the content at a time. What those that wait for the lock read
+// (`DOORS`, the kernel's root) does not change after boot, and of `AREAS` each uses its own part.
 unsafe impl<T> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {

@@ -339,6 +339,8 @@ pub(super) unsafe fn prepare() {
 pub(super) unsafe fn start(count: usize, tsc_khz: u64) -> Result<(), usize> {
     LOCK.store(true, Ordering::Relaxed);
     let root = cpu::page_table_root();
+    // What begins in real mode has 32 bits for it.
+    let narrow = u32::try_from(root).map_err(|_| 1_usize)?;
     // The identity map that the trampoline needs: two tables in what will be the second CPU's stack.
     let area = percpu::numbered(1) as u64 & !(percpu::AREA_BYTES as u64 - 1);
     let tables = area.wrapping_sub(KERNEL_BASE);
@@ -358,7 +360,7 @@ pub(super) unsafe fn start(count: usize, tsc_khz: u64) -> Result<(), usize> {
     unsafe { ptr::copy_nonoverlapping(code, direct::<u8>(0), len) };
     let started = (1..count).try_for_each(|number| {
         // SAFETY: the trampoline is complete, but for what it is told of each CPU.
-        unsafe { start_one(number, root as u32, tsc_khz) }
+        unsafe { start_one(number, narrow, tsc_khz) }
     });
     // SAFETY: as above; each CPU forgets what it knows of the lower half before it runs a program.
     unsafe { direct::<u64>(root).write_volatile(0) };
