@@ -94,7 +94,8 @@ pub(super) fn at_once() -> Result<(), String> {
     bench.finish()
 }
 
-extern "C" fn serve(_: u64, endpoint: u64, reply: u64, _: u64) -> ! {
+/// Answers each call with the sum of its words.
+pub(super) extern "C" fn serve(_: u64, endpoint: u64, reply: u64, _: u64) -> ! {
     let (endpoint, reply) = (Endpoint(endpoint), Reply(reply));
     loop {
         let mut next = endpoint.receive(Some(reply));

@@ -15,12 +15,13 @@ use bulkhead_runtime::abi::object::{
 };
 use bulkhead_runtime::message::Message;
 use bulkhead_runtime::object::{
-    ADDRESS_SPACE, CNODE, Configuration, Endpoint, FIRST_THREAD, Frame, Notification, Place, Reply,
+    ADDRESS_SPACE, CNODE, Configuration, Endpoint, FIRST_THREAD, Frame, Notification, Place,
     SchedContext, Thread, Untyped,
 };
 use bulkhead_runtime::{environment, eprintln, println, time};
 
 use super::bench::{Assistant, Bench, CEILING, OWN, at_priority};
+use super::cpus::serve;
 use super::{READ_WRITE, SCRATCH, map, named, write};
 
 /// Most CPUs.
@@ -72,17 +73,6 @@ extern "C" fn victim(_: u64, _: u64, _: u64, _: u64) -> ! {
         let _ = Notification(SHARED[NOTIFICATION].load(Relaxed)).poll();
         for _ in 0..1000 {
             core::hint::spin_loop();
-        }
-    }
-}
-
-extern "C" fn server(_: u64, endpoint: u64, reply: u64, _: u64) -> ! {
-    let (endpoint, reply) = (Endpoint(endpoint), Reply(reply));
-    loop {
-        let mut next = endpoint.receive(Some(reply));
-        while let Ok(received) = next {
-            let sum = received.words().iter().sum();
-            next = endpoint.reply_receive(reply, &Message::new(0).word(sum));
         }
     }
 }
@@ -262,13 +252,13 @@ fn set_up(bench: &mut Bench, cpus: u64) -> Result<(), String> {
     for shared in [ACTIVE, PASSIVE] {
         let (endpoint, reply) = (bench.endpoint()?, bench.reply()?);
         SHARED[shared].store(endpoint.0, Relaxed);
-        let server_of = place(bench, cpus - 1, OWN + 1)?;
-        server_of.begin(server, [endpoint.0, reply.0, 0])?;
+        let server = place(bench, cpus - 1, OWN + 1)?;
+        server.begin(serve, [endpoint.0, reply.0, 0])?;
         if shared == PASSIVE {
             // Once it waits.
             endpoint.call(&Message::new(0)).map_err(named)?;
             time::sleep_ns(20_000_000);
-            server_of.context.unbind().map_err(named)?;
+            server.context.unbind().map_err(named)?;
         }
     }
     SHARED[NOTIFICATION].store(bench.notification()?.0, Relaxed);

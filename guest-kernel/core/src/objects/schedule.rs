@@ -806,13 +806,9 @@ impl<M: Memory> Objects<M> {
         ready.lists[priority] = list;
         if list.is_empty() {
             ready.occupied[priority / 64] &= !(1 << (priority % 64));
-            let there = if cpu == self.scheduler.active {
-                &mut self.scheduler.here
-            } else {
-                &mut self.scheduler.elsewhere[cpu % MAX_CPUS]
-            };
-            if there.above == priority as u64 + 1 {
-                there.above = ready.above();
+            if self.scheduler.of(cpu).above == priority as u64 + 1 {
+                let above = self.scheduler.ready[cpu % MAX_CPUS].above();
+                self.scheduler.of_mut(cpu).above = above;
             }
         }
         self.scheduler.here.settled = false;

@@ -198,6 +198,16 @@ idle:
     cli
     jmp idle
 
+# What `syscall` left in registers, behind SS and RSP of the program's frame.
+    .macro enter_by_syscall
+    push r11
+    push {user_code}
+    push rcx
+    push 0
+    push {syscall}
+    jmp from_syscall
+    .endm
+
 # Target of `syscall` where the CPU honours its change of privilege: CPL 0, the user's RSP, RIP in
 # RCX, RFLAGS in R11, interrupts off by SFMASK. Where it does not, the fetch from this supervisor
 # page faults at CPL 3 and arrives at stub 14, see trap.rs: nothing here is reached unprivileged.
@@ -208,12 +218,7 @@ syscall_entry:
     mov rsp, qword ptr [rip + AREAS + {cpu} + {task_rsp0}]
     push {user_data}
     push qword ptr [rip + AREAS + {cpu} + {user_rsp}]
-    push r11
-    push {user_code}
-    push rcx
-    push 0
-    push {syscall}
-    jmp from_syscall
+    enter_by_syscall
 
 # The same where there are several CPUs: GS leads to what each has, while the program's waits.
     .globl syscall_entry_of_several
@@ -225,9 +230,4 @@ syscall_entry_of_several:
     push {user_data}
     push qword ptr gs:[{user_rsp}]
     swapgs
-    push r11
-    push {user_code}
-    push rcx
-    push 0
-    push {syscall}
-    jmp from_syscall
+    enter_by_syscall
