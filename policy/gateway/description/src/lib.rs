@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod http;
 pub mod rule;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,0 +1,2 @@
+//! What policy says of an act: tables compiled from grants, and Cedar for conditions.
+#![forbid(unsafe_code)]

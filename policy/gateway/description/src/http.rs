@@ -1,0 +1,244 @@
+//! What a guest may ask of a web server: methods and paths, as a grant narrows them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Methods and paths that are allowed. An empty list narrows nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpRule {
+    /// Upper-case methods (RFC 9110, section 9), sorted, each once; empty: all but `CONNECT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Method>,
+    /// Patterns of paths, sorted, each once; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathPattern>,
+}
+
+/// A method: 1 to 24 upper-case letters, and not `CONNECT`, which is a proxy's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Method(String);
+
+/// Paths by their segments: `/v1/models` is itself alone, `*` stands for any one segment, and a
+/// last segment `**` for any number of them, none included.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PathPattern {
+    segments: Vec<String>,
+    /// It ends in `**`.
+    below: bool,
+}
+
+/// Why a text is no method or pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseHttpError {
+    /// Not a method.
+    #[error("`{0}` is no method; write one such as GET or POST")]
+    Method(String),
+    /// Not a pattern.
+    #[error(
+        "`{0}` is no pattern of paths; write one such as /v1/models, /repos/*/issues or /files/**"
+    )]
+    Path(String),
+}
+
+const MAX_PATTERN_BYTES: usize = 1024;
+
+impl FromStr for Method {
+    type Err = ParseHttpError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHttpError> {
+        let letters = text.bytes().all(|byte| byte.is_ascii_uppercase());
+        if !letters || text.is_empty() || text.len() > 24 || text == "CONNECT" {
+            return Err(ParseHttpError::Method(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Method {
+    /// The method as it stands in a request.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PathPattern {
+    type Err = ParseHttpError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHttpError> {
+        let wrong = || ParseHttpError::Path(text.to_owned());
+        let rest = text.strip_prefix('/').ok_or_else(wrong)?;
+        if text.len() > MAX_PATTERN_BYTES {
+            return Err(wrong());
+        }
+        let mut segments: Vec<&str> = rest.split('/').collect();
+        let below = segments.last() == Some(&"**");
+        if below {
+            segments.pop();
+        }
+        let last = segments.len().saturating_sub(1);
+        let plain = |(at, segment): (usize, &&str)| {
+            let text = segment
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'?' | b'#' | b'%'));
+            // An empty last segment is the path that ends in a slash.
+            let present = !segment.is_empty() || (at == last && !below);
+            *segment == "*" || (text && present && !matches!(*segment, "." | ".."))
+        };
+        if !segments.iter().enumerate().all(plain) {
+            return Err(wrong());
+        }
+        Ok(Self {
+            segments: segments.into_iter().map(str::to_owned).collect(),
+            below,
+        })
+    }
+}
+
+impl PathPattern {
+    /// Whether `path` is one of those meant. A path that could be read in two ways (`..`, `.`, `//`,
+    /// an escaped slash or dot, a backslash, no leading slash) is never one; escapes of other
+    /// characters are compared as they stand.
+    pub fn matches(&self, path: &str) -> bool {
+        let Some(rest) = path.strip_prefix('/').filter(|_| is_plain(path)) else {
+            return false;
+        };
+        let mut given = rest.split('/');
+        for segment in &self.segments {
+            match given.next() {
+                Some(found) if segment == found => {}
+                Some(found) if segment == "*" && !found.is_empty() => {}
+                _ => return false,
+            }
+        }
+        self.below || given.next().is_none()
+    }
+
+    /// True when every path that `self` means `other` means too.
+    pub fn is_narrower_or_equal(&self, other: &Self) -> bool {
+        let longer = self.segments.len() >= other.segments.len();
+        let ends = other.below || (!self.below && self.segments.len() == other.segments.len());
+        let covers = |(a, b): (&String, &String)| a == b || (b == "*" && !a.is_empty());
+        longer && ends && self.segments.iter().zip(&other.segments).all(covers)
+    }
+}
+
+/// True when every server reads the path in the same way.
+fn is_plain(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let ambiguous = ["%2f", "%5c", "%2e", "%00", "//", "\\"];
+    !ambiguous.iter().any(|part| lower.contains(part))
+        && path.split('/').all(|part| !matches!(part, "." | ".."))
+        && path.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+impl HttpRule {
+    /// Whether a request of `method` for `path` (without query) is allowed.
+    pub fn allows(&self, method: &str, path: &str) -> bool {
+        let method = match self.methods.is_empty() {
+            true => method != "CONNECT",
+            false => self.methods.iter().any(|allowed| allowed.0 == method),
+        };
+        method && (self.paths.is_empty() || self.paths.iter().any(|p| p.matches(path)))
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for segment in &self.segments {
+            write!(f, "/{segment}")?;
+        }
+        f.write_str(if self.below { "/**" } else { "" })
+    }
+}
+
+impl TryFrom<String> for Method {
+    type Error = ParseHttpError;
+
+    fn try_from(text: String) -> Result<Self, ParseHttpError> {
+        text.parse()
+    }
+}
+
+impl From<Method> for String {
+    fn from(method: Method) -> Self {
+        method.0
+    }
+}
+
+impl TryFrom<String> for PathPattern {
+    type Error = ParseHttpError;
+
+    fn try_from(text: String) -> Result<Self, ParseHttpError> {
+        text.parse()
+    }
+}
+
+impl From<PathPattern> for String {
+    fn from(pattern: PathPattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_they_say() {
+        for (pattern, path, expected) in [
+            ("/", "/", true),
+            ("/", "/a", false),
+            ("/v1/models", "/v1/models", true),
+            ("/v1/models", "/v1/models/", false),
+            ("/v1/", "/v1/", true),
+            ("/v1/", "/v1", false),
+            ("/v1/*", "/v1/a", true),
+            ("/v1/*", "/v1/", false),
+            ("/v1/*", "/v1/a/b", false),
+            ("/v1/**", "/v1", true),
+            ("/v1/**", "/v1/", true),
+            ("/v1/**", "/v1/a/b", true),
+            ("/v1/**", "/v2/a", false),
+            ("/**", "/", true),
+            ("/**", "/a//b", false),
+            ("/a/**", "/a/../b", false),
+            ("/a/**", "/a/%2e%2E/b", false),
+            ("/a/**", "/a%2fb", false),
+            ("/a/**", "/a/b%20c", true),
+            ("/a/**", "a/b", false),
+        ] {
+            let parsed: PathPattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(path), expected, "{pattern} {path}");
+            assert_eq!(parsed.to_string(), pattern);
+        }
+        for wrong in [
+            "", "a", "/a//b", "/../a", "/a/./b", "/a*", "/**/a", "/a?b", "/a%2fb",
+        ] {
+            assert!(wrong.parse::<PathPattern>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn narrower_patterns() {
+        for (a, b, expected) in [
+            ("/a", "/a", true),
+            ("/a", "/*", true),
+            ("/*", "/a", false),
+            ("/a/b", "/a/**", true),
+            ("/a", "/a/**", true),
+            ("/a/**", "/a/*", false),
+            ("/a/b/**", "/a/**", true),
+            ("/a/**", "/a/b/**", false),
+            ("/*/b", "/**", true),
+            ("/", "/*", false),
+        ] {
+            let (a, b): (PathPattern, PathPattern) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(a.is_narrower_or_equal(&b), expected, "{a} {b}");
+        }
+    }
+}

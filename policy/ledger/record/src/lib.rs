@@ -1,0 +1,94 @@
+//! What is written into the ledger, and how a process asks for it.
+//!
+//! Every process that lets a partition act links this crate: it describes the act as an [`Entry`],
+//! has it recorded through a [`Recorder`], and acts once the record is durable, never before. The
+//! ledger itself is written by one process, which links `bulkhead-ledger`.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of an entry, as JSON.
+pub const MAX_ENTRY_BYTES: usize = 16 * 1024;
+
+/// One thing that happened, or is about to happen, at a partition's boundary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// What kind of record it is.
+    pub kind: Kind,
+    /// Who acts: `system/partition`, or `operator` for a person at the command line.
+    pub actor: String,
+    /// What is done, by its clear name: `net.connect`, `tool.call`, `partition.start`.
+    pub action: String,
+    /// What it is done to: a host, a path, a tool's name; never a secret's value.
+    pub object: String,
+    /// How it was decided, or how it went.
+    pub verdict: Verdict,
+    /// Why: the rule, grant or person that decided; the reason of a failure.
+    pub reason: String,
+    /// Index of the record of the intent that this is the outcome of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<u64>,
+    /// What else there is to know, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub detail: BTreeMap<String, String>,
+}
+
+/// Kinds of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// An act that was allowed and is about to take effect.
+    Intent,
+    /// How an act went whose intent was recorded.
+    Outcome,
+    /// An act that was refused, and so had no effect.
+    Refusal,
+    /// A partition went from one state of its life to another.
+    Transition,
+    /// A person was asked, or answered.
+    Approval,
+    /// Policy, keys or secrets changed.
+    Policy,
+}
+
+/// How something was decided, or how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It may be done.
+    Allowed,
+    /// It may not.
+    Denied,
+    /// Nobody has decided yet.
+    Pending,
+    /// It was done.
+    Done,
+    /// It was tried, and failed.
+    Failed,
+}
+
+/// Why an entry is not recorded; whatever it is, the act must not take effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The ledger could not be written.
+    #[error("the ledger cannot be written: {0}")]
+    NotWritten(String),
+    /// The process that writes the ledger is gone.
+    #[error("the ledger's writer is gone")]
+    WriterGone,
+    /// The entry is longer than [`MAX_ENTRY_BYTES`].
+    #[error("a record of {0} bytes is too long; {MAX_ENTRY_BYTES} are possible")]
+    TooLong(usize),
+}
+
+/// Where entries are recorded.
+pub trait Recorder: Send + Sync {
+    /// Records `entry` and returns its index in the ledger once it is durable. Blocks until then.
+    ///
+    /// # Errors
+    /// It is not durable: the act it is about must not take effect.
+    fn record(&self, entry: &Entry) -> Result<u64, RecordError>;
+}

@@ -1,0 +1,2 @@
+//! HTTP and TLS between a partition and the hosts it was granted.
+#![forbid(unsafe_code)]

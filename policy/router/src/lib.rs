@@ -1,0 +1,2 @@
+//! Model calls: providers, keys, failover, budgets.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Secrets sealed at rest.
+#![forbid(unsafe_code)]
