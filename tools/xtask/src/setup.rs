@@ -11,12 +11,16 @@ use crate::repo::{BARE, MUSL, Repo, in_ci};
 use crate::say::Say;
 
 /// Every package, and what for.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 11] = [
     (
         "gcc",
         "links programs of the host, compiles native ones in C",
     ),
     ("libc6-dev", "links programs of the host"),
+    (
+        "musl-tools",
+        "compiles the C of the TLS library for programs that ship",
+    ),
     ("binutils", "reads the kernel image in tests"),
     ("qemu-system-x86", "the lab's emulated host"),
     ("qemu-utils", "disk images that tests read"),
