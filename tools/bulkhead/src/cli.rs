@@ -43,6 +43,9 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Write a running partition's memory and registers into an ELF core file
     Dump(DumpArgs),
+    /// Make keys, and say whose signatures count
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version
@@ -200,11 +203,11 @@ pub(crate) struct DownArgs {
 pub(crate) struct PsArgs {
     /// How to print
     #[arg(long, value_enum, default_value = "table")]
-    pub(crate) format: PsFormat,
+    pub(crate) format: ListFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PsFormat {
+pub(crate) enum ListFormat {
     /// For people
     Table,
     /// For programs
@@ -312,6 +315,54 @@ pub(crate) struct DumpArgs {
     pub(crate) partition: String,
     /// The file, which must not exist
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key pair, and print its id
+    New(KeyNewArgs),
+    /// List the keys that are here, and those that are trusted
+    Ls(KeyListArgs),
+    /// Let the owner of a public key sign manifests, and print its id
+    Trust(KeyTrustArgs),
+    /// Trust a key no longer
+    Distrust {
+        /// What it is called here
+        name: String,
+    },
+    /// Print the public key of a key pair
+    Export {
+        /// What the pair is called
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyNewArgs {
+    /// What the pair is called: 1 to 40 of a-z, 0-9 and -
+    pub(crate) name: String,
+    /// Whose it is, in words
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) comment: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyListArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: ListFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyTrustArgs {
+    /// The public key, as `key export` prints it; - for standard input
+    pub(crate) file: PathBuf,
+    /// What it is called here (default: the name of the file)
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Its signature also counts as the approval of a second person
+    #[arg(long)]
+    pub(crate) approver: bool,
 }
 
 impl From<JailChoice> for bulkhead_supervisor::Jail {

@@ -1,6 +1,7 @@
 //! How a command fails: a stable code, one sentence, a remedy, and an exit status.
 
 use bulkhead_manifest::{Rejected, UnknownPartition};
+use bulkhead_signature::StoreError;
 use bulkhead_supervisor::{Error, reason};
 use std::io::{self, Write};
 
@@ -104,6 +105,12 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        Self::complain(error.code().to_owned(), error.to_string(), error.help())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
         Self::complain(error.code().to_owned(), error.to_string(), error.help())
     }
 }

@@ -10,11 +10,13 @@ mod doctor;
 mod down;
 mod failure;
 mod gdb;
+mod key;
 mod logs;
 mod ps;
 mod run;
 mod signals;
 mod stats;
+mod table;
 mod terminal;
 mod up;
 
@@ -66,6 +68,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Resize(args) => done(act::resize(&args)),
         Command::Stats(args) => done(stats::run(&args)),
         Command::Dump(args) => done(act::dump(&args)),
+        Command::Key(command) => done(key::run(&command)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;

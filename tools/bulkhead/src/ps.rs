@@ -1,9 +1,9 @@
 //! `bulkhead ps`: systems and their partitions.
 
-use crate::cli::{PsArgs, PsFormat};
+use crate::cli::{ListFormat, PsArgs};
 use crate::failure::Failure;
+use crate::table;
 use bulkhead_supervisor::{PartitionRecord, Standing, StateRoot, SystemRecord, status};
-use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,12 +26,12 @@ pub(crate) fn run(args: &PsArgs) -> Result<(), Failure> {
         })
         .collect();
     match args.format {
-        PsFormat::Json => {
+        ListFormat::Json => {
             let json = serde_json::to_string_pretty(&rows);
             let json = json.map_err(|error| Failure::new("output", error.to_string()))?;
             crate::print(format!("{json}\n").as_bytes())
         }
-        PsFormat::Table => crate::print(table(&rows, now()).as_bytes()),
+        ListFormat::Table => crate::print(table(&rows, now()).as_bytes()),
     }
 }
 
@@ -42,27 +42,14 @@ fn now() -> u64 {
 }
 
 fn table(rows: &[Row], now: u64) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "SYSTEM",
-        "PARTITION",
-        "KERNEL",
-        "STATE",
-        "MEMORY",
-        "VCPUS",
-        "VMM",
-        "STARTED",
-    ]);
-    for row in rows {
-        for partition in &row.record.partitions {
-            let age = Duration::from_secs(now.saturating_sub(row.record.started));
-            let vmm = if row.live {
-                partition.vmm.to_string()
-            } else {
-                "-".to_owned()
+    let lines = rows.iter().flat_map(|row| {
+        let age = Duration::from_secs(now.saturating_sub(row.record.started));
+        (row.record.partitions.iter()).map(move |partition| {
+            let vmm = match row.live {
+                true => partition.vmm.to_string(),
+                false => "-".to_owned(),
             };
-            table.add_row([
+            [
                 row.system.clone(),
                 partition.name.clone(),
                 partition.kernel.clone(),
@@ -71,17 +58,20 @@ fn table(rows: &[Row], now: u64) -> String {
                 partition.vcpus.to_string(),
                 vmm,
                 format!("{} ago", short(age)),
-            ]);
-        }
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    let lines: Vec<String> = table
-        .lines()
-        .map(|line| line.trim_end().to_owned())
-        .collect();
-    lines.join("\n") + "\n"
+            ]
+        })
+    });
+    let header = [
+        "SYSTEM",
+        "PARTITION",
+        "KERNEL",
+        "STATE",
+        "MEMORY",
+        "VCPUS",
+        "VMM",
+        "STARTED",
+    ];
+    table::lines(header, lines)
 }
 
 fn state(partition: &PartitionRecord) -> String {

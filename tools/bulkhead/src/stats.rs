@@ -3,8 +3,8 @@
 use crate::act::ask;
 use crate::cli::{StatsArgs, StatsFormat};
 use crate::failure::Failure;
+use crate::table;
 use bulkhead_supervisor::{Act, Answer, State, StateRoot, Stats, status};
-use comfy_table::{Table, presets};
 use serde::Serialize;
 
 /// Counters of one partition.
@@ -66,27 +66,17 @@ fn counters(stats: &Stats) -> impl Iterator<Item = (String, &str, u64)> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["PARTITION", "DEVICE", "COUNTER", "VALUE"]);
-    for row in rows {
-        for (device, counter, value) in counters(&row.stats) {
-            table.add_row([
+    let lines = rows.iter().flat_map(|row| {
+        counters(&row.stats).map(move |(device, counter, value)| {
+            [
                 format!("{}/{}", row.system, row.partition),
                 device,
                 counter.to_owned(),
                 value.to_string(),
-            ]);
-        }
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    let lines: Vec<String> = table
-        .lines()
-        .map(|line| line.trim_end().to_owned())
-        .collect();
-    lines.join("\n") + "\n"
+            ]
+        })
+    });
+    table::lines(["PARTITION", "DEVICE", "COUNTER", "VALUE"], lines)
 }
 
 /// The text format of Prometheus, version 0.0.4. Names of systems, partitions and devices have no
