@@ -93,6 +93,8 @@ pub struct Network {
     pub connect: Vec<Rule>,
     /// Services of the host's loopback that it may use.
     pub loopback: Vec<Loopback>,
+    /// Names of those services, which resolve to the router.
+    pub hosts: Vec<String>,
     /// Sockets of the host that lead to it.
     pub listen: Vec<Listen>,
     /// Hardware address of the guest's interface.

@@ -176,6 +176,7 @@ pub struct NetworkDraft {
     pub mac: Option<At<String>>,
     pub mtu: Option<At<i64>>,
     pub max_connections: Option<At<i64>>,
+    pub hosts: Option<At<Vec<String>>>,
     pub receive_rate: Option<At<RateDraft>>,
     pub transmit_rate: Option<At<RateDraft>>,
 }

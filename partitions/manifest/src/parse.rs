@@ -66,6 +66,7 @@ const NETWORK_KEYS: &[&str] = &[
     "mac",
     "mtu",
     "max_connections",
+    "hosts",
     "receive_rate",
     "transmit_rate",
 ];
@@ -281,6 +282,7 @@ fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> NetworkDraft {
         mac: reader.string("mac"),
         mtu: reader.integer("mtu"),
         max_connections: reader.integer("max_connections"),
+        hosts: reader.strings("hosts"),
         receive_rate: reader.table("receive_rate", read_rate),
         transmit_rate: reader.table("transmit_rate", read_rate),
     }

@@ -102,6 +102,7 @@ pub(crate) fn network(
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
     description.allow.clone_from(&network.connect);
     description.loopback.clone_from(&network.loopback);
+    description.hosts.clone_from(&network.hosts);
     description.max_connections = network.max_connections;
     for listen in &network.listen {
         let listener = TcpListener::bind(listen.address).map_err(|source| Error::Listen {

@@ -3,6 +3,7 @@
 //! The rules themselves are [`bulkhead_network::Rule`]; what follows from one rule for another is
 //! decided here.
 
+use bulkhead_network::range::{self, Range};
 use bulkhead_network::{Host, Loopback, ParseRuleError, Ports, Rule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -135,9 +136,18 @@ pub(crate) fn intersect_rules(a: &Rule, b: &Rule) -> Option<Rule> {
 fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
     match (a, b) {
         (Host::Any | Host::Name(_) | Host::Below(_), Host::Any) => true,
-        (Host::Subnet { address, prefix }, Host::Any) => is_public(*address, *prefix),
-        (Host::Subnet { address, prefix }, Host::Subnet { prefix: wider, .. }) => {
-            wider <= prefix && b.holds(*address)
+        (Host::Subnet { address, prefix }, Host::Any) => is_public(subnet(*address, *prefix)),
+        (
+            Host::Subnet { address, prefix },
+            Host::Subnet {
+                address: other,
+                prefix: wider,
+            },
+        ) => {
+            let (own, other) = (subnet(*address, *prefix), subnet(*other, *wider));
+            // What is set apart is not part of a subnet that is wider than it.
+            let speaks = range::set_apart(own).is_none_or(|apart| apart.contains(other));
+            other.contains(own) && speaks
         }
         (Host::Name(name), Host::Name(_) | Host::Below(_)) => b.names(name),
         (Host::Below(parent), Host::Below(other)) => parent == other || b.names(parent),
@@ -149,21 +159,14 @@ fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
     }
 }
 
-/// True when no address of the subnet is one that `*` leaves out: this-network, loopback,
-/// link-local, multicast and reserved addresses.
-fn is_public(address: Ipv4Addr, prefix: u8) -> bool {
-    let special = [
-        (Ipv4Addr::UNSPECIFIED, 8),
-        (Ipv4Addr::new(127, 0, 0, 0), 8),
-        (Ipv4Addr::new(169, 254, 0, 0), 16),
-        (Ipv4Addr::new(224, 0, 0, 0), 3),
-    ];
-    special.into_iter().all(|(start, length)| {
-        // Two subnets share an address exactly when the wider one holds the start of the other.
-        let bits = u32::from(length.min(prefix));
-        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
-        (start.to_bits() ^ address.to_bits()) & mask != 0
-    })
+fn subnet(first: Ipv4Addr, prefix: u8) -> Range {
+    Range { first, prefix }
+}
+
+/// True when no address of the subnet is one that `*` leaves out.
+fn is_public(subnet: Range) -> bool {
+    let left_out = range::UNREACHABLE.into_iter().chain(range::SET_APART);
+    !left_out.into_iter().any(|range| range.meets(subnet))
 }
 
 #[cfg(test)]
@@ -230,7 +233,13 @@ mod tests {
             ("*.ba.org:80", "*.a.org:80", false),
             ("10.1.0.0/16:80", "10.0.0.0/8:80", true),
             ("10.0.0.0/8:80", "10.1.0.0/16:80", false),
-            ("10.0.0.0/8:80", "*:80", true),
+            ("11.0.0.0/8:80", "*:80", true),
+            ("10.0.0.0/8:80", "*:80", false),
+            ("192.168.1.1:80", "*:80", false),
+            ("100.64.0.0/16:80", "*:80", false),
+            ("169.254.1.1:80", "0.0.0.0/0:80", false),
+            ("10.1.2.3:80", "8.0.0.0/6:80", false),
+            ("8.0.0.0/7:80", "8.0.0.0/6:80", true),
             ("169.254.1.1:80", "*:80", false),
             ("169.254.0.0/16:80", "*:80", false),
             ("0.0.0.0/0:80", "*:80", false),

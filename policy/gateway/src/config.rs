@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::{
-    Checksums, MAX_FORWARDS, MAX_MTU, MAX_RESOLVERS, MAX_RULES, MIN_MTU, NetworkDescription,
-    VERSION,
+    Checksums, Host, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES, MIN_MTU,
+    NetworkDescription, VERSION,
 };
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::wire::EthernetAddress;
@@ -35,6 +35,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Resolvers of the host.
     pub resolvers: Vec<SocketAddr>,
+    /// Names of the router's address.
+    pub hosts: Vec<String>,
     /// Ports in the guest, one for each listener.
     pub forwards: Vec<u16>,
     /// Most TCP connections.
@@ -62,6 +64,9 @@ pub enum ConfigError {
     /// The host name is not one.
     #[error("the host name `{0}` is not 1 to 63 letters, digits and -")]
     Hostname(String),
+    /// A name of the loopback services is not one.
+    #[error("`{0}` is no host name in lower case")]
+    Host(String),
     /// Too much of something.
     #[error("{count} {what}; {most} are possible")]
     TooMany {
@@ -108,6 +113,7 @@ impl Config {
         for (what, count, most) in [
             ("rules", d.allow.len(), MAX_RULES),
             ("loopback services", d.loopback.len(), MAX_RULES),
+            ("names of loopback services", d.hosts.len(), MAX_HOSTS),
             ("forwards", d.forwards.len(), MAX_FORWARDS),
             ("resolvers", d.resolvers.len(), MAX_RESOLVERS),
             (
@@ -119,6 +125,10 @@ impl Config {
             if count > most {
                 return Err(ConfigError::TooMany { what, count, most });
             }
+        }
+        let is_name = |name: &&String| name.parse() == Ok(Host::Name(name.to_string()));
+        if let Some(name) = d.hosts.iter().find(|name| !is_name(name)) {
+            return Err(ConfigError::Host(name.clone()));
         }
         if d.forwards.iter().any(|forward| forward.guest_port == 0) {
             return Err(ConfigError::Port("forward"));
@@ -144,6 +154,7 @@ impl Config {
             checksums,
             hostname: d.hostname.clone(),
             resolvers: d.resolvers.clone(),
+            hosts: d.hosts.clone(),
             forwards: d.forwards.iter().map(|f| f.guest_port).collect(),
             max_connections: usize::from(d.max_connections.max(1)),
         })
@@ -238,6 +249,12 @@ mod tests {
             assert_eq!(
                 error(|d| d.hostname = Some(name.to_owned())),
                 ConfigError::Hostname(name.to_owned())
+            );
+        }
+        for name in ["", "A.example", "a.example.", "*.a.example", "192.0.2.1"] {
+            assert_eq!(
+                error(|d| d.hosts = vec![name.to_owned()]),
+                ConfigError::Host(name.to_owned())
             );
         }
         let forward = |guest_port| Forward {

@@ -5,7 +5,7 @@ pub(crate) mod pins;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use bulkhead_network::{Host, Loopback, NetworkDescription, Protocol, Rule};
+use bulkhead_network::{Host, Loopback, NetworkDescription, Protocol, Rule, range};
 use smoltcp::time::Instant;
 
 use crate::config::Config;
@@ -45,7 +45,39 @@ pub(crate) enum Refusal {
         /// The address.
         to: Ipv4Addr,
     },
+    /// A TLS connection to where a name stands for the address, and that asks for another server.
+    ServerName {
+        /// Where to.
+        to: Ipv4Addr,
+        /// Which port.
+        port: u16,
+        /// Whom it asks for.
+        asked: Asked,
+    },
 }
+
+/// Whom a TLS connection asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// A server that no rule grants at this address.
+    Other(String),
+    /// Nobody in particular.
+    Nobody,
+    /// Its beginning is malformed.
+    Unreadable,
+}
+
+/// A way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The socket of the host's side.
+    pub to: SocketAddr,
+    /// Which servers a TLS connection may ask for; `None` where the address itself is granted.
+    pub names: Option<Names>,
+}
+
+/// Names for which an address was granted.
+pub(crate) type Names = Box<[String]>;
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,6 +101,21 @@ impl fmt::Display for Refusal {
                  {protocol}:{port} would allow it"
             ),
             Self::Unreachable { to } => write!(f, "refused a flow to {to}: no rule can allow it"),
+            Self::ServerName { to, port, asked } => {
+                write!(f, "refused tcp to {to}:{port}: ")?;
+                match asked {
+                    Asked::Other(name) => write!(
+                        f,
+                        "its TLS asks for {name}, which did not resolve to this address under a \
+                         rule such as tcp:{name}:{port}"
+                    ),
+                    Asked::Nobody => write!(
+                        f,
+                        "its TLS names no server; the rule tcp:{to}:{port} would allow it"
+                    ),
+                    Asked::Unreadable => f.write_str("what begins like TLS is malformed"),
+                }
+            }
         }
     }
 }
@@ -94,42 +141,51 @@ impl Rules {
         protocol: Protocol,
         to: Ipv4Addr,
         port: u16,
-    ) -> Result<SocketAddr, Refusal> {
+    ) -> Result<Route, Refusal> {
+        let rules = || {
+            let of_flow = |rule: &&Rule| rule.protocol == protocol && rule.ports.contains(port);
+            self.allow.iter().filter(of_flow)
+        };
+        let granted = |name: &str| {
+            let by_name = |rule: &Rule| rule.host != Host::Any && rule.host.names(name);
+            rules().any(by_name)
+        };
         if to == config.router {
             let service = self
                 .loopback
                 .iter()
                 .find(|service| service.protocol == protocol && service.port == port);
-            return match service {
-                Some(service) => Ok((Ipv4Addr::LOCALHOST, service.host_port).into()),
-                None => Err(Refusal::NoService { protocol, port }),
+            let Some(service) = service else {
+                return Err(Refusal::NoService { protocol, port });
             };
+            let names = config.hosts.iter().filter(|name| granted(name));
+            let names: Names = names.cloned().collect();
+            return Ok(Route {
+                to: (Ipv4Addr::LOCALHOST, service.host_port).into(),
+                names: (!names.is_empty()).then_some(names),
+            });
         }
-        if config.is_inside(to) || !is_unicast(to) || port == 0 {
+        if config.is_inside(to) || !range::is_reachable(to) || port == 0 {
             return Err(Refusal::Unreachable { to });
         }
-        let allows = |rule: &Rule| {
-            let host = match &rule.host {
-                Host::Any => !to.is_link_local(),
-                // A subnet of everything does not speak of the cloud's metadata service.
-                Host::Subnet { address, .. } => {
-                    rule.host.holds(to) && (!to.is_link_local() || address.is_link_local())
-                }
-                Host::Name(_) | Host::Below(_) => {
-                    self.pins.of(to, now).any(|name| rule.host.names(name))
-                }
-            };
-            host && rule.protocol == protocol && rule.ports.contains(port)
+        let route = |names| Route {
+            to: (to, port).into(),
+            names,
         };
-        if self.allow.iter().any(allows) {
-            return Ok((to, port).into());
+        if rules().any(|rule| rule.host.allows(to)) {
+            return Ok(route(None));
         }
-        Err(Refusal::NoRule {
-            protocol,
-            to,
-            port,
-            name: self.pins.of(to, now).next().map(str::to_owned),
-        })
+        let names = self.pins.of(to, now).filter(|name| granted(name));
+        let names: Names = names.map(str::to_owned).collect();
+        match names.is_empty() {
+            true => Err(Refusal::NoRule {
+                protocol,
+                to,
+                port,
+                name: self.pins.of(to, now).next().map(str::to_owned),
+            }),
+            false => Ok(route(Some(names))),
+        }
     }
 
     /// Whether the guest may resolve `name`, in lower case without the final dot.
@@ -139,17 +195,12 @@ impl Rules {
 
     /// `name` stands for `address`, a resolver says, and will for `ttl` seconds.
     pub(crate) fn learn(&mut self, now: Instant, name: &str, address: Ipv4Addr, ttl: u32) {
-        // A name must not open the host's own services, nor the cloud's metadata.
-        if is_unicast(address) && !address.is_link_local() {
+        // A name must open neither the host's own services, nor the cloud's metadata, nor the
+        // networks around the host, to whoever answers for it.
+        if range::is_reachable(address) && !range::is_set_apart(address) {
             self.pins.add(now, name, address, ttl);
         }
     }
-}
-
-/// Whether a packet to this address can leave the host, or reach it, other than by loopback.
-fn is_unicast(address: Ipv4Addr) -> bool {
-    let first = address.octets()[0];
-    first != 0 && first != 127 && first < 224
 }
 
 #[cfg(test)]

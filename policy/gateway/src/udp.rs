@@ -95,7 +95,7 @@ impl<H: Host> Udp<H> {
             .rules
             .outbound(config, now, Protocol::Udp, key.address, key.port);
         let to = match allowed {
-            Ok(to) => to,
+            Ok(route) => route.to,
             Err(refusal) => {
                 core.refuse(&refusal);
                 tell(core, key, Icmpv4DstUnreachable::CommProhibited);

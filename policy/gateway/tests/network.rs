@@ -636,6 +636,104 @@ fn names_resolve_that_a_rule_speaks_of() {
     );
 }
 
+/// A ClientHello for this server, as small as it gets.
+fn client_hello(server: &str) -> Vec<u8> {
+    let list = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
+    let name = list(&[&[0][..], &list(server.as_bytes())].concat());
+    let extensions = match server {
+        "" => vec![],
+        _ => [&[0, 0][..], &list(&name)].concat(),
+    };
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+    body.extend(list(&extensions));
+    let message = [&[1, 0][..], &list(&body)].concat();
+    [&[22, 3, 1][..], &list(&message)].concat()
+}
+
+/// Says `pieces` to the router, one after the other; what comes back until the end, or `None` after a
+/// reset.
+fn converse(guest: &mut Guest, port: u16, pieces: &[&[u8]]) -> Option<Vec<u8>> {
+    let handle = guest.connect(1 << 16, ROUTER, port);
+    guest.until("a connection", |guest| {
+        guest.get::<Tcp>(handle).may_send().then_some(())
+    });
+    for piece in pieces {
+        guest.get::<Tcp>(handle).send_slice(piece).unwrap();
+        guest.poll();
+    }
+    let mut heard = Vec::new();
+    let whole = guest.until("an end", |guest| {
+        let socket = guest.get::<Tcp>(handle);
+        let _ = socket.recv(|bytes| (bytes.len(), heard.extend_from_slice(bytes)));
+        match socket.state() {
+            tcp::State::Closed => Some(false),
+            tcp::State::CloseWait if !socket.can_recv() => Some(true),
+            _ => None,
+        }
+    });
+    guest.get::<Tcp>(handle).abort();
+    guest.poll();
+    guest.sockets.remove(handle);
+    whole.then_some(heard)
+}
+
+/// A server that answers each connection with the first bytes it got, then ends it.
+fn echo() -> u16 {
+    let (listener, port) = listener();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut buffer = vec![0; 1 << 16];
+            let count = stream.read(&mut buffer).unwrap_or(0);
+            let _ = stream.write_all(&buffer[..count]);
+        }
+    });
+    port
+}
+
+#[test]
+fn tls_asks_for_a_server_that_was_granted_or_is_reset() {
+    let port = echo();
+    let (gateway, mut guest) = start(Vec::new(), |d| {
+        d.allow = vec!["tcp:a.example:443".parse().unwrap()];
+        d.loopback = vec![format!("tcp:443={port}").parse().unwrap()];
+        d.hosts = vec!["a.example".into(), "b.example".into()];
+    });
+    guest.configure();
+    let found = resolve(&mut guest, "a.example").unwrap();
+    assert_eq!(found, [IpAddress::from(ROUTER)]);
+    let hello = client_hello("a.example");
+    let (first, second) = hello.split_at(hello.len() / 2);
+    let said = converse(&mut guest, 443, &[first, second]);
+    assert_eq!(said, Some(hello.clone()), "held back until it is whole");
+    for (server, reason) in [
+        ("b.example", "its TLS asks for b.example"),
+        ("evil.example", "its TLS asks for evil.example"),
+        ("", "its TLS names no server"),
+    ] {
+        let said = converse(&mut guest, 443, &[&client_hello(server)]);
+        assert_eq!(said, None, "{reason}");
+    }
+    let mut broken = client_hello("a.example");
+    broken[5] = 2;
+    assert_eq!(converse(&mut guest, 443, &[&broken]), None);
+    assert_eq!(gateway.stats().refused, 4);
+    // What is no TLS is as before: an address is all it has.
+    let other = b"SSH-2.0-x\r\n".to_vec();
+    assert_eq!(converse(&mut guest, 443, &[&other]), Some(other));
+    let said = gateway.end();
+    for reason in [
+        "b.example",
+        "evil.example",
+        "names no server",
+        "is malformed",
+    ] {
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
 #[test]
 fn a_resolver_that_is_not_there_is_not_waited_for() {
     let (unused, port) = listener();

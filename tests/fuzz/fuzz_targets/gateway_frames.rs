@@ -104,10 +104,9 @@ fn check_allowed(to: SocketAddr, tcp: bool) {
     let resolver = to == SocketAddr::from(([192, 0, 2, 53], 53));
     let subnet = ip.octets()[..3] == [192, 0, 2] && to.port() == 80;
     // Names may stand for anything but these.
-    let inside = ip.octets()[..3] == [10, 0, 2];
     let named = tcp
         && to.port() == 443
-        && !(ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || inside);
+        && !(ip.is_loopback() || ip.is_link_local() || ip.is_private() || ip.is_multicast());
     assert!(service || resolver || subnet || named, "{to}");
 }
 

@@ -468,6 +468,7 @@ impl Builder<'_, '_> {
         Network {
             connect: Vec::new(),
             loopback: Vec::new(),
+            hosts: Vec::new(),
             listen: Vec::new(),
             mac: stable_mac([self.whose.system, self.whose.partition, name]),
             mtu: MAX_MTU,
@@ -545,6 +546,9 @@ impl Builder<'_, '_> {
         let most = draft.max_connections.as_ref();
         if let Some(most) = options.integer("max_connections", most, 1..=4096)? {
             network.max_connections = u16::try_from(most).ok()?;
+        }
+        if let Some(hosts) = &draft.hosts {
+            network.hosts = options.hosts(hosts)?;
         }
         network.receive_rate = options.rate(draft.receive_rate.as_ref())?;
         network.transmit_rate = options.rate(draft.transmit_rate.as_ref())?;

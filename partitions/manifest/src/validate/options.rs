@@ -7,6 +7,7 @@ use crate::draft::{At, BackingDraft, GrantDraft, RateDraft};
 use crate::size::{parse_byte_rate, parse_bytes, parse_count, parse_operation_rate};
 use bulkhead_capability::CapabilityName;
 use bulkhead_machine::device::{ImageFormat, MAX_DEVICE_NAME, MAX_QUEUES, RateLimit, TokenBucket};
+use bulkhead_network::{Host, MAX_HOSTS};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
@@ -190,6 +191,30 @@ impl Options<'_> {
         let most = i64::from(vcpus).min(i64::from(MAX_QUEUES));
         let queues = self.integer("queues", queues, 1..=most)?;
         u16::try_from(queues.unwrap_or(1)).ok()
+    }
+
+    /// Names of services of the host's loopback, each once.
+    pub(super) fn hosts(&mut self, hosts: &At<Vec<String>>) -> Option<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
+        for text in &hosts.value {
+            match text.parse() {
+                Ok(Host::Name(name)) if names.contains(&name) => {}
+                Ok(Host::Name(name)) => names.push(name),
+                _ => {
+                    let message = format!("`{}` is no name of a host", text.escape_debug());
+                    let help = "write a DNS name, as in hosts = [\"api.example.org\"]".to_owned();
+                    self.refuse(Code::Device, hosts.span.clone(), message, help);
+                    return None;
+                }
+            }
+        }
+        if names.len() > MAX_HOSTS {
+            let message = format!("`hosts` has {} names", names.len());
+            let help = format!("name at most {MAX_HOSTS}");
+            self.refuse(Code::Device, hosts.span.clone(), message, help);
+            return None;
+        }
+        Some(names)
     }
 
     pub(super) fn mtu(

@@ -498,6 +498,8 @@ fn each_rule_of_a_grant_has_its_code() {
         ("network = { mtu = 575 }", Device),
         ("network = { mac = \"x\" }", Device),
         ("network = { max_connections = 0 }", Device),
+        ("network = { hosts = [\"192.0.2.1\"] }", Device),
+        ("network = { hosts = [\"*.a.example\"] }", Device),
         ("network = { receive_rate = {} }", Rate),
     ] {
         assert_eq!(
@@ -546,7 +548,7 @@ fn grants_become_devices_with_every_option_decided() {
         "vsock", "pmem.write:m", "vhost_user.block:/run/b", "vhost_user.net:/run/n",
         "net.loopback:5432"
         "#,
-        "[partition.network]\nmtu = 1500\n[partition.memory]\nsize = \"1GiB\"\nmax = \"4GiB\"\n\
+        "[partition.network]\nmtu = 1500\nhosts = [\"A.example\", \"a.example.\"]\n[partition.memory]\nsize = \"1GiB\"\nmax = \"4GiB\"\n\
          balloon = true\n[partition.limits]\ncpu = \"150%\"\npids = 64\n",
     );
     let system = parse(text.as_bytes(), Path::new("/m/system.toml")).unwrap();
@@ -581,6 +583,7 @@ fn grants_become_devices_with_every_option_decided() {
     assert_eq!(network.connect[0].to_string(), "tcp:deb.debian.org:80");
     assert_eq!((network.listen.len(), network.loopback.len()), (1, 1));
     assert_eq!((network.mtu, network.mac[0] & 3), (1500, 2));
+    assert_eq!(network.hosts, ["a.example"]);
     let (DeviceKind::Share(data), DeviceKind::Share(other)) = (&data.kind, &other.kind) else {
         panic!("shares")
     };

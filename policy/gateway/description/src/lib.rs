@@ -19,6 +19,7 @@
 
 pub mod control;
 pub mod http;
+pub mod range;
 pub mod rule;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -40,6 +41,8 @@ pub const MAX_MTU: u16 = 65_520;
 pub const MAX_FRAME_BYTES: usize = 65_550;
 /// Most rules, loopback services and forwards, each.
 pub const MAX_RULES: usize = 1024;
+/// Most names of loopback services.
+pub const MAX_HOSTS: usize = 64;
 /// Most inbound forwards.
 pub const MAX_FORWARDS: usize = 64;
 /// Most resolvers.
@@ -85,6 +88,11 @@ pub struct NetworkDescription {
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
+    /// Names of those services: they resolve to the router's address, and a rule that speaks of one
+    /// narrows what goes there as it would anywhere. At most [`MAX_HOSTS`], in lower case, without
+    /// the final dot.
+    #[serde(default)]
+    pub hosts: Vec<String>,
     /// Connections from outside that reach the guest.
     #[serde(default)]
     pub forwards: Vec<Forward>,
@@ -116,6 +124,7 @@ impl NetworkDescription {
             resolvers: Vec::new(),
             allow: Vec::new(),
             loopback: Vec::new(),
+            hosts: Vec::new(),
             forwards: Vec::new(),
             max_connections: default_max_connections(),
             jail,

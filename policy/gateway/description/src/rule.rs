@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::range::{self, Range};
+
 /// One allowed kind of flow out of the partition, in text `protocol:host:ports`, for example
 /// `tcp:deb.debian.org:80`, `tcp:*.example.org:443`, `udp:192.0.2.0/24:5000-5999`, `tcp:*:*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,11 +34,12 @@ pub enum Protocol {
 /// The host of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// `*`: every unicast address except loopback and link-local ones; the host's own addresses on
-    /// its networks are among them. All names resolve.
+    /// `*`: every unicast address except loopback and those that are [set apart](range::SET_APART),
+    /// as private ones are; the host's own public addresses are among them. All names resolve.
     Any,
-    /// `192.0.2.1` or `192.0.2.0/24`: exactly these; link-local ones only where the subnet is
-    /// link-local. Loopback addresses cannot be written: that is what [`Loopback`] is for.
+    /// `192.0.2.1` or `192.0.2.0/24`: exactly these; of those that are [set
+    /// apart](range::SET_APART), only where the whole subnet is in one such range. Loopback
+    /// addresses cannot be written: that is what [`Loopback`] is for.
     Subnet {
         /// Lowest address.
         address: Ipv4Addr,
@@ -45,7 +48,7 @@ pub enum Host {
     },
     /// `deb.debian.org`: lower case, without the final dot. The name resolves, and what it
     /// resolved to is allowed for as long as the answer lives, at least five minutes. Never
-    /// loopback or link-local addresses.
+    /// loopback addresses, nor any that are [set apart](range::SET_APART).
     Name(String),
     /// `*.debian.org`: the same for every name below, not for `debian.org` itself.
     Below(String),
@@ -116,15 +119,21 @@ impl Ports {
 }
 
 impl Host {
-    /// Whether the subnet holds `address`; never for other kinds of hosts.
-    pub fn holds(&self, address: Ipv4Addr) -> bool {
-        match self {
-            Self::Subnet {
-                address: first,
-                prefix,
-            } => (first.to_bits() ^ address.to_bits()) & mask(*prefix) == 0,
-            Self::Any | Self::Name(_) | Self::Below(_) => false,
-        }
+    /// Whether it allows `address` as an address, whatever names stand for it.
+    pub fn allows(&self, address: Ipv4Addr) -> bool {
+        range::is_reachable(address)
+            && match *self {
+                Self::Any => !range::is_set_apart(address),
+                Self::Subnet {
+                    address: first,
+                    prefix,
+                } => {
+                    let own = Range { first, prefix };
+                    let says_so = || range::set_apart(own).is_some();
+                    own.holds(address) && (!range::is_set_apart(address) || says_so())
+                }
+                Self::Name(_) | Self::Below(_) => false,
+            }
     }
 
     /// Whether the rule speaks of `name`, which is in lower case, without the final dot.
@@ -142,7 +151,7 @@ impl Host {
 }
 
 /// The netmask of a prefix of 0 to 32 bits.
-fn mask(prefix: u8) -> u32 {
+pub(crate) fn mask(prefix: u8) -> u32 {
     u32::MAX
         .checked_shl(32_u32.saturating_sub(prefix.into()))
         .unwrap_or(0)

@@ -13,6 +13,10 @@ const MAX_NAME: usize = 255;
 const OPT: u16 = 41;
 /// Bytes of such a record without options.
 const OPT_LEN: usize = 11;
+/// Type and class of a record with an IPv4 address.
+const ADDRESS: [u8; 4] = [0, 1, 0, 1];
+/// How long an answer about a local name lives, in seconds.
+const LOCAL_TTL: u32 = 60;
 /// Largest answer over UDP that is asked for (DNS flag day 2020: it needs no fragments).
 const UDP_PAYLOAD: u16 = 1232;
 /// Longest query that is read.
@@ -115,6 +119,24 @@ impl Query {
         let flags =
             DnsFlags::RESPONSE | DnsFlags::RECURSION_AVAILABLE | DnsFlags::TRUNCATED | self.flags;
         self.header(self.id, flags.bits(), 0)
+    }
+
+    /// The answer about a name that stands for `address`, and for nothing else.
+    pub(crate) fn local(&self, address: Ipv4Addr) -> Vec<u8> {
+        let flags = DnsFlags::RESPONSE | DnsFlags::RECURSION_AVAILABLE | self.flags;
+        let mut bytes = self.header(self.id, flags.bits(), 0);
+        if self.question.ends_with(&ADDRESS) {
+            if let Some(answers) = bytes.get_mut(6..8) {
+                answers.copy_from_slice(&1_u16.to_be_bytes());
+            }
+            // The name of the question, by a pointer to it.
+            bytes.extend([0xc0, 0x0c]);
+            bytes.extend(ADDRESS);
+            bytes.extend(LOCAL_TTL.to_be_bytes());
+            bytes.extend(4_u16.to_be_bytes());
+            bytes.extend(address.octets());
+        }
+        bytes
     }
 
     fn header(&self, id: u16, flags: u16, additional: u16) -> Vec<u8> {
@@ -303,6 +325,24 @@ mod tests {
         let mut padded = bytes(&["a"]);
         padded.resize(MAX_QUERY + 1, 0);
         assert_eq!(code(&padded), 1, "too long");
+    }
+
+    #[test]
+    fn a_local_name_has_one_address_and_nothing_else() {
+        let address = Ipv4Addr::new(10, 0, 2, 2);
+        let mut question = bytes(&["a"]);
+        let query = Query::parse(&question).unwrap();
+        let answer = query.local(address);
+        assert_eq!(answer[..8], [0x12, 0x34, 0x81, 0x80, 0, 1, 0, 1]);
+        assert_eq!(
+            query.addresses(&answer).collect::<Vec<_>>(),
+            [(address, 60)]
+        );
+        // Its type is AAAA.
+        question[16] = 28;
+        let answer = Query::parse(&question).unwrap().local(address);
+        assert_eq!(answer[..8], [0x12, 0x34, 0x81, 0x80, 0, 1, 0, 0]);
+        assert_eq!(answer.len(), 12 + 3 + 4);
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn goes((config, rules): &(Config, Rules), flow: &str) -> Option<String> {
     let protocol = protocol.parse().unwrap();
     let to: SocketAddrV4 = to.parse().unwrap();
     let verdict = rules.outbound(config, NOW, protocol, *to.ip(), to.port());
-    verdict.ok().map(|to| to.to_string())
+    verdict.ok().map(|route| route.to.to_string())
 }
 
 #[test]
@@ -52,12 +52,16 @@ fn rules_allow_what_they_say() {
 }
 
 #[test]
-fn any_is_any_but_the_host_itself_and_link_local() {
+fn any_is_any_but_the_host_itself_link_local_and_private_addresses() {
     for rule in ["tcp:*:*", "tcp:0.0.0.0/0:*"] {
         let any = rules(&[rule], &[]);
         for (to, allowed) in [
             ("192.0.2.1", true),
-            ("10.0.3.1", true),
+            ("11.0.3.1", true),
+            ("10.0.3.1", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("100.64.0.1", false),
             ("10.0.2.2", false),
             ("10.0.2.77", false),
             ("127.0.0.1", false),
@@ -72,8 +76,20 @@ fn any_is_any_but_the_host_itself_and_link_local() {
         }
         assert_eq!(goes(&any, "tcp:192.0.2.1:0"), None);
     }
-    let metadata = rules(&["tcp:169.254.169.254:80"], &[]);
-    assert!(goes(&metadata, "tcp:169.254.169.254:80").is_some());
+    for flow in [
+        "tcp:169.254.169.254:80",
+        "tcp:10.0.3.1:80",
+        "tcp:192.168.1.1:80",
+    ] {
+        assert!(goes(&rules(&[flow], &[]), flow).is_some(), "{flow}");
+    }
+    let own = rules(&["tcp:10.0.0.0/8:*"], &[]);
+    assert!(goes(&own, "tcp:10.9.9.9:80").is_some());
+    assert_eq!(
+        goes(&own, "tcp:10.0.2.77:80"),
+        None,
+        "the guest's own subnet"
+    );
     assert!(rules(&["tcp:*:*"], &[]).1.resolves("example.org"));
     assert!(!rules(&["tcp:0.0.0.0/0:*"], &[]).1.resolves("example.org"));
 }
@@ -107,12 +123,16 @@ fn names_allow_what_they_resolved_to() {
 }
 
 #[test]
-fn names_never_stand_for_the_host_or_its_metadata() {
+fn names_never_stand_for_the_host_its_metadata_or_its_networks() {
     let mut named = rules(&["tcp:a.example:80"], &[]);
     for address in [
         "127.0.0.1",
         "10.0.2.2",
         "169.254.169.254",
+        "10.1.2.3",
+        "172.31.0.1",
+        "192.168.0.1",
+        "100.127.0.1",
         "0.0.0.0",
         "224.0.0.1",
     ] {
@@ -125,6 +145,39 @@ fn names_never_stand_for_the_host_or_its_metadata() {
             "{address}"
         );
     }
+}
+
+#[test]
+fn where_a_name_is_what_was_granted_tls_has_to_ask_for_it() {
+    let (config, mut rules) = rules(&["tcp:a.example:443", "tcp:*.b.example:*"], &[]);
+    let to = Ipv4Addr::new(192, 0, 2, 1);
+    for name in ["a.example", "x.b.example", "c.example"] {
+        rules.learn(NOW, name, to, 60);
+    }
+    let names = |rules: &Rules, port| {
+        let route = rules.outbound(&config, NOW, Protocol::Tcp, to, port);
+        route.unwrap().names.map(Vec::from)
+    };
+    let both = vec!["a.example".to_owned(), "x.b.example".to_owned()];
+    assert_eq!(names(&rules, 443), Some(both));
+    assert_eq!(names(&rules, 80), Some(vec!["x.b.example".to_owned()]));
+    rules.allow.push("tcp:192.0.2.0/24:443".parse().unwrap());
+    assert_eq!(names(&rules, 443), None, "the address was granted");
+}
+
+#[test]
+fn a_loopback_service_can_have_a_name() {
+    let (mut config, mut rules) = rules(&["tcp:*:*"], &["tcp:443=8443", "tcp:80"]);
+    config.hosts = vec!["a.example".to_owned(), "b.example".to_owned()];
+    let router = config.router;
+    let names = |rules: &Rules, port| {
+        let route = rules.outbound(&config, NOW, Protocol::Tcp, router, port);
+        route.unwrap().names.map(Vec::from)
+    };
+    assert_eq!(names(&rules, 443), None, "no rule speaks of it");
+    rules.allow.push("tcp:a.example:443".parse().unwrap());
+    assert_eq!(names(&rules, 443), Some(vec!["a.example".to_owned()]));
+    assert_eq!(names(&rules, 80), None);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 
+use bulkhead_proxy::client_hello::{self, FirstBytes};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::connection::{Connection, Key};
 use crate::core::Core;
 use crate::dns::session::Session;
 use crate::host::{Host, Readiness, Stream};
+use crate::rules::{Asked, Names, Refusal};
 use crate::schedule::Slot;
 
 /// Most segments sent before others have a turn.
@@ -43,6 +45,8 @@ pub(super) struct Connecting<S> {
     pub(super) stream: Option<S>,
     pub(super) syn: Vec<u8>,
     pub(super) until: Instant,
+    /// Which servers the guest's TLS may then ask for.
+    pub(super) names: Option<Names>,
 }
 
 /// Both sides exist.
@@ -51,6 +55,8 @@ pub(super) struct Open<S> {
     pub(super) peer: Peer<S>,
     /// When a forwarded connection must have been accepted; none once it is.
     pub(super) accept_until: Option<Instant>,
+    /// Which servers the guest's TLS may ask for; none any more once it has.
+    pub(super) names: Option<Names>,
     /// The guest has ended its direction.
     guest_ended: bool,
     /// The host knows it.
@@ -92,6 +98,7 @@ impl<S: Stream> Open<S> {
             connection,
             peer,
             accept_until,
+            names: None,
             guest_ended: false,
             output_ended: false,
             host_ended: false,
@@ -127,7 +134,26 @@ impl<S: Stream> Open<S> {
             State::Closed if self.accept_until.take().is_some() => core.stats.tcp_failed += 1,
             _ => self.accept_until = None,
         }
+        if let Some(names) = &self.names
+            && let Some(verdict) = asked(socket, names, self.guest_ended)
+        {
+            self.names = None;
+            if let Err(asked) = verdict {
+                let (to, port) = (key.address, key.port);
+                core.refuse(&Refusal::ServerName { to, port, asked });
+                socket.abort();
+                return self.output(core);
+            }
+        }
         let sound = match &mut self.peer {
+            Peer::Host(stream) if self.names.is_some() => {
+                let mut ends = Ends {
+                    guest: false,
+                    output: &mut self.output_ended,
+                    host: &mut self.host_ended,
+                };
+                to_guest(core, socket, stream, ready, &mut ends)
+            }
             Peer::Host(stream) => {
                 let mut ends = Ends {
                     guest: self.guest_ended,
@@ -192,6 +218,22 @@ impl<S: Stream> Open<S> {
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     a.into_iter().chain(b).min()
+}
+
+/// Whether the guest's TLS asks for one of `names`, and whom else; `None` while that cannot be told.
+/// What is no TLS asks for nobody, and may go on.
+fn asked(socket: &mut Socket<'_>, names: &Names, ended: bool) -> Option<Result<(), Asked>> {
+    // Nothing has been taken out of the buffer before, so that it begins with the connection.
+    let bytes = socket.peek(client_hello::MAX_BYTES).unwrap_or_default();
+    match client_hello::read(bytes) {
+        FirstBytes::Incomplete if ended && bytes.is_empty() => Some(Ok(())),
+        FirstBytes::Incomplete if !ended => None,
+        FirstBytes::Incomplete | FirstBytes::Malformed => Some(Err(Asked::Unreadable)),
+        FirstBytes::Other => Some(Ok(())),
+        FirstBytes::Tls(None) => Some(Err(Asked::Nobody)),
+        FirstBytes::Tls(Some(name)) if names.contains(&name) => Some(Ok(())),
+        FirstBytes::Tls(Some(name)) => Some(Err(Asked::Other(name))),
+    }
 }
 
 /// Which directions have ended.

@@ -139,8 +139,8 @@ impl<H: Host> Tcp<H> {
         let allowed = core
             .rules
             .outbound(config, now, Protocol::Tcp, key.address, key.port);
-        let to = match allowed {
-            Ok(to) => to,
+        let route = match allowed {
+            Ok(route) => route,
             Err(refusal) => {
                 core.refuse(&refusal);
                 core.send_reset(packet, segment);
@@ -148,12 +148,13 @@ impl<H: Host> Tcp<H> {
             }
         };
         core.stats.tcp_out += 1;
-        match core.host.connect(to, token) {
+        match core.host.connect(route.to, token) {
             Ok(stream) => {
                 let connecting = Connecting {
                     stream: Some(stream),
                     syn: packet.bytes.to_vec(),
                     until: now + CONNECT_TIMEOUT,
+                    names: route.names,
                 };
                 self.add(core, key, Stage::Connecting(connecting), false);
             }
@@ -287,7 +288,9 @@ impl<H: Host> Tcp<H> {
                         return;
                     };
                     connection.input(core, &connecting.syn);
-                    flow.stage = Stage::Open(Open::new(connection, Peer::Host(stream), None));
+                    let mut open = Open::new(connection, Peer::Host(stream), None);
+                    open.names = connecting.names.take();
+                    flow.stage = Stage::Open(open);
                     flow.large = large;
                     self.large += usize::from(large);
                 }

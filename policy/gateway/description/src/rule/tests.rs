@@ -99,19 +99,26 @@ fn loopback_services_read_and_print_the_same() {
 }
 
 #[test]
-fn subnets_hold_their_addresses() {
+fn hosts_allow_the_addresses_they_speak_of() {
     for (host, inside, outside) in [
         ("192.0.2.0/24", "192.0.2.255", "192.0.3.0"),
         ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
-        ("128.0.0.0/1", "255.0.0.1", "127.255.255.255"),
+        ("128.0.0.0/1", "223.0.0.1", "224.0.0.1"),
+        ("*", "1.1.1.1", "127.0.0.1"),
+        ("*", "1.1.1.1", "169.254.169.254"),
+        ("*", "11.0.0.1", "10.0.0.1"),
+        ("0.0.0.0/0", "1.1.1.1", "192.168.0.1"),
+        ("10.0.0.0/8", "10.255.0.1", "11.0.0.0"),
+        ("192.168.1.1", "192.168.1.1", "192.168.1.2"),
+        ("192.168.0.0/15", "192.169.0.1", "192.168.0.1"),
+        ("100.64.0.0/10", "100.64.0.1", "100.128.0.0"),
     ] {
-        let host: Host = host.parse().unwrap();
-        assert!(host.holds(inside.parse().unwrap()));
-        assert!(!host.holds(outside.parse().unwrap()));
+        let parsed: Host = host.parse().unwrap();
+        assert!(parsed.allows(inside.parse().unwrap()), "{host} {inside}");
+        assert!(!parsed.allows(outside.parse().unwrap()), "{host} {outside}");
     }
-    let all: Host = "0.0.0.0/0".parse().unwrap();
-    assert!(all.holds(Ipv4Addr::BROADCAST));
-    assert!(!Host::Any.holds(Ipv4Addr::LOCALHOST), "decided elsewhere");
+    let name: Host = "a.example".parse().unwrap();
+    assert!(!name.allows(Ipv4Addr::new(192, 0, 2, 1)), "not by address");
 }
 
 #[test]
