@@ -1,8 +1,8 @@
 //! What grants become: the checked devices of a partition, with every option decided.
 
-use bulkhead_capability::Listen;
+use bulkhead_capability::{Constraints, Listen};
 use bulkhead_machine::device::{ImageFormat, RateLimit};
-use bulkhead_network::{Loopback, Rule};
+use bulkhead_network::{Host, Loopback, Rule};
 use std::path::PathBuf;
 
 /// A device of a partition.
@@ -19,7 +19,8 @@ pub struct Device {
 pub enum DeviceKind {
     /// A disk, from `block.read` or `block.write`.
     Disk(Disk),
-    /// The user-mode network, from all of `net.connect`, `net.listen` and `net.loopback` together.
+    /// The user-mode network, from all of `net.connect`, `net.listen`, `net.loopback` and
+    /// `dns.resolve` together.
     Network(Network),
     /// A tap interface, from `net.tap`.
     Tap(Tap),
@@ -90,7 +91,11 @@ pub struct Backing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Where the guest may connect or send to.
-    pub connect: Vec<Rule>,
+    pub connect: Vec<Connect>,
+    /// Names that resolve though nothing there can be connected to.
+    pub resolve: Vec<Resolve>,
+    /// Where it may not, whatever `connect` and `resolve` say.
+    pub deny: Vec<Denial>,
     /// Services of the host's loopback that it may use.
     pub loopback: Vec<Loopback>,
     /// Names of those services, which resolve to the router.
@@ -107,6 +112,33 @@ pub struct Network {
     pub receive_rate: RateLimit,
     /// How fast it may send.
     pub transmit_rate: RateLimit,
+}
+
+/// Where a guest may connect or send to, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// The hosts and ports.
+    pub rule: Rule,
+    /// Requests, amounts and time.
+    pub constraints: Constraints,
+}
+
+/// Names that a guest may resolve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolve {
+    /// A name, or all below one.
+    pub name: Host,
+    /// Amounts and time.
+    pub constraints: Constraints,
+}
+
+/// What a guest may not do on the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// Connect or send there.
+    Connect(Rule),
+    /// Resolve these names.
+    Resolve(Host),
 }
 
 /// A tap interface.

@@ -46,6 +46,7 @@ pub struct PartitionDraft {
     pub watchdog: Option<At<bool>>,
     pub on_reboot: Option<At<String>>,
     pub grants: Vec<At<GrantDraft>>,
+    pub deny: Vec<At<String>>,
     pub network: Option<At<NetworkDraft>>,
     pub limits: Option<At<LimitsDraft>>,
     pub program: Option<At<String>>,
@@ -93,6 +94,14 @@ pub struct GrantDraft {
     pub tag: Option<At<String>>,
     pub owner: Option<At<String>>,
     pub cid: Option<At<i64>>,
+    pub methods: Option<At<Vec<String>>>,
+    pub paths: Option<At<Vec<String>>>,
+    pub below: Option<At<Vec<String>>>,
+    pub expires: Option<At<String>>,
+    pub lifetime: Option<At<String>>,
+    pub calls: Option<At<String>>,
+    pub bytes: Option<At<String>>,
+    pub approval: Option<At<bool>>,
 }
 
 impl From<String> for GrantDraft {

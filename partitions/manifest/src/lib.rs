@@ -17,7 +17,9 @@ mod source;
 mod system;
 mod validate;
 
-pub use device::{Backing, Device, DeviceKind, Disk, Network, Owner, Share, Tap};
+pub use device::{
+    Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,
+};
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
 pub use draft::{
     At, BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,

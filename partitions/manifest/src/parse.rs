@@ -26,6 +26,7 @@ const PARTITION_KEYS: &[&str] = &[
     "watchdog",
     "on_reboot",
     "grants",
+    "deny",
     "network",
     "limits",
     "program",
@@ -57,6 +58,14 @@ const GRANT_KEYS: &[&str] = &[
     "tag",
     "owner",
     "cid",
+    "methods",
+    "paths",
+    "below",
+    "expires",
+    "lifetime",
+    "calls",
+    "bytes",
+    "approval",
 ];
 const BACKING_KEYS: &[&str] = &["path", "format"];
 const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
@@ -161,6 +170,9 @@ fn read_partition(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraf
         watchdog: reader.boolean("watchdog"),
         on_reboot: reader.string("on_reboot"),
         grants: reader.elements("grants", read_grant),
+        deny: reader.elements("deny", |report, value| {
+            Some(report.string("an element of `deny`", value)?.value)
+        }),
         network: reader.table("network", read_network),
         limits: reader.table("limits", read_limits),
         program: reader.string("program"),
@@ -208,6 +220,14 @@ fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<G
         tag: reader.string("tag"),
         owner: reader.string("owner"),
         cid: reader.integer("cid"),
+        methods: reader.strings("methods"),
+        paths: reader.strings("paths"),
+        below: reader.strings("below"),
+        expires: reader.string("expires"),
+        lifetime: reader.string("lifetime"),
+        calls: reader.string("calls"),
+        bytes: reader.string("bytes"),
+        approval: reader.boolean("approval"),
     };
     if capability.is_none() && !table.contains_key("capability") {
         report.refuse(

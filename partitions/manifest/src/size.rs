@@ -1,4 +1,4 @@
-//! Amounts as people write them: `64MiB`, `100MiB/s`, `1000/s`, `150%`.
+//! Amounts as people write them: `64MiB`, `100MiB/s`, `1000/s`, `60/min`, `150%`, `90s`.
 
 /// Parses a whole number of MiB, GiB or TiB.
 ///
@@ -41,6 +41,65 @@ pub(crate) fn parse_byte_rate(text: &str) -> Result<u64, &'static str> {
 /// Parses operations per second: `1000/s`.
 pub(crate) fn parse_operation_rate(text: &str) -> Result<u64, &'static str> {
     parse_count(per_second(text)?)
+}
+
+/// Parses calls per minute: `60/min`.
+pub(crate) fn parse_call_rate(text: &str) -> Result<u64, &'static str> {
+    parse_count(
+        text.strip_suffix("/min")
+            .ok_or("it does not end with /min")?,
+    )
+}
+
+/// Parses a length of time in whole seconds, minutes, hours or days: `90s`, `15m`, `8h`, `7d`.
+pub(crate) fn parse_seconds(text: &str) -> Result<u64, &'static str> {
+    let (number, unit) = split(text)?;
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        "" => return Err("it has no unit"),
+        _ => return Err("its unit is not s, m, h or d"),
+    };
+    number.checked_mul(factor).ok_or("it is too large a number")
+}
+
+/// Parses a time of the Gregorian calendar in UTC, `2026-12-31T18:00:00Z` (RFC 3339), into seconds
+/// since 1970.
+pub(crate) fn parse_time(text: &str) -> Result<u64, &'static str> {
+    const FORM: &str = "it is not of the form 2026-12-31T18:00:00Z";
+    let bytes = text.as_bytes();
+    let is_form = |(byte, form): (&u8, &u8)| match form {
+        b'0' => byte.is_ascii_digit(),
+        _ => byte == form,
+    };
+    let form = b"0000-00-00T00:00:00Z";
+    if bytes.len() != form.len() || !bytes.iter().zip(form).all(is_form) {
+        return Err(FORM);
+    }
+    let number = |from: usize, to: usize| -> Result<u64, &'static str> {
+        text.get(from..to)
+            .and_then(|digits| digits.parse().ok())
+            .ok_or(FORM)
+    };
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let is_leap = |year: u64| {
+        let century = year.is_multiple_of(100) && !year.is_multiple_of(400);
+        year.is_multiple_of(4) && !century
+    };
+    let february = if is_leap(year) { 29 } else { 28 };
+    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let before = months.iter().take(month.saturating_sub(1) as usize);
+    let length = months.get((month as usize).wrapping_sub(1)).copied();
+    let in_month = length.is_some_and(|length| (1..=length).contains(&day));
+    if year < 1970 || !in_month || hour > 23 || minute > 59 || second > 59 {
+        return Err("there is no such time, or it is before 1970");
+    }
+    let leap_days = (1970..year).filter(|year| is_leap(*year)).count() as u64;
+    let days = (year - 1970) * 365 + leap_days + before.sum::<u64>() + day - 1;
+    Ok(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 
 /// Parses a number without a unit.
@@ -123,5 +182,40 @@ mod tests {
         assert!(parse_operation_rate("1k/s").is_err());
         assert!(parse_percent("1.5").is_err());
         assert!(parse_count("1s").is_err());
+    }
+
+    #[test]
+    fn times_and_their_lengths() {
+        assert_eq!(parse_call_rate("60/min"), Ok(60));
+        assert!(parse_call_rate("60/s").is_err() && parse_call_rate("/min").is_err());
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("8h", 28_800), ("7d", 604_800)] {
+            assert_eq!(parse_seconds(text), Ok(seconds), "{text}");
+        }
+        for wrong in ["", "90", "1.5h", "1w", "-1s", "18446744073709551615d"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+        for (text, seconds) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2000-02-29T12:00:00Z", 951_825_600),
+            ("2001-09-09T01:46:40Z", 1_000_000_000),
+            ("2026-12-31T23:59:59Z", 1_798_761_599),
+            ("2100-03-01T00:00:00Z", 4_107_542_400),
+        ] {
+            assert_eq!(parse_time(text), Ok(seconds), "{text}");
+        }
+        for wrong in [
+            "2100-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-00-01T00:00:00Z",
+            "2026-04-31T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "2026-01-01 00:00:00Z",
+            "2026-01-01T00:00:00+01:00",
+            "2026-01-01",
+            "",
+        ] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
     }
 }

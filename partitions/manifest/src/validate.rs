@@ -1,5 +1,6 @@
 //! From a draft to a checked system. The one place where the rules of a manifest are enforced.
 
+mod constraints;
 mod grants;
 mod machine;
 mod options;
@@ -71,6 +72,7 @@ pub fn validate_devices(
     let drafts: Vec<At<GrantDraft>> = grants.iter().cloned().map(At::from).collect();
     let checked = grants::check(
         &drafts,
+        &[],
         None,
         &whose,
         taken,

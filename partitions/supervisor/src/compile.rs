@@ -134,7 +134,7 @@ pub(crate) fn compile(
             boot,
         )
     };
-    for grant in partition.grants.iter() {
+    for grant in partition.grants.capabilities() {
         match grant {
             Capability::Console => {
                 let own_errors = partition.kernel.kind() != KernelKind::Linux;

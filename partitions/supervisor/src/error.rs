@@ -222,6 +222,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A grant that nothing would hold the partition to.
+    #[error("nothing enforces `{0}` of the network yet")]
+    NotEnforced(String),
     /// The operating system refused something ordinary.
     #[error("cannot {doing}: {}", reason(source))]
     System {
@@ -321,6 +324,7 @@ impl Error {
             Self::Connect { .. } => "backend-not-reached",
             Self::PmemSize { .. } => "pmem-size",
             Self::Limits { .. } => "limits",
+            Self::NotEnforced(_) => "not-enforced",
             Self::KernelImage { source, .. } => source.code(),
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "program-not-elf",
@@ -401,6 +405,7 @@ impl Error {
                      partition a root that has the loader"
                 }
             },
+            Self::NotEnforced(_) => "leave it out of the manifest",
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",
             Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",

@@ -26,14 +26,15 @@ const CONSOLE_ARGUMENTS: &str = "console=ttyS0 loglevel=3";
 /// The drivers of the partition's devices, and of what can be plugged in.
 fn drivers(partition: &Partition) -> Vec<&'static str> {
     let mut drivers = Vec::new();
-    for grant in partition.grants.iter() {
+    for grant in partition.grants.capabilities() {
         let own: &[&str] = match grant.name() {
             CapabilityName::Console => &["virtio_console"],
             CapabilityName::Entropy => &["virtio_rng"],
             CapabilityName::BlockRead
             | CapabilityName::BlockWrite
             | CapabilityName::VhostUserBlock => &["virtio_blk"],
-            CapabilityName::NetConnect
+            CapabilityName::DnsResolve
+            | CapabilityName::NetConnect
             | CapabilityName::NetListen
             | CapabilityName::NetLoopback
             | CapabilityName::NetTap
@@ -41,7 +42,15 @@ fn drivers(partition: &Partition) -> Vec<&'static str> {
             CapabilityName::FsRead | CapabilityName::FsWrite => &["virtiofs"],
             CapabilityName::Vsock => &["vmw_vsock_virtio_transport"],
             CapabilityName::PmemRead | CapabilityName::PmemWrite => &["virtio_pmem", "nd_pmem"],
-            CapabilityName::Time => &[],
+            CapabilityName::DevicePci
+            | CapabilityName::Exec
+            | CapabilityName::ModelChat
+            | CapabilityName::PartitionSpawn
+            | CapabilityName::RingReceive
+            | CapabilityName::RingSend
+            | CapabilityName::SecretUse
+            | CapabilityName::Time
+            | CapabilityName::ToolCall => &[],
         };
         drivers.extend_from_slice(own);
     }
@@ -93,7 +102,7 @@ fn modules(partition: &Partition, library: &Library) -> Result<Vec<PathBuf>, Err
 pub(crate) fn cmdline(partition: &Partition, more: Option<&str>) -> String {
     let console = partition
         .grants
-        .iter()
+        .capabilities()
         .any(|grant| grant.name() == CapabilityName::Console);
     let init = format!("rdinit=/{AGENT_PATH}");
     let console = console.then_some(CONSOLE_ARGUMENTS);

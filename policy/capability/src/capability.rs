@@ -1,11 +1,18 @@
 //! One grant: a name and, where the name has one, its object.
 
 use crate::name::{CapabilityName, ObjectKind, UnknownName};
-use crate::network::{
-    Listen, ParseListenError, intersect_rules, parse_loopback, parse_rule,
+use crate::object::is_plain_name;
+use crate::object::network::{
+    Listen, ParseDnsNameError, ParseListenError, host_is_narrower_or_equal, intersect_hosts,
+    intersect_rules, parse_dns_name, parse_loopback, parse_rule, rule_is_denied_by,
     rule_is_narrower_or_equal,
 };
-use bulkhead_network::{Loopback, ParseRuleError, Rule};
+use crate::object::pattern::{NamePattern, ParsePatternError};
+use crate::object::pci::{ParsePciError, PciAddress};
+use crate::object::ring::{ParseRingError, RingEnd};
+use crate::object::spawn::{ParseSpawnError, Spawn};
+use bulkhead_network::http::{ParseHttpError, PathPattern};
+use bulkhead_network::{Host, Loopback, ParseRuleError, Rule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,9 +21,9 @@ use std::str::FromStr;
 /// Longest name of a network interface (Linux's `IFNAMSIZ`, less its final NUL).
 const MAX_INTERFACE: usize = 15;
 
-/// What a partition is allowed: exactly one device or service. Nothing is implied by another
-/// variant, except that `.write` includes reading the same object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What a partition is allowed: exactly one device or service, or a kind of requests. Nothing is
+/// implied by another variant, except that `.write` includes reading the same object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Capability {
     /// Read the disk at this path.
@@ -25,12 +32,20 @@ pub enum Capability {
     BlockWrite(PathBuf),
     /// Use the console streams.
     Console,
+    /// Use the PCI device at this address of the host.
+    DevicePci(PciAddress),
+    /// Resolve this name, or those below it. Connecting takes `net.connect`, which resolves too.
+    DnsResolve(Host),
     /// Use the host's random source.
     Entropy,
+    /// Have tools run the programs at these paths.
+    Exec(PathPattern),
     /// Read the directory at this path.
     FsRead(PathBuf),
     /// Read and change the directory at this path.
     FsWrite(PathBuf),
+    /// Talk to these models.
+    ModelChat(NamePattern),
     /// Connect or send to these hosts and ports.
     NetConnect(Rule),
     /// Be reached through this socket of the host.
@@ -39,12 +54,22 @@ pub enum Capability {
     NetLoopback(Loopback),
     /// Use the tap interface of this name.
     NetTap(String),
+    /// Start partitions of a role.
+    PartitionSpawn(Spawn),
     /// Read the file at this path as memory.
     PmemRead(PathBuf),
     /// Read and write the file at this path as memory.
     PmemWrite(PathBuf),
+    /// Take from this ring.
+    RingReceive(RingEnd),
+    /// Put into this ring.
+    RingSend(RingEnd),
+    /// Have the secret of this name used.
+    SecretUse(String),
     /// Read wall-clock time.
     Time,
+    /// Call these tools.
+    ToolCall(NamePattern),
     /// Use the disk served on the socket at this path.
     VhostUserBlock(PathBuf),
     /// Use the network interface served on the socket at this path.
@@ -71,6 +96,27 @@ pub enum ParseCapabilityError {
     /// The object is no listening socket.
     #[error(transparent)]
     Listen(#[from] ParseListenError),
+    /// The object is no name to resolve.
+    #[error(transparent)]
+    DnsName(#[from] ParseDnsNameError),
+    /// The object is no name or pattern of names.
+    #[error(transparent)]
+    Pattern(#[from] ParsePatternError),
+    /// The object is no ring.
+    #[error(transparent)]
+    Ring(#[from] ParseRingError),
+    /// The object is no PCI address.
+    #[error(transparent)]
+    Pci(#[from] ParsePciError),
+    /// The object is no role and number.
+    #[error(transparent)]
+    Spawn(#[from] ParseSpawnError),
+    /// The object is no pattern of paths.
+    #[error(transparent)]
+    Programs(#[from] ParseHttpError),
+    /// The object is no name of a secret.
+    #[error("`{}` is no name of a secret", .0.escape_debug())]
+    Secret(String),
     /// The object is no name of a network interface.
     #[error("`{}` is no name of a network interface", .0.escape_debug())]
     Interface(String),
@@ -91,6 +137,16 @@ impl ParseCapabilityError {
             Self::TakesNoObject(name) => format!("write `{name}` alone"),
             Self::Rule(_) | Self::Listen(_) => {
                 "docs/manifest.md has all forms of a network grant".to_owned()
+            }
+            Self::DnsName(_)
+            | Self::Pattern(_)
+            | Self::Ring(_)
+            | Self::Pci(_)
+            | Self::Spawn(_)
+            | Self::Programs(_) => "docs/capabilities.md has the objects of all names".to_owned(),
+            Self::Secret(_) => {
+                "a name is 1 to 64 of letters, digits, ., _ and -, and starts with a letter or digit"
+                    .to_owned()
             }
             Self::Interface(_) => {
                 format!("a name is 1 to {MAX_INTERFACE} bytes without spaces, / and :")
@@ -129,6 +185,16 @@ impl Capability {
             N::NetListen => Self::NetListen(text.parse()?),
             N::NetLoopback => Self::NetLoopback(parse_loopback(text)?),
             N::NetTap => Self::NetTap(interface(text)?),
+            N::DevicePci => Self::DevicePci(text.parse()?),
+            N::DnsResolve => Self::DnsResolve(parse_dns_name(text)?),
+            N::Exec => Self::Exec(text.parse()?),
+            N::ModelChat => Self::ModelChat(text.parse()?),
+            N::PartitionSpawn => Self::PartitionSpawn(text.parse()?),
+            N::RingReceive => Self::RingReceive(text.parse()?),
+            N::RingSend => Self::RingSend(text.parse()?),
+            N::SecretUse if is_plain_name(text) => Self::SecretUse(text.to_owned()),
+            N::SecretUse => return Err(ParseCapabilityError::Secret(text.to_owned())),
+            N::ToolCall => Self::ToolCall(text.parse()?),
             N::Console => Self::Console,
             N::Entropy => Self::Entropy,
             N::Time => Self::Time,
@@ -142,16 +208,25 @@ impl Capability {
             Self::BlockRead(_) => CapabilityName::BlockRead,
             Self::BlockWrite(_) => CapabilityName::BlockWrite,
             Self::Console => CapabilityName::Console,
+            Self::DevicePci(_) => CapabilityName::DevicePci,
+            Self::DnsResolve(_) => CapabilityName::DnsResolve,
             Self::Entropy => CapabilityName::Entropy,
+            Self::Exec(_) => CapabilityName::Exec,
             Self::FsRead(_) => CapabilityName::FsRead,
             Self::FsWrite(_) => CapabilityName::FsWrite,
+            Self::ModelChat(_) => CapabilityName::ModelChat,
             Self::NetConnect(_) => CapabilityName::NetConnect,
             Self::NetListen(_) => CapabilityName::NetListen,
             Self::NetLoopback(_) => CapabilityName::NetLoopback,
             Self::NetTap(_) => CapabilityName::NetTap,
+            Self::PartitionSpawn(_) => CapabilityName::PartitionSpawn,
             Self::PmemRead(_) => CapabilityName::PmemRead,
             Self::PmemWrite(_) => CapabilityName::PmemWrite,
+            Self::RingReceive(_) => CapabilityName::RingReceive,
+            Self::RingSend(_) => CapabilityName::RingSend,
+            Self::SecretUse(_) => CapabilityName::SecretUse,
             Self::Time => CapabilityName::Time,
+            Self::ToolCall(_) => CapabilityName::ToolCall,
             Self::VhostUserBlock(_) => CapabilityName::VhostUserBlock,
             Self::VhostUserNet(_) => CapabilityName::VhostUserNet,
             Self::Vsock => CapabilityName::Vsock,
@@ -169,14 +244,7 @@ impl Capability {
             | Self::PmemWrite(path)
             | Self::VhostUserBlock(path)
             | Self::VhostUserNet(path) => Some(path),
-            Self::Console
-            | Self::Entropy
-            | Self::NetConnect(_)
-            | Self::NetListen(_)
-            | Self::NetLoopback(_)
-            | Self::NetTap(_)
-            | Self::Time
-            | Self::Vsock => None,
+            _ => None,
         }
     }
 
@@ -190,19 +258,52 @@ impl Capability {
             | (Self::PmemRead(a), Self::PmemWrite(b)) => a == b,
             (Self::NetConnect(a), Self::NetConnect(b)) => rule_is_narrower_or_equal(a, b),
             (Self::NetListen(a), Self::NetListen(b)) => a.is_narrower_or_equal(b),
+            (Self::DnsResolve(a), Self::DnsResolve(b)) => host_is_narrower_or_equal(a, b),
+            (Self::Exec(a), Self::Exec(b)) => a.is_narrower_or_equal(b),
+            (Self::ModelChat(a), Self::ModelChat(b)) | (Self::ToolCall(a), Self::ToolCall(b)) => {
+                a.is_narrower_or_equal(b)
+            }
+            (Self::PartitionSpawn(a), Self::PartitionSpawn(b)) => a.is_narrower_or_equal(b),
             _ => self == other,
         }
     }
 
-    /// What both allow; never more than either. Where no single capability says it, nothing.
+    /// What both allow; never more than either.
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         match (self, other) {
             (Self::NetConnect(a), Self::NetConnect(b)) => {
                 intersect_rules(a, b).map(Self::NetConnect)
             }
+            (Self::DnsResolve(a), Self::DnsResolve(b)) => {
+                intersect_hosts(a, b).cloned().map(Self::DnsResolve)
+            }
+            (Self::Exec(a), Self::Exec(b)) => a.intersect(b).map(Self::Exec),
             _ if self.is_narrower_or_equal(other) => Some(self.clone()),
             _ if other.is_narrower_or_equal(self) => Some(other.clone()),
             _ => None,
+        }
+    }
+
+    /// True when `self` would allow something that a denial of `denied` forbids. A denied path takes
+    /// everything below it along, and whatever is above it, which would show it; a denied `.write`
+    /// leaves reading, a denied `.read` leaves nothing; a denied role leaves no number; a denied `*`
+    /// or subnet leaves no address of it, private ones included.
+    pub fn is_denied_by(&self, denied: &Self) -> bool {
+        match (self, denied) {
+            (Self::BlockRead(_), Self::BlockWrite(_))
+            | (Self::FsRead(_), Self::FsWrite(_))
+            | (Self::PmemRead(_), Self::PmemWrite(_)) => false,
+            (Self::BlockWrite(a), Self::BlockRead(b))
+            | (Self::FsWrite(a), Self::FsRead(b))
+            | (Self::PmemWrite(a), Self::PmemRead(b)) => a.starts_with(b) || b.starts_with(a),
+            (Self::PartitionSpawn(a), Self::PartitionSpawn(b)) => a.role() == b.role(),
+            (Self::NetConnect(a), Self::NetConnect(b)) => rule_is_denied_by(a, b),
+            _ => match (self.path(), denied.path()) {
+                (Some(a), Some(b)) if self.name() == denied.name() => {
+                    a.starts_with(b) || b.starts_with(a)
+                }
+                _ => self.intersect(denied).is_some(),
+            },
         }
     }
 }
@@ -224,6 +325,13 @@ impl fmt::Display for Capability {
             Self::NetListen(listen) => write!(f, "{name}:{listen}"),
             Self::NetLoopback(loopback) => write!(f, "{name}:{loopback}"),
             Self::NetTap(interface) => write!(f, "{name}:{interface}"),
+            Self::DevicePci(address) => write!(f, "{name}:{address}"),
+            Self::DnsResolve(host) => write!(f, "{name}:{host}"),
+            Self::Exec(programs) => write!(f, "{name}:{programs}"),
+            Self::ModelChat(pattern) | Self::ToolCall(pattern) => write!(f, "{name}:{pattern}"),
+            Self::PartitionSpawn(spawn) => write!(f, "{name}:{spawn}"),
+            Self::RingReceive(ring) | Self::RingSend(ring) => write!(f, "{name}:{ring}"),
+            Self::SecretUse(secret) => write!(f, "{name}:{secret}"),
             _ => match self.path() {
                 Some(path) => write!(f, "{name}:{}", path.display()),
                 None => write!(f, "{name}"),
@@ -249,81 +357,11 @@ impl FromStr for Capability {
     }
 }
 
-impl TryFrom<String> for Capability {
-    type Error = ParseCapabilityError;
-
-    fn try_from(text: String) -> Result<Self, ParseCapabilityError> {
-        text.parse()
-    }
-}
-
-impl From<Capability> for String {
-    fn from(capability: Capability) -> Self {
-        capability.to_string()
-    }
-}
+crate::object::text_form!(Capability, ParseCapabilityError);
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    /// Any capability over a handful of objects, so that they coincide and overlap often.
-    pub(crate) fn any_capability() -> impl Strategy<Value = Capability> {
-        any_of(&[
-            "tcp:*:*",
-            "*:80",
-            "a.org:80-90",
-            "a.org:85-443",
-            "*.org:80-443",
-            "*.a.org:80",
-            "udp:a.org:80-90",
-            "10.0.0.0/8:80-90",
-            "10.1.0.0/16:1-85",
-            "10.1.2.3:*",
-            "udp:*:53",
-        ])
-    }
-
-    /// The same with subnets of which `*` has only a part.
-    fn any_capability_at_all() -> impl Strategy<Value = Capability> {
-        any_of(&[
-            "*:80",
-            "0.0.0.0/0:80",
-            "128.0.0.0/1:1-90",
-            "169.254.1.1:80",
-            "udp:*:80",
-        ])
-    }
-
-    fn any_of(rules: &'static [&'static str]) -> impl Strategy<Value = Capability> {
-        let paths = ["a.img", "b.img", "dir/a.img", "/dev/sdx", "a:b"];
-        let listens = [
-            "0.0.0.0:80=80",
-            "127.0.0.1:80=80",
-            "127.0.0.1:80=81",
-            "[::]:80=80",
-        ];
-        let objects = (
-            prop::sample::select(paths.to_vec()),
-            prop::sample::select(rules),
-            prop::sample::select(listens.to_vec()),
-            prop::sample::select(vec!["tcp:80", "tcp:80=81", "udp:80"]),
-        );
-        (prop::sample::select(CapabilityName::ALL.to_vec()), objects).prop_map(
-            |(name, (path, rule, listen, loopback))| {
-                let object = match name.object() {
-                    ObjectKind::None => None,
-                    ObjectKind::Path(_) => Some(path),
-                    ObjectKind::Rule => Some(rule),
-                    ObjectKind::Listen => Some(listen),
-                    ObjectKind::Loopback => Some(loopback),
-                    ObjectKind::Interface => Some("tap0"),
-                };
-                Capability::new(name, object).unwrap()
-            },
-        )
-    }
 
     #[test]
     fn parses_names_and_objects() {
@@ -429,52 +467,70 @@ pub(crate) mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn prints_and_parses_back(capability in any_capability()) {
-            prop_assert_eq!(capability.to_string().parse(), Ok(capability));
+    #[test]
+    fn objects_of_requests_are_printed_in_full() {
+        for (text, printed) in [
+            ("device.pci:03:00.0", "device.pci:0000:03:00.0"),
+            ("dns.resolve:*.Example.org.", "dns.resolve:*.example.org"),
+            ("exec:/usr/bin/*", "exec:/usr/bin/*"),
+            ("model.chat:meta/llama3:8b", "model.chat:meta/llama3:8b"),
+            ("partition.spawn:worker", "partition.spawn:worker=1"),
+            ("ring.send:db/queries", "ring.send:db/queries"),
+            ("ring.receive:db/answers", "ring.receive:db/answers"),
+            ("secret.use:api-key", "secret.use:api-key"),
+            ("tool.call:fs.*", "tool.call:fs.*"),
+        ] {
+            let capability: Capability = text.parse().unwrap();
+            assert_eq!(capability.to_string(), printed);
+            assert_eq!(printed.parse(), Ok(capability));
         }
-
-        #[test]
-        fn narrower_is_a_partial_order(
-            a in any_capability(), b in any_capability(), c in any_capability()
-        ) {
-            prop_assert!(a.is_narrower_or_equal(&a));
-            if a.is_narrower_or_equal(&b) && b.is_narrower_or_equal(&a) {
-                prop_assert_eq!(&a, &b);
-            }
-            if a.is_narrower_or_equal(&b) && b.is_narrower_or_equal(&c) {
-                prop_assert!(a.is_narrower_or_equal(&c));
-            }
+        for wrong in [
+            "device.pci:x",
+            "dns.resolve:*",
+            "dns.resolve:10.0.0.1",
+            "exec:git",
+            "exec:/usr/../bin/x",
+            "model.chat:a*b",
+            "partition.spawn:worker=0",
+            "ring.send:db",
+            "secret.use:../key",
+            "secret.use:*",
+            "tool.call:",
+        ] {
+            let error = wrong.parse::<Capability>().unwrap_err();
+            assert!(!error.help().is_empty(), "{wrong}");
         }
+    }
 
-        #[test]
-        fn intersection_is_the_greatest_lower_bound(
-            a in any_capability(), b in any_capability(), c in any_capability()
-        ) {
-            let both = a.intersect(&b);
-            prop_assert_eq!(&both, &b.intersect(&a));
-            if let Some(both) = &both {
-                prop_assert!(both.is_narrower_or_equal(&a) && both.is_narrower_or_equal(&b));
-            }
-            let below_both = c.is_narrower_or_equal(&a) && c.is_narrower_or_equal(&b);
-            prop_assert_eq!(below_both, both.is_some_and(|both| c.is_narrower_or_equal(&both)));
-        }
-
-        #[test]
-        fn intersection_never_widens(
-            a in any_capability_at_all(), b in any_capability_at_all()
-        ) {
-            if let Some(both) = a.intersect(&b) {
-                prop_assert!(both.is_narrower_or_equal(&a) && both.is_narrower_or_equal(&b));
-            }
-        }
-
-        #[test]
-        fn any_text_parses_or_is_refused(text in ".{0,64}") {
-            if let Ok(capability) = text.parse::<Capability>() {
-                prop_assert_eq!(capability.to_string().parse(), Ok(capability));
-            }
+    #[test]
+    fn a_denial_takes_its_part_of_what_is_granted() {
+        for (granted, denied, expected) in [
+            ("fs.write:/", "fs.write:/etc", true),
+            ("fs.write:/etc/nginx", "fs.write:/etc", true),
+            ("fs.read:/etc", "fs.write:/etc", false),
+            ("fs.write:/etc", "fs.read:/etc", true),
+            ("fs.write:/etcetera", "fs.read:/etc", false),
+            ("block.read:/dev/sda", "block.write:/dev", false),
+            ("block.write:/dev/sda", "block.write:/dev", true),
+            ("block.write:/dev/sda", "fs.write:/dev", false),
+            ("net.connect:*:1-100", "net.connect:8.0.0.0/8:80", true),
+            ("net.connect:*:1-100", "net.connect:10.0.0.0/8:80", false),
+            ("net.connect:*:1-79", "net.connect:8.0.0.0/8:80", false),
+            ("net.connect:a.org:80", "net.connect:10.0.0.0/8:80", false),
+            ("tool.call:fs.*", "tool.call:fs.delete", true),
+            ("tool.call:fs.delete", "tool.call:fs.*", true),
+            ("tool.call:git.*", "tool.call:fs.*", false),
+            ("exec:/usr/bin/*", "exec:/usr/bin/curl", true),
+            ("partition.spawn:worker=4", "partition.spawn:worker=1", true),
+            ("secret.use:a", "secret.use:b", false),
+            ("vsock", "vsock", true),
+        ] {
+            let of = |text: &str| text.parse::<Capability>().unwrap();
+            assert_eq!(
+                of(granted).is_denied_by(&of(denied)),
+                expected,
+                "{granted} {denied}"
+            );
         }
     }
 }

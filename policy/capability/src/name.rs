@@ -12,12 +12,20 @@ pub enum CapabilityName {
     BlockWrite,
     /// `console`: the partition's input, output and error streams.
     Console,
+    /// `device.pci`: one PCI device of the host.
+    DevicePci,
+    /// `dns.resolve`: learn the addresses of a name, without connecting to them.
+    DnsResolve,
     /// `entropy`: the host's random source.
     Entropy,
+    /// `exec`: have tools run programs.
+    Exec,
     /// `fs.read`: read one directory of the host.
     FsRead,
     /// `fs.write`: read and change one directory of the host.
     FsWrite,
+    /// `model.chat`: talk to language models.
+    ModelChat,
     /// `net.connect`: connect or send to where one rule says, through the user-mode network.
     NetConnect,
     /// `net.listen`: be reached on one address and port of the host.
@@ -26,12 +34,22 @@ pub enum CapabilityName {
     NetLoopback,
     /// `net.tap`: one tap interface of the host, and whatever network it is on.
     NetTap,
+    /// `partition.spawn`: start partitions of a role.
+    PartitionSpawn,
     /// `pmem.read`: one file as memory that is only read.
     PmemRead,
     /// `pmem.write`: one file as memory.
     PmemWrite,
+    /// `ring.receive`: take what another partition puts into a ring.
+    RingReceive,
+    /// `ring.send`: put something into a ring that another partition reads.
+    RingSend,
+    /// `secret.use`: have a secret used in one's name, without seeing it.
+    SecretUse,
     /// `time`: wall-clock time.
     Time,
+    /// `tool.call`: call tools.
+    ToolCall,
     /// `vhost_user.block`: the disk that a process of the host serves on one socket.
     VhostUserBlock,
     /// `vhost_user.net`: the network interface that a process of the host serves on one socket.
@@ -55,6 +73,35 @@ pub enum ObjectKind {
     Loopback,
     /// The name of a network interface.
     Interface,
+    /// A DNS name, or all below one.
+    DnsName,
+    /// A [`crate::RingEnd`].
+    Ring,
+    /// A [`crate::PciAddress`].
+    Pci,
+    /// The name of a secret.
+    Secret,
+    /// A [`crate::NamePattern`] of tools or models; the text says of which.
+    Pattern(&'static str),
+    /// A [`crate::Spawn`].
+    Spawn,
+    /// A [`bulkhead_network::http::PathPattern`] of programs.
+    Programs,
+}
+
+/// Who sees to it that a partition does no more than its grants say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Enforcer {
+    /// The machine: without the grant there is no device, and the VMM has no descriptor.
+    Machine,
+    /// The partition's gateway, through which its network and web requests pass.
+    Gateway,
+    /// The partition's process of tools.
+    Tools,
+    /// The supervisor.
+    Supervisor,
+    /// Nobody yet, so that a manifest with such a grant is refused.
+    Nobody,
 }
 
 impl ObjectKind {
@@ -67,26 +114,42 @@ impl ObjectKind {
             Self::Listen => "a socket to listen on".to_owned(),
             Self::Loopback => "a port of the host".to_owned(),
             Self::Interface => "the name of a tap interface".to_owned(),
+            Self::DnsName => "a DNS name".to_owned(),
+            Self::Ring => "a partition and a ring".to_owned(),
+            Self::Pci => "a PCI address".to_owned(),
+            Self::Secret => "the name of a secret".to_owned(),
+            Self::Pattern(what) => format!("the name of a {what}, or a pattern"),
+            Self::Spawn => "a role".to_owned(),
+            Self::Programs => "the path of a program, or a pattern".to_owned(),
         }
     }
 }
 
 impl CapabilityName {
     /// Every name, in alphabetical order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 25] = [
         Self::BlockRead,
         Self::BlockWrite,
         Self::Console,
+        Self::DevicePci,
+        Self::DnsResolve,
         Self::Entropy,
+        Self::Exec,
         Self::FsRead,
         Self::FsWrite,
+        Self::ModelChat,
         Self::NetConnect,
         Self::NetListen,
         Self::NetLoopback,
         Self::NetTap,
+        Self::PartitionSpawn,
         Self::PmemRead,
         Self::PmemWrite,
+        Self::RingReceive,
+        Self::RingSend,
+        Self::SecretUse,
         Self::Time,
+        Self::ToolCall,
         Self::VhostUserBlock,
         Self::VhostUserNet,
         Self::Vsock,
@@ -98,16 +161,25 @@ impl CapabilityName {
             Self::BlockRead => "block.read",
             Self::BlockWrite => "block.write",
             Self::Console => "console",
+            Self::DevicePci => "device.pci",
+            Self::DnsResolve => "dns.resolve",
             Self::Entropy => "entropy",
+            Self::Exec => "exec",
             Self::FsRead => "fs.read",
             Self::FsWrite => "fs.write",
+            Self::ModelChat => "model.chat",
             Self::NetConnect => "net.connect",
             Self::NetListen => "net.listen",
             Self::NetLoopback => "net.loopback",
             Self::NetTap => "net.tap",
+            Self::PartitionSpawn => "partition.spawn",
             Self::PmemRead => "pmem.read",
             Self::PmemWrite => "pmem.write",
+            Self::RingReceive => "ring.receive",
+            Self::RingSend => "ring.send",
+            Self::SecretUse => "secret.use",
             Self::Time => "time",
+            Self::ToolCall => "tool.call",
             Self::VhostUserBlock => "vhost_user.block",
             Self::VhostUserNet => "vhost_user.net",
             Self::Vsock => "vsock",
@@ -125,6 +197,14 @@ impl CapabilityName {
             Self::NetListen => ObjectKind::Listen,
             Self::NetLoopback => ObjectKind::Loopback,
             Self::NetTap => ObjectKind::Interface,
+            Self::DnsResolve => ObjectKind::DnsName,
+            Self::RingReceive | Self::RingSend => ObjectKind::Ring,
+            Self::DevicePci => ObjectKind::Pci,
+            Self::SecretUse => ObjectKind::Secret,
+            Self::ToolCall => ObjectKind::Pattern("tool"),
+            Self::ModelChat => ObjectKind::Pattern("model"),
+            Self::PartitionSpawn => ObjectKind::Spawn,
+            Self::Exec => ObjectKind::Programs,
             Self::Console | Self::Entropy | Self::Time | Self::Vsock => ObjectKind::None,
         }
     }
@@ -140,7 +220,58 @@ impl CapabilityName {
             Self::NetListen => "127.0.0.1:8080=80",
             Self::NetLoopback => "tcp:5432",
             Self::NetTap => "tap0",
+            Self::DnsResolve => "example.org",
+            Self::RingReceive | Self::RingSend => "db/queries",
+            Self::DevicePci => "0000:03:00.0",
+            Self::SecretUse => "api-key",
+            Self::ToolCall => "fs.*",
+            Self::ModelChat => "gpt-*",
+            Self::PartitionSpawn => "worker=4",
+            Self::Exec => "/usr/bin/git",
             Self::Console | Self::Entropy | Self::Time | Self::Vsock => "",
+        }
+    }
+
+    /// The constraints that mean something to it, by their keys in a manifest.
+    pub fn constraints(self) -> &'static [&'static str] {
+        match self {
+            Self::NetConnect => &[
+                "methods", "paths", "expires", "lifetime", "calls", "bytes", "approval",
+            ],
+            Self::ToolCall => &["below", "expires", "lifetime", "calls", "approval"],
+            Self::ModelChat | Self::SecretUse => &["expires", "lifetime", "calls", "approval"],
+            Self::DnsResolve => &["expires", "lifetime", "calls"],
+            Self::Exec | Self::PartitionSpawn => &["expires", "lifetime", "approval"],
+            // A device is there or is not.
+            _ => &[],
+        }
+    }
+
+    /// Who sees to it that nothing beyond the grant is done.
+    pub fn enforcer(self) -> Enforcer {
+        match self {
+            Self::BlockRead
+            | Self::BlockWrite
+            | Self::Console
+            | Self::Entropy
+            | Self::FsRead
+            | Self::FsWrite
+            | Self::NetTap
+            | Self::PmemRead
+            | Self::PmemWrite
+            | Self::Time
+            | Self::VhostUserBlock
+            | Self::VhostUserNet
+            | Self::Vsock => Enforcer::Machine,
+            Self::DnsResolve
+            | Self::ModelChat
+            | Self::NetConnect
+            | Self::NetListen
+            | Self::NetLoopback
+            | Self::SecretUse => Enforcer::Gateway,
+            Self::Exec | Self::ToolCall => Enforcer::Tools,
+            Self::PartitionSpawn => Enforcer::Supervisor,
+            Self::DevicePci | Self::RingReceive | Self::RingSend => Enforcer::Nobody,
         }
     }
 
@@ -191,6 +322,10 @@ impl FromStr for CapabilityName {
 /// The first name of the namespace `name`, else the known name within two edits of it, else the
 /// first of its namespace.
 fn closest(name: &str) -> Option<CapabilityName> {
+    // A disk has one name, whatever it is on.
+    if matches!(name, "device.block" | "disk") {
+        return Some(CapabilityName::BlockRead);
+    }
     // Comparing costs the product of both lengths, and the name comes from outside.
     if name.len() > 32 {
         return None;
@@ -232,7 +367,11 @@ mod tests {
             ("Time", Some(CapabilityName::Time)),
             ("net.conect", Some(CapabilityName::NetConnect)),
             ("vhost_user", Some(CapabilityName::VhostUserBlock)),
-            ("device.pci", None),
+            ("device.block", Some(CapabilityName::BlockRead)),
+            ("device.usb", Some(CapabilityName::DevicePci)),
+            ("ring.recieve", Some(CapabilityName::RingReceive)),
+            ("tool", Some(CapabilityName::ToolCall)),
+            ("camera", None),
             ("", None),
         ] {
             let refused = wrong.parse::<CapabilityName>().unwrap_err();

@@ -3,12 +3,14 @@
 
 use super::Sink;
 use super::options::{self, Options};
-use crate::device::{Device, DeviceKind, Disk, Network, Share, Tap, stable_mac};
+use crate::device::{
+    Connect, Denial, Device, DeviceKind, Disk, Network, Resolve, Share, Tap, stable_mac,
+};
 use crate::diagnostic::Code;
 use crate::draft::{At, GrantDraft, NetworkDraft};
 use crate::system::KernelKind;
 use bulkhead_abi::machine::MAX_DEVICES;
-use bulkhead_capability::{Capability, CapabilityName, Grants, ObjectKind};
+use bulkhead_capability::{Capability, CapabilityName, Enforcer, Grant, Grants, ObjectKind};
 use bulkhead_machine::device::{ImageFormat, MAX_TAG};
 use bulkhead_network::{MAX_FORWARDS, MAX_MTU, MAX_RULES, MIN_MTU};
 use std::collections::BTreeSet;
@@ -38,9 +40,11 @@ pub(super) struct Whose<'w> {
     pub(super) base: &'w Path,
 }
 
-/// Checks every grant; `Some` only if nothing was wrong. `taken` are names of devices that exist.
+/// Checks every grant and denial; `Some` only if nothing was wrong. `taken` are names of devices
+/// that exist.
 pub(super) fn check(
     drafts: &[At<GrantDraft>],
+    deny: &[At<String>],
     network: Option<&At<NetworkDraft>>,
     whose: &Whose<'_>,
     taken: &[String],
@@ -51,16 +55,23 @@ pub(super) fn check(
         whose,
         refuse,
         grants: Vec::new(),
+        deny: Vec::new(),
         devices: Vec::new(),
         names: reserved.chain(taken.iter().cloned()).collect(),
         network_at: None,
         complete: true,
     };
+    for denied in deny {
+        let capability = builder.capability(&denied.value.clone().into(), &denied.span);
+        builder.complete &= capability.is_some();
+        builder.deny.extend(capability);
+    }
     for draft in drafts {
         if builder.grant(draft).is_none() {
             builder.complete = false;
         }
     }
+    builder.mean_something();
     builder.network(network);
     if builder.devices.len() > MAX_GRANTED {
         builder.refuse(
@@ -72,11 +83,13 @@ pub(super) fn check(
     }
     let Builder {
         grants,
+        deny,
         devices,
         complete,
         ..
     } = builder;
-    complete.then(|| (grants.into_iter().collect(), devices))
+    let grants: Grants = grants.into_iter().map(|grant| grant.value).collect();
+    complete.then(|| (grants.denying(deny), devices))
 }
 
 /// True when nobody shares this directory: the root of the host, and file systems that are the
@@ -93,7 +106,8 @@ pub fn is_reserved_directory(path: &Path) -> bool {
 struct Builder<'b, 's> {
     whose: &'b Whose<'b>,
     refuse: &'b mut Sink<'s>,
-    grants: Vec<Capability>,
+    grants: Vec<At<Grant>>,
+    deny: Vec<Capability>,
     devices: Vec<Device>,
     names: BTreeSet<String>,
     /// Where the user-mode network stands among the devices, when a grant asks for one.
@@ -105,6 +119,11 @@ impl Builder<'_, '_> {
     fn refuse(&mut self, code: Code, span: Option<Range<usize>>, message: String, help: String) {
         (self.refuse)(code, span, message, help);
         self.complete = false;
+    }
+
+    /// What is granted so far.
+    fn granted(&self) -> impl Iterator<Item = &Capability> {
+        self.grants.iter().map(|grant| grant.value.capability())
     }
 
     fn options<'o>(&'o mut self, span: &'o Option<Range<usize>>) -> Options<'o> {
@@ -119,8 +138,17 @@ impl Builder<'_, '_> {
         let At { value: grant, span } = draft;
         let capability = self.capability(grant, span)?;
         let name = capability.name();
+        if name.enforcer() == Enforcer::Nobody {
+            self.refuse(
+                Code::Grant,
+                span.clone(),
+                format!("`{name}` cannot be granted yet: nothing would enforce it"),
+                "leave it out".to_owned(),
+            );
+            return None;
+        }
         if let Some((key, at)) = options::unfitting(name, grant) {
-            let fitting = match options::of(name) {
+            let fitting = match options::of(name).as_slice() {
                 [] => "leave it out: this grant has no options".to_owned(),
                 keys => format!("options of {name}: {}", keys.join(", ")),
             };
@@ -134,8 +162,13 @@ impl Builder<'_, '_> {
         }
         self.fits_kernel(name, span)?;
         self.is_new(&capability, span)?;
+        self.is_not_denied(&capability, span)?;
         let device = self.device(&capability, grant, span);
-        self.grants.push(capability);
+        let constrained = self.options(span).constrained(capability, grant);
+        self.grants.push(At {
+            value: constrained?,
+            span: span.clone(),
+        });
         let (prefix, kind) = match device? {
             Some(device) => device,
             None => return Some(()),
@@ -218,7 +251,7 @@ impl Builder<'_, '_> {
             (Some(path), Some(taken)) => path == taken && name.object() == other.name().object(),
             _ => matches!(capability, Capability::NetTap(_)) && other == capability,
         };
-        if self.grants.iter().any(same) {
+        if self.granted().any(same) {
             let object = match (capability, capability.path(), name.object()) {
                 (_, Some(path), ObjectKind::Path(what)) => {
                     format!("{what} `{}`", path.display())
@@ -250,7 +283,7 @@ impl Builder<'_, '_> {
             );
             return None;
         }
-        let overlap = self.grants.iter().find_map(|other| match other {
+        let overlap = self.granted().find_map(|other| match other {
             Capability::FsRead(other) | Capability::FsWrite(other)
                 if path.starts_with(other) || other.starts_with(path) =>
             {
@@ -275,6 +308,58 @@ impl Builder<'_, '_> {
         None
     }
 
+    /// Refuses a grant of which the denials leave nothing, or less than a whole device.
+    fn is_not_denied(
+        &mut self,
+        capability: &Capability,
+        span: &Option<Range<usize>>,
+    ) -> Option<()> {
+        // What passes the gateway, the tools or the supervisor is denied there, one by one.
+        let in_part = match capability.name().enforcer() {
+            Enforcer::Machine | Enforcer::Nobody => true,
+            Enforcer::Gateway | Enforcer::Tools | Enforcer::Supervisor => matches!(
+                capability,
+                Capability::NetListen(_) | Capability::NetLoopback(_)
+            ),
+        };
+        let denies = |denied: &&Capability| match in_part {
+            true => capability.is_denied_by(denied),
+            false => capability.is_narrower_or_equal(denied),
+        };
+        let Some(denied) = self.deny.iter().find(denies) else {
+            return Some(());
+        };
+        let message = format!("`{capability}` is granted, and denied by `{denied}`");
+        let help = "leave one of the two out, or make the grant narrower".to_owned();
+        self.refuse(Code::Grant, span.clone(), message, help);
+        None
+    }
+
+    /// Refuses constraints of a grant that another grant does without: grants add up.
+    fn mean_something(&mut self) {
+        let wider = |grant: &Grant| {
+            let is_wider = |other: &&At<Grant>| {
+                let other = &other.value;
+                grant.is_narrower_or_equal(other) && !other.is_narrower_or_equal(grant)
+            };
+            let constrained = !grant.constraints().is_none();
+            constrained
+                .then(|| self.grants.iter().find(is_wider))
+                .flatten()
+        };
+        let mut grants = self.grants.iter();
+        let Some((narrow, wide)) = grants.find_map(|grant| Some((grant, wider(&grant.value)?)))
+        else {
+            return;
+        };
+        let message = format!(
+            "`{}` narrows nothing: `{}` is granted too",
+            narrow.value, wide.value
+        );
+        let help = "grants add up: leave out one of the two, or narrow the other".to_owned();
+        self.refuse(Code::DuplicateGrant, narrow.span.clone(), message, help);
+    }
+
     /// The device of a grant and the prefix of its default name; `Some(None)` for a grant without
     /// one of its own.
     fn device(
@@ -291,8 +376,22 @@ impl Builder<'_, '_> {
         } = self.whose;
         let mut options = self.options(span);
         let device = match capability {
-            Capability::Console | Capability::Entropy | Capability::Time => return Some(None),
-            Capability::NetConnect(_) | Capability::NetListen(_) | Capability::NetLoopback(_) => {
+            // What passes the gateway, the tools or the supervisor needs no device of its own.
+            Capability::Console
+            | Capability::DevicePci(_)
+            | Capability::Entropy
+            | Capability::Exec(_)
+            | Capability::ModelChat(_)
+            | Capability::PartitionSpawn(_)
+            | Capability::RingReceive(_)
+            | Capability::RingSend(_)
+            | Capability::SecretUse(_)
+            | Capability::Time
+            | Capability::ToolCall(_) => return Some(None),
+            Capability::DnsResolve(_)
+            | Capability::NetConnect(_)
+            | Capability::NetListen(_)
+            | Capability::NetLoopback(_) => {
                 if self.network_at.is_none() {
                     let name = self.numbered("net");
                     self.names.insert(name.clone());
@@ -467,6 +566,8 @@ impl Builder<'_, '_> {
     fn empty_network(&self, name: &str) -> Network {
         Network {
             connect: Vec::new(),
+            resolve: Vec::new(),
+            deny: Vec::new(),
             loopback: Vec::new(),
             hosts: Vec::new(),
             listen: Vec::new(),
@@ -487,7 +588,7 @@ impl Builder<'_, '_> {
                     Code::KeyNotForGrant,
                     draft.span.clone(),
                     "`network` means nothing without a grant of the user-mode network".to_owned(),
-                    "grant net.connect, net.listen or net.loopback".to_owned(),
+                    "grant net.connect, net.listen, net.loopback or dns.resolve".to_owned(),
                 );
             }
             return None;
@@ -497,13 +598,22 @@ impl Builder<'_, '_> {
             _ => return None,
         };
         for grant in &self.grants {
-            match grant {
-                Capability::NetConnect(rule) => network.connect.push(rule.clone()),
+            let constraints = || grant.value.constraints().clone();
+            match grant.value.capability() {
+                Capability::NetConnect(rule) => network.connect.push(Connect {
+                    rule: rule.clone(),
+                    constraints: constraints(),
+                }),
+                Capability::DnsResolve(name) => network.resolve.push(Resolve {
+                    name: name.clone(),
+                    constraints: constraints(),
+                }),
                 Capability::NetLoopback(loopback) => network.loopback.push(*loopback),
                 Capability::NetListen(listen) => network.listen.push(*listen),
                 _ => {}
             }
         }
+        network.deny = self.deny.iter().filter_map(denial).collect();
         let many = network.connect.len().max(network.loopback.len()) > MAX_RULES;
         if many || network.listen.len() > MAX_FORWARDS {
             let help =
@@ -553,6 +663,15 @@ impl Builder<'_, '_> {
         network.receive_rate = options.rate(draft.receive_rate.as_ref())?;
         network.transmit_rate = options.rate(draft.transmit_rate.as_ref())?;
         Some(())
+    }
+}
+
+/// A denial that is the network's.
+fn denial(denied: &Capability) -> Option<Denial> {
+    match denied {
+        Capability::NetConnect(rule) => Some(Denial::Connect(rule.clone())),
+        Capability::DnsResolve(name) => Some(Denial::Resolve(name.clone())),
+        _ => None,
     }
 }
 

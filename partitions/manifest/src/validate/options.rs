@@ -15,7 +15,11 @@ use std::path::{Path, PathBuf};
 const MAX_BACKING: usize = 31;
 
 /// The options that a grant of this name takes.
-pub(super) fn of(name: CapabilityName) -> &'static [&'static str] {
+pub(super) fn of(name: CapabilityName) -> Vec<&'static str> {
+    [of_device(name), name.constraints()].concat()
+}
+
+fn of_device(name: CapabilityName) -> &'static [&'static str] {
     use CapabilityName as N;
     match name {
         N::BlockRead => &["name", "format", "backing", "direct", "queues", "rate"],
@@ -35,8 +39,21 @@ pub(super) fn of(name: CapabilityName) -> &'static [&'static str] {
         N::VhostUserBlock => &["name", "queues"],
         N::VhostUserNet => &["name", "mac", "queues"],
         N::Vsock => &["cid"],
-        N::Console | N::Entropy | N::Time => &[],
-        N::NetConnect | N::NetListen | N::NetLoopback => &[],
+        N::Console
+        | N::DevicePci
+        | N::DnsResolve
+        | N::Entropy
+        | N::Exec
+        | N::ModelChat
+        | N::NetConnect
+        | N::NetListen
+        | N::NetLoopback
+        | N::PartitionSpawn
+        | N::RingReceive
+        | N::RingSend
+        | N::SecretUse
+        | N::Time
+        | N::ToolCall => &[],
     }
 }
 
@@ -63,6 +80,14 @@ pub(super) fn unfitting(
         ("tag", span(&grant.tag)),
         ("owner", span(&grant.owner)),
         ("cid", span(&grant.cid)),
+        ("methods", span(&grant.methods)),
+        ("paths", span(&grant.paths)),
+        ("below", span(&grant.below)),
+        ("expires", span(&grant.expires)),
+        ("lifetime", span(&grant.lifetime)),
+        ("calls", span(&grant.calls)),
+        ("bytes", span(&grant.bytes)),
+        ("approval", span(&grant.approval)),
     ];
     let fitting = of(name);
     written.into_iter().find_map(|(key, span)| match span {
@@ -341,7 +366,10 @@ impl Options<'_> {
         }
     }
 
-    fn amount(&mut self, (key, text, parse, example): Amount<'_>) -> Option<Option<u64>> {
+    pub(super) fn amount(
+        &mut self,
+        (key, text, parse, example): Amount<'_>,
+    ) -> Option<Option<u64>> {
         let Some(text) = text else {
             return Some(None);
         };

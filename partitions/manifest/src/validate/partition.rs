@@ -35,7 +35,8 @@ pub(super) fn check(
         vcpus: vcpus.unwrap_or(1),
         base,
     };
-    let granted = grants::check(&draft.grants, draft.network.as_ref(), &whose, &[], refuse);
+    let network = draft.network.as_ref();
+    let granted = grants::check(&draft.grants, &draft.deny, network, &whose, &[], refuse);
     let limits = machine::limits(draft.limits.as_ref(), refuse);
     let cpu = machine::cpu(draft, refuse);
     // What follows depends on the kernel; without one there is nothing sensible to say.

@@ -580,7 +580,7 @@ fn grants_become_devices_with_every_option_decided() {
     let DeviceKind::Network(network) = &network.kind else {
         panic!("a network")
     };
-    assert_eq!(network.connect[0].to_string(), "tcp:deb.debian.org:80");
+    assert_eq!(network.connect[0].rule.to_string(), "tcp:deb.debian.org:80");
     assert_eq!((network.listen.len(), network.loopback.len()), (1, 1));
     assert_eq!((network.mtu, network.mac[0] & 3), (1500, 2));
     assert_eq!(network.hosts, ["a.example"]);
@@ -660,4 +660,142 @@ proptest::proptest! {
             proptest::prop_assert!(!rejected.diagnostics.is_empty());
         }
     }
+}
+
+#[test]
+fn each_constraint_of_a_grant_has_its_code() {
+    use Code::{DuplicateGrant, Grant, KeyNotForGrant, Rate, WrongType};
+    let web = |options: &str| format!("{{ capability = \"net.connect:a.org:443\", {options} }}");
+    let tool = |options: &str| format!("{{ capability = \"tool.call:fs.*\", {options} }}");
+    let cases: Vec<(String, &[Code])> = vec![
+        (web("methods = [\"get\"]"), &[Grant]),
+        (web("methods = []"), &[Grant]),
+        (web("methods = \"GET\""), &[WrongType]),
+        (web("paths = [\"v1\"]"), &[Grant]),
+        (web("calls = \"60/s\""), &[Rate]),
+        (web("calls = \"0/min\""), &[Rate]),
+        (web("bytes = \"10\""), &[Rate]),
+        (web("expires = \"tomorrow\""), &[Rate]),
+        (web("lifetime = \"1w\""), &[Rate]),
+        (web("approval = 1"), &[WrongType]),
+        (web("below = [\"/srv\"]"), &[KeyNotForGrant]),
+        (tool("methods = [\"GET\"]"), &[KeyNotForGrant]),
+        (tool("below = [\"srv\"]"), &[Grant]),
+        (tool("bytes = \"1MiB\""), &[KeyNotForGrant]),
+        (
+            "{ capability = \"net.connect:udp:a.org:53\", methods = [\"GET\"] }".to_owned(),
+            &[Grant],
+        ),
+        (
+            "{ capability = \"time\", lifetime = \"1h\" }".to_owned(),
+            &[KeyNotForGrant],
+        ),
+        ("\"ring.send:db/queries\"".to_owned(), &[Grant]),
+        ("\"ring.receive:db/queries\"".to_owned(), &[Grant]),
+        ("\"device.pci:03:00.0\"".to_owned(), &[Grant]),
+        ("\"device.block:x\"".to_owned(), &[Grant]),
+        ("\"dns.resolve:*\"".to_owned(), &[Grant]),
+        (
+            format!("\"tool.call:*\", {}", tool("approval = true")),
+            &[DuplicateGrant],
+        ),
+        (
+            format!(
+                "{}, \"net.connect:*.org:*\", \"net.connect:*:443\"",
+                web("paths = [\"/\"]")
+            ),
+            &[DuplicateGrant],
+        ),
+        (
+            format!("\"tool.call:fs.read\", {}", tool("approval = true")),
+            &[],
+        ),
+    ];
+    for (grants, expected) in cases {
+        let text = linux(&grants, "");
+        match parse(text.as_bytes(), Path::new("dir/system.toml")) {
+            Ok(_) => assert_eq!(expected, [], "{grants}"),
+            Err(rejected) => {
+                let codes: Vec<Code> = rejected.diagnostics.iter().map(|d| d.code).collect();
+                assert_eq!(codes, expected, "{grants}");
+                assert!(rejected.diagnostics[0].place.is_some(), "{grants}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_denial_leaves_no_grant_that_it_takes_away() {
+    for (grants, deny, codes) in [
+        (
+            "\"fs.write:/srv/a\"",
+            "\"fs.write:/srv\"",
+            &[Code::Grant][..],
+        ),
+        ("\"fs.read:/srv/a\"", "\"fs.write:/srv\"", &[]),
+        ("\"fs.read:data\"", "\"fs.read:data\"", &[Code::Grant]),
+        ("\"net.connect:*:443\"", "\"net.connect:10.0.0.0/8:*\"", &[]),
+        (
+            "\"net.connect:10.0.0.1:443\"",
+            "\"net.connect:10.0.0.0/8:*\"",
+            &[Code::Grant],
+        ),
+        ("\"tool.call:*\"", "\"tool.call:git.push\"", &[]),
+        (
+            "\"tool.call:git.push\"",
+            "\"tool.call:git.*\"",
+            &[Code::Grant],
+        ),
+        ("\"vsock\"", "\"vsock\"", &[Code::Grant]),
+        ("\"time\"", "\"tmie\"", &[Code::Grant]),
+        ("\"time\"", "1", &[Code::WrongType]),
+    ] {
+        let text = linux(grants, &format!("deny = [{deny}]"));
+        let found = match parse(text.as_bytes(), Path::new("dir/system.toml")) {
+            Ok(_) => Vec::new(),
+            Err(rejected) => rejected.diagnostics.iter().map(|d| d.code).collect(),
+        };
+        assert_eq!(found, codes, "{grants} {deny}");
+    }
+}
+
+#[test]
+fn what_narrows_a_grant_reaches_the_network() {
+    let text = linux(
+        r#"{ capability = "net.connect:api.example.org:443", methods = ["POST", "GET"], paths = ["/v1/**", "/v1/x"], calls = "60/min", bytes = "10MiB", expires = "2030-01-01T00:00:00Z", lifetime = "8h", approval = true },
+        { capability = "dns.resolve:*.example.org", calls = "10/min" },
+        { capability = "tool.call:fs.*", below = ["/srv/repo"] },
+        "secret.use:api-key", "model.chat:gpt-*", "partition.spawn:worker=2", "exec:/usr/bin/git""#,
+        "deny = [\"net.connect:tcp:10.0.0.0/8:*\", \"tool.call:fs.delete\"]",
+    );
+    let system = parse(text.as_bytes(), Path::new("/m/system.toml")).unwrap();
+    let partition = &system.partitions[0];
+    let [network] = partition.devices.as_slice() else {
+        panic!("one device")
+    };
+    let DeviceKind::Network(network) = &network.kind else {
+        panic!("a network")
+    };
+    let [connect] = network.connect.as_slice() else {
+        panic!("one rule")
+    };
+    let constraints = &connect.constraints;
+    let http = constraints.http.as_ref().unwrap();
+    let methods: Vec<&str> = http.methods.iter().map(|method| method.as_str()).collect();
+    assert_eq!(methods, ["GET", "POST"]);
+    assert_eq!(http.paths, ["/v1/**".parse().unwrap()]);
+    let quota = constraints.quota();
+    assert_eq!(
+        (quota.calls_per_minute, quota.bytes),
+        (Some(60), Some(10 << 20))
+    );
+    assert_eq!(constraints.expires, Some(1_893_456_000));
+    assert_eq!(
+        (constraints.lifetime, constraints.approval),
+        (Some(28_800), true)
+    );
+    assert_eq!(network.resolve[0].name.to_string(), "*.example.org");
+    assert_eq!(network.deny.len(), 1);
+    assert_eq!(partition.grants.iter().count(), 7);
+    assert_eq!(partition.grants.denied().count(), 2);
 }

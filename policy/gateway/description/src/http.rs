@@ -125,6 +125,34 @@ impl PathPattern {
         let covers = |(a, b): (&String, &String)| a == b || (b == "*" && !a.is_empty());
         longer && ends && self.segments.iter().zip(&other.segments).all(covers)
     }
+
+    /// The pattern of the paths that both mean, if there are any.
+    pub fn intersect(&self, other: &Self) -> Option<Self> {
+        let (short, long) = match self.segments.len() <= other.segments.len() {
+            true => (self, other),
+            false => (other, self),
+        };
+        let rest = long.segments.get(short.segments.len()..)?;
+        if !short.below && !rest.is_empty() {
+            return None;
+        }
+        let both = |(a, b): (&String, &String)| match (a.as_str(), b.as_str()) {
+            (same, other) if same == other => Some(a.clone()),
+            ("*", one) | (one, "*") if !one.is_empty() => Some(one.to_owned()),
+            _ => None,
+        };
+        let start: Option<Vec<String>> = short
+            .segments
+            .iter()
+            .zip(&long.segments)
+            .map(both)
+            .collect();
+        let mut segments = start?;
+        segments.extend(rest.iter().cloned());
+        // The longer one says how it ends; where both are as long, each has a say.
+        let below = long.below && short.below;
+        Some(Self { segments, below })
+    }
 }
 
 /// True when every server reads the path in the same way.
@@ -239,6 +267,28 @@ mod tests {
         ] {
             let (a, b): (PathPattern, PathPattern) = (a.parse().unwrap(), b.parse().unwrap());
             assert_eq!(a.is_narrower_or_equal(&b), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn both_patterns_at_once() {
+        for (a, b, both) in [
+            ("/a", "/*", Some("/a")),
+            ("/a/**", "/*/b", Some("/a/b")),
+            ("/a/**", "/a/b/**", Some("/a/b/**")),
+            ("/*/b/**", "/a/**", Some("/a/b/**")),
+            ("/a/**", "/a", Some("/a")),
+            ("/a/*", "/*/b", Some("/a/b")),
+            ("/a/**", "/a/", Some("/a/")),
+            ("/*", "/", None),
+            ("/a", "/a/b", None),
+            ("/a/**", "/b/**", None),
+            ("/a/b/**", "/a", None),
+        ] {
+            let parse = |text: &str| text.parse::<PathPattern>().unwrap();
+            let expected = both.map(parse);
+            assert_eq!(parse(a).intersect(&parse(b)), expected, "{a} {b}");
+            assert_eq!(parse(b).intersect(&parse(a)), expected, "{b} {a}");
         }
     }
 }

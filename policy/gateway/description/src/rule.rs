@@ -10,7 +10,7 @@ use crate::range::{self, Range};
 
 /// One allowed kind of flow out of the partition, in text `protocol:host:ports`, for example
 /// `tcp:deb.debian.org:80`, `tcp:*.example.org:443`, `udp:192.0.2.0/24:5000-5999`, `tcp:*:*`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
     /// Which protocol.
@@ -32,7 +32,7 @@ pub enum Protocol {
 }
 
 /// The host of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Host {
     /// `*`: every unicast address except loopback and those that are [set apart](range::SET_APART),
     /// as private ones are; the host's own public addresses are among them. All names resolve.
@@ -55,7 +55,7 @@ pub enum Host {
 }
 
 /// An inclusive range of ports: `80`, `8000-8999`, or `*` for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ports {
     /// Lowest, at least 1.
     pub first: u16,
@@ -65,7 +65,7 @@ pub struct Ports {
 
 /// A service on the host's loopback: the guest's `router:port` is the host's
 /// `127.0.0.1:host_port`. In text `protocol:port` or `protocol:port=host_port`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Loopback {
     /// Which protocol.

@@ -1,4 +1,4 @@
-//! Objects of the `net.*` capabilities, and the order "narrower than" of network rules.
+//! Objects of `net.*` and `dns.resolve`, and the order "narrower than" of network rules.
 //!
 //! The rules themselves are [`bulkhead_network::Rule`]; what follows from one rule for another is
 //! decided here.
@@ -61,19 +61,7 @@ impl fmt::Display for Listen {
     }
 }
 
-impl TryFrom<String> for Listen {
-    type Error = ParseListenError;
-
-    fn try_from(text: String) -> Result<Self, ParseListenError> {
-        text.parse()
-    }
-}
-
-impl From<Listen> for String {
-    fn from(listen: Listen) -> Self {
-        listen.to_string()
-    }
-}
+super::text_form!(Listen, ParseListenError);
 
 impl Listen {
     /// True when `other` is reached by everybody who reaches `self`: the same socket, or the
@@ -114,18 +102,24 @@ pub(crate) fn rule_is_narrower_or_equal(a: &Rule, b: &Rule) -> bool {
         && host_is_narrower_or_equal(&a.host, &b.host)
 }
 
-/// What both allow, if it can be said in one rule. Ranges of ports may overlap in part; hosts
-/// either contain each other or share nothing that a rule can name.
+/// Parses the object of `dns.resolve`: a name, or `*.name` for all below it.
+pub(crate) fn parse_dns_name(text: &str) -> Result<Host, ParseDnsNameError> {
+    match text.parse() {
+        Ok(host @ (Host::Name(_) | Host::Below(_))) => Ok(host),
+        _ => Err(ParseDnsNameError(text.to_owned())),
+    }
+}
+
+/// Why a text is no name to resolve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no DNS name; write one such as example.org, or *.example.org for all below it", .0.escape_debug())]
+pub struct ParseDnsNameError(String);
+
+/// What both allow. Hosts contain each other or share nothing; ranges of ports may overlap in part.
 pub(crate) fn intersect_rules(a: &Rule, b: &Rule) -> Option<Rule> {
-    let host = if host_is_narrower_or_equal(&a.host, &b.host) {
-        &a.host
-    } else if host_is_narrower_or_equal(&b.host, &a.host) {
-        &b.host
-    } else {
-        return None;
-    };
     let first = a.ports.first.max(b.ports.first);
     let last = a.ports.last.min(b.ports.last);
+    let host = intersect_hosts(&a.host, &b.host)?;
     (a.protocol == b.protocol && first <= last).then(|| Rule {
         protocol: a.protocol,
         host: host.clone(),
@@ -133,10 +127,25 @@ pub(crate) fn intersect_rules(a: &Rule, b: &Rule) -> Option<Rule> {
     })
 }
 
-fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
+/// The narrower of two hosts, where one contains the other.
+pub(crate) fn intersect_hosts<'h>(a: &'h Host, b: &'h Host) -> Option<&'h Host> {
+    if host_is_narrower_or_equal(a, b) {
+        Some(a)
+    } else if host_is_narrower_or_equal(b, a) {
+        Some(b)
+    } else {
+        None
+    }
+}
+
+pub(crate) fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
     match (a, b) {
         (Host::Any | Host::Name(_) | Host::Below(_), Host::Any) => true,
-        (Host::Subnet { address, prefix }, Host::Any) => is_public(subnet(*address, *prefix)),
+        // `*` leaves out what is set apart, and so does a subnet that is wider than it; what else
+        // `*` leaves out no rule reaches.
+        (Host::Subnet { address, prefix }, Host::Any) => {
+            range::set_apart(subnet(*address, *prefix)).is_none()
+        }
         (
             Host::Subnet { address, prefix },
             Host::Subnet {
@@ -145,7 +154,6 @@ fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
             },
         ) => {
             let (own, other) = (subnet(*address, *prefix), subnet(*other, *wider));
-            // What is set apart is not part of a subnet that is wider than it.
             let speaks = range::set_apart(own).is_none_or(|apart| apart.contains(other));
             other.contains(own) && speaks
         }
@@ -159,14 +167,29 @@ fn host_is_narrower_or_equal(a: &Host, b: &Host) -> bool {
     }
 }
 
-fn subnet(first: Ipv4Addr, prefix: u8) -> Range {
-    Range { first, prefix }
+/// True when `a` would allow something that a denial of `b` forbids. A denial means what it says:
+/// also what is set apart, which `*` and wide subnets do not grant.
+pub(crate) fn rule_is_denied_by(a: &Rule, b: &Rule) -> bool {
+    let ports = a.ports.first <= b.ports.last && b.ports.first <= a.ports.last;
+    let hosts = match (&a.host, &b.host) {
+        (_, Host::Any) => true,
+        (
+            Host::Subnet { address, prefix },
+            Host::Subnet {
+                address: other,
+                prefix: wider,
+            },
+        ) => subnet(*address, *prefix).meets(subnet(*other, *wider)),
+        (Host::Any, Host::Subnet { address, prefix }) => {
+            range::set_apart(subnet(*address, *prefix)).is_none()
+        }
+        (a, b) => intersect_hosts(a, b).is_some(),
+    };
+    a.protocol == b.protocol && ports && hosts
 }
 
-/// True when no address of the subnet is one that `*` leaves out.
-fn is_public(subnet: Range) -> bool {
-    let left_out = range::UNREACHABLE.into_iter().chain(range::SET_APART);
-    !left_out.into_iter().any(|range| range.meets(subnet))
+fn subnet(first: Ipv4Addr, prefix: u8) -> Range {
+    Range { first, prefix }
 }
 
 #[cfg(test)]
@@ -242,8 +265,11 @@ mod tests {
             ("8.0.0.0/7:80", "8.0.0.0/6:80", true),
             ("169.254.1.1:80", "*:80", false),
             ("169.254.0.0/16:80", "*:80", false),
-            ("0.0.0.0/0:80", "*:80", false),
-            ("192.0.0.0/2:80", "*:80", false),
+            ("169.254.169.254:80", "0.0.0.0/0:80", false),
+            ("169.254.169.254:80", "169.0.0.0/8:80", false),
+            ("169.254.169.254:80", "169.254.0.0/16:80", true),
+            ("0.0.0.0/0:80", "*:80", true),
+            ("192.0.0.0/2:80", "*:80", true),
             ("223.0.0.0/8:80", "*:80", true),
             ("*:80", "0.0.0.0/0:80", false),
             ("a.org:80", "0.0.0.0/0:80", false),
@@ -262,10 +288,9 @@ mod tests {
         let both = intersect_rules(&rule("a.org:80-90"), &rule("*.org:85-100"));
         assert_eq!(both, Some(rule("a.org:85-90")));
         assert_eq!(intersect_rules(&rule("a.org:80"), &rule("a.org:81")), None);
-        assert_eq!(
-            intersect_rules(&rule("0.0.0.0/0:80"), &rule("*:80")),
-            None,
-            "fails closed"
-        );
+        let all = intersect_rules(&rule("0.0.0.0/0:80"), &rule("*:80"));
+        assert_eq!(all, Some(rule("0.0.0.0/0:80")));
+        let metadata = rule("169.254.169.254:80");
+        assert_eq!(intersect_rules(&rule("0.0.0.0/0:80"), &metadata), None);
     }
 }
