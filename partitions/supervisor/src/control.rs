@@ -26,6 +26,10 @@ pub(crate) enum Request {
     Status,
     /// End every partition. The answer is a [`SystemRecord`].
     Down,
+    /// Halt every partition. The answer is a [`SystemRecord`], once all of them are.
+    Halt,
+    /// Let every partition that was halted go on. The answer is a [`SystemRecord`].
+    GoOn,
     /// Something with one partition. The answer is an [`Answer`].
     Partition {
         /// Its name.
@@ -150,7 +154,15 @@ pub(crate) fn ask<A: for<'de> Deserialize<'de>>(
     request: &Request,
     patience: Duration,
 ) -> Option<A> {
-    let mut stream = UnixStream::connect(found.socket()).ok()?;
+    ask_on(UnixStream::connect(found.socket()).ok()?, request, patience)
+}
+
+/// The same on a connection that is there.
+pub(crate) fn ask_on<A: for<'de> Deserialize<'de>>(
+    mut stream: UnixStream,
+    request: &Request,
+    patience: Duration,
+) -> Option<A> {
     stream.set_read_timeout(Some(patience)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
     let mut line = serde_json::to_vec(request).ok()?;

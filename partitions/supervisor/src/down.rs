@@ -68,7 +68,7 @@ fn end_live(found: &Found) -> Result<(), Error> {
     Ok(())
 }
 
-fn process(pid: u32) -> Option<OwnedFd> {
+pub(crate) fn process(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 /// Too many open files in this process.
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
+/// What to do where everything is halted.
+pub(crate) const HALTED_HELP: &str = "let everything go on with `bulkhead resume --all`";
+
 /// No such device.
 const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 
@@ -194,6 +197,9 @@ pub enum Error {
     /// A system of this name runs already.
     #[error("a system named `{0}` is running already")]
     AlreadyRunning(String),
+    /// Everything was halted, and nothing starts until somebody lets it go on.
+    #[error("everything is halted")]
+    Halted,
     /// No system of this name runs, or ran and left its logs.
     #[error("no system named `{0}`")]
     NoSuchSystem(String),
@@ -340,6 +346,7 @@ impl Error {
             Self::StateDir { .. } => "state-dir",
             Self::StateDirUnsafe { .. } => "state-dir-unsafe",
             Self::AlreadyRunning(_) => "already-running",
+            Self::Halted => "halted",
             Self::NoSuchSystem(_) => "no-such-system",
             Self::NoSuchLog { .. } => "no-such-log",
             Self::NotRunning(_) => "not-running",
@@ -415,6 +422,7 @@ impl Error {
             Self::AlreadyRunning(name) => {
                 return Some(format!("end it with `bulkhead down {name}`"));
             }
+            Self::Halted => HALTED_HELP,
             Self::NoAnswer(_) => "it may have just ended: see `bulkhead ps`",
             Self::NoSuchSystem(_) | Self::NotRunning(_) => "list them with `bulkhead ps`",
             Self::NoSuchLog { .. } => {

@@ -147,6 +147,16 @@ impl Process {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Stops all its threads where they are, whatever they do.
+    pub(crate) fn freeze(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::CONT);
+    }
+
     /// Reads what is there of its standard error; nothing at its end.
     pub(crate) fn listen(&mut self) -> Option<Vec<u8>> {
         let mut buffer = [0; WORDS];

@@ -18,6 +18,9 @@ pub struct SystemRecord {
     pub started: u64,
     /// Every partition has ended.
     pub finished: bool,
+    /// `bulkhead stop --all --now` has halted it.
+    #[serde(default)]
+    pub halted: bool,
     /// Its partitions, in the order of the manifest.
     pub partitions: Vec<PartitionRecord>,
     /// Directories of its control groups.

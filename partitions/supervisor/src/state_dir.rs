@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 const MAX_PATH: usize = 50;
 const RECORD: &str = "system.json";
 const SOCKET: &str = "control.sock";
+/// Exists while everything is halted. No system is called so.
+const HALTED: &str = ".halted";
 
 /// The directory of all systems of this user. It exists while there is a system, and is checked to
 /// be theirs alone whenever it is used.
@@ -117,7 +119,7 @@ impl StateRoot {
     /// Makes the directory of a system that starts. One of the same name that is over is replaced.
     ///
     /// # Errors
-    /// A system of this name lives, or the directory cannot be made.
+    /// A system of this name lives, everything is halted, or the directory cannot be made.
     pub fn create(&self, system: &str) -> Result<SystemDir, Error> {
         let path = self.path.join(system);
         let failed = |source| Error::StateDir {
@@ -125,6 +127,9 @@ impl StateRoot {
             source,
         };
         let all = self.make_and_lock()?;
+        if self.is_halted() {
+            return Err(Error::Halted);
+        }
         self.clean()?;
         if path.exists() {
             if try_lock(&path).map_err(failed)?.is_none() {
@@ -199,6 +204,41 @@ impl StateRoot {
         }
         self.remove_if_empty();
         Ok(())
+    }
+
+    /// From now on no system starts. Those that begin to are refused, or in [`Self::list`].
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn halt(&self) -> Result<(), Error> {
+        let path = self.path.join(HALTED);
+        let _all = self.make_and_lock()?;
+        let made = File::create(&path).map(drop);
+        made.map_err(|source| Error::StateDir { path, source })
+    }
+
+    /// Lets systems start again.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn go_on(&self) -> Result<(), Error> {
+        let Some(_all) = self.lock()? else {
+            return Ok(());
+        };
+        let path = self.path.join(HALTED);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::StateDir { path, source });
+            }
+            _ => {}
+        }
+        self.remove_if_empty();
+        Ok(())
+    }
+
+    /// True while no system may start.
+    pub fn is_halted(&self) -> bool {
+        fs::symlink_metadata(self.path.join(HALTED)).is_ok()
     }
 
     /// The lock of the whole; makes the directory if need be.
@@ -453,6 +493,24 @@ mod tests {
         drop(root.create("web").unwrap());
         assert!(names(&root).is_empty());
         root.remove_finished(&found).unwrap();
+    }
+
+    #[test]
+    fn while_everything_is_halted_nothing_starts() {
+        let dir = tempdir().unwrap();
+        let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        let held = root.create("held").unwrap();
+        root.halt().unwrap();
+        root.halt().unwrap();
+        assert_eq!(root.create("web").unwrap_err().code(), "halted");
+        assert_eq!(names(&root), ["held"]);
+        drop(held);
+        assert!(root.is_halted(), "also when the last system has ended");
+        assert_eq!(root.create("web").unwrap_err().code(), "halted");
+        root.go_on().unwrap();
+        assert!(!dir.path().join("s").exists());
+        root.go_on().unwrap();
+        assert!(root.create("web").is_ok());
     }
 
     #[test]

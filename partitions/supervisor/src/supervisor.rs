@@ -1,6 +1,7 @@
 //! A running system: starts every partition, watches them in one loop, and ends them together.
 
 mod acts;
+mod halt;
 mod launch;
 mod member;
 mod outputs;
@@ -25,7 +26,7 @@ use outputs::{Outputs, input, outputs, through_agent};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -100,6 +101,10 @@ pub struct Supervisor {
     _notices_writer: PipeWriter,
     started: u64,
     launcher: Launcher,
+    /// Every partition is halted, or about to be.
+    halted: bool,
+    /// Who waits until all of them are.
+    halting: Vec<UnixStream>,
     /// Last, so that the directory goes after the VMMs.
     directory: SystemDir,
 }
@@ -148,6 +153,11 @@ impl Supervisor {
         let groups = groups(system, &directory)?;
         let listener = UnixListener::bind(directory.socket()).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        // Whoever halts everything says so first and then asks us: either we see it here, or they
+        // find our socket.
+        if root.is_halted() {
+            return Err(Error::Halted);
+        }
         let (notices, notices_writer) = io::pipe().map_err(Error::system("create a pipe"))?;
         let width = system
             .partitions
@@ -189,6 +199,8 @@ impl Supervisor {
             _notices_writer: notices_writer,
             started: started.map_or(0, |since| since.as_secs()),
             launcher,
+            halted: false,
+            halting: Vec::new(),
             directory,
         };
         supervisor.directory.write(&supervisor.record(false))?;
@@ -201,6 +213,7 @@ impl Supervisor {
             supervisor: std::process::id(),
             started: self.started,
             finished,
+            halted: self.halted,
             partitions: self.members.iter().map(Member::record).collect(),
             cgroups: (self.members.iter())
                 .filter_map(|member| member.group.as_ref())

@@ -31,8 +31,10 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Stop a running partition where it stands
     Pause(PartitionArgs),
-    /// Let a paused partition go on
-    Resume(PartitionArgs),
+    /// Let a paused partition go on, or all after an emergency stop
+    Resume(ResumeArgs),
+    /// Emergency stop: halt every partition of this user at once
+    Stop(StopArgs),
     /// Plug a device into a running Linux partition, and print its name
     Attach(AttachArgs),
     /// Take a device out of a running Linux partition
@@ -229,6 +231,29 @@ pub(crate) struct PartitionArgs {
     /// System and partition
     #[arg(value_name = "NAME/PARTITION")]
     pub(crate) partition: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    /// System and partition
+    #[arg(value_name = "NAME/PARTITION", required_unless_present = "all")]
+    pub(crate) partition: Option<String>,
+    /// Everything that `stop --all --now` halted
+    #[arg(long, conflicts_with = "partition")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every partition stands still within a second, and nothing starts until `bulkhead resume --all`. A system
+that cannot be halted in that time is killed.")]
+pub(crate) struct StopArgs {
+    /// Every system of this user
+    #[arg(long, required = true)]
+    all: bool,
+    /// Without asking anybody
+    #[arg(long, required = true)]
+    now: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ mod ps;
 mod run;
 mod signals;
 mod stats;
+mod stop;
 mod table;
 mod terminal;
 mod up;
@@ -62,7 +63,11 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Ps(args) => ps::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Logs(args) => logs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Pause(args) => done(act::quietly(&args.partition, Act::Pause)),
-        Command::Resume(args) => done(act::quietly(&args.partition, Act::Resume)),
+        Command::Resume(args) => done(match &args.partition {
+            Some(partition) => act::quietly(partition, Act::Resume),
+            None => stop::resume(),
+        }),
+        Command::Stop(args) => done(stop::run(&args)),
         Command::Attach(args) => done(act::attach(&args)),
         Command::Detach(args) => done(act::detach(&args)),
         Command::Resize(args) => done(act::resize(&args)),

@@ -53,7 +53,7 @@ fn table(rows: &[Row], now: u64) -> String {
                 row.system.clone(),
                 partition.name.clone(),
                 partition.kernel.clone(),
-                state(partition),
+                state(partition, row.record.halted),
                 format!("{}MiB", partition.memory_mib),
                 partition.vcpus.to_string(),
                 vmm,
@@ -74,8 +74,9 @@ fn table(rows: &[Row], now: u64) -> String {
     table::lines(header, lines)
 }
 
-fn state(partition: &PartitionRecord) -> String {
+fn state(partition: &PartitionRecord, halted: bool) -> String {
     match partition.status {
+        None if halted => "halted".to_owned(),
         Some(status) => format!("{} ({status})", partition.state),
         None => partition.state.to_string(),
     }
@@ -117,6 +118,7 @@ mod tests {
             supervisor: 41,
             started: 1000,
             finished: false,
+            halted: false,
             partitions: vec![partition("a", None), partition("b", Some(7))],
             cgroups: vec![],
         };
@@ -138,6 +140,9 @@ mod tests {
             ]
         );
         assert_eq!(words[2][3..5], ["terminated", "(7)"]);
+        let partitions = &rows[0].record.partitions;
+        assert_eq!(state(&partitions[0], true), "halted");
+        assert_eq!(state(&partitions[1], true), "terminated (7)");
     }
 
     #[test]

@@ -33,10 +33,12 @@ pub(super) struct Pending {
 
 /// What an answer changes.
 #[derive(Debug)]
-enum After {
+pub(super) enum After {
     Nothing,
     /// The partition is in this state.
     State(State),
+    /// It is halted, whatever the answer is.
+    Halt,
     /// It has a device more, and these processes behind it.
     Attach(String, Vec<Backend>),
     /// It has a device less.
@@ -221,18 +223,37 @@ impl Member {
         }
     }
 
+    /// Asks the VMM for something by ourselves; whether it could be asked.
+    pub(super) fn ask_ourselves(&mut self, command: Command, after: After) -> bool {
+        let Ok(id) = self.vmm.ask(command, &[]) else {
+            return false;
+        };
+        self.pending.push(Pending {
+            id,
+            deadline: Instant::now() + Act::Stats.patience(),
+            client: None,
+            after,
+        });
+        true
+    }
+
+    /// Every process behind its devices, also of those that are being plugged in.
+    pub(super) fn all_backends(&self) -> impl Iterator<Item = &Backend> {
+        let new = self
+            .pending
+            .iter()
+            .filter_map(|pending| match &pending.after {
+                After::Attach(_, backends) => Some(backends),
+                _ => None,
+            });
+        self.backends.iter().chain(new.flatten())
+    }
+
     /// Tells the guest how large the terminal is.
     pub(super) fn resize_console(&mut self, columns: u16, rows: u16) {
         let command = Command::Resize(Resize::Console { columns, rows });
         // A guest without a virtio console does without.
-        if let Ok(id) = self.vmm.ask(command, &[]) {
-            self.pending.push(Pending {
-                id,
-                deadline: Instant::now() + Act::Stats.patience(),
-                client: None,
-                after: After::Nothing,
-            });
-        }
+        let _ = self.ask_ourselves(command, After::Nothing);
     }
 
     /// The VMM has answered.
@@ -248,6 +269,9 @@ impl Member {
         }
         let pending = self.pending.swap_remove(at);
         let answer = match outcome {
+            _ if matches!(pending.after, After::Halt) => {
+                return self.freeze(outcome == Reply::Done);
+            }
             Reply::Done => Answer::Done {
                 device: self.done(pending.after),
             },
@@ -292,7 +316,7 @@ impl Member {
                 self.backends.retain(|backend| backend.device != name);
                 None
             }
-            After::Nothing | After::Dump(..) | After::Stats(_) => None,
+            After::Nothing | After::Halt | After::Dump(..) | After::Stats(_) => None,
         }
     }
 
@@ -321,11 +345,15 @@ impl Member {
 
     /// When the next request's time is over.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        self.pending.iter().map(|pending| pending.deadline).min()
+        let pending = self.pending.iter().map(|pending| pending.deadline);
+        pending.chain(self.halt_deadline()).min()
     }
 
     /// Gives up requests whose time is over.
     pub(super) fn time_out(&mut self, now: Instant) {
+        if self.halt_deadline().is_some_and(|deadline| deadline <= now) {
+            self.freeze(false);
+        }
         // The VMM's counters are worth having without a gateway's.
         self.finish_stats(|pending| pending.deadline <= now);
         let message = format!(

@@ -1,6 +1,7 @@
 //! One partition of a running system.
 
 use super::acts::Pending;
+use super::halt::Halt;
 use super::launch::{Launcher, Started};
 use super::outputs::Messages;
 use crate::backend::{Backend, Kind};
@@ -60,6 +61,8 @@ pub(super) struct Member {
     pub(super) deadline: Option<Instant>,
     born: Instant,
     short_lives: u32,
+    /// How far it has come in standing still.
+    pub(super) halt: Option<Halt>,
     /// Last, so that it goes after the processes in it.
     pub(super) group: Option<Group>,
 }
@@ -102,6 +105,7 @@ impl Member {
             deadline: None,
             born: Instant::now(),
             short_lives: 0,
+            halt: None,
             group: parts.group,
             partition: partition.clone(),
         }
@@ -237,7 +241,8 @@ impl Member {
 
     /// Asks for the end; a second time, or when the time is over, it is not asked but killed.
     pub(super) fn stop(&mut self, at_once: bool) {
-        if at_once {
+        // What is frozen cannot be asked.
+        if at_once || self.halt.is_some() {
             self.vmm.process.kill();
         } else if !self.exited && !self.asked_to_stop {
             self.vmm.ask_to_stop();
@@ -263,7 +268,10 @@ impl Member {
             End::Vanished(how)
         };
         let mut end = self.said.take().unwrap_or(unsaid);
-        if end == End::Ended(Ended::Reset) && !self.asked_to_stop && self.partition.restart {
+        // Where everything is halted nothing starts, and so not this.
+        let halted = self.halt.take().is_some();
+        let again = self.partition.restart && !self.asked_to_stop && !halted;
+        if end == End::Ended(Ended::Reset) && again {
             match self.reboot(launcher) {
                 Ok(()) => return,
                 Err(failed) => end = failed,

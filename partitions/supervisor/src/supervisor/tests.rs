@@ -20,6 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::{TempDir, tempdir};
 
+mod halt;
+
 /// Longest wait for something that takes milliseconds: it tells a hang from a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -114,6 +114,7 @@ impl Supervisor {
                     member.expire();
                 }
             }
+            self.answer_halt();
             let ran =
                 |state| matches!(state, State::Running | State::Suspended | State::Terminated);
             if self.members.iter().all(|member| ran(member.state()))
@@ -159,7 +160,8 @@ impl Supervisor {
             if member.talking {
                 sources.push((Source::Control(at), member.vmm.control.as_fd()));
             }
-            if let Some(vsock) = member.vsock.as_ref().filter(|vsock| vsock.asking) {
+            let vsock = member.vsock.as_ref().filter(|vsock| vsock.asking);
+            if let Some(vsock) = vsock.filter(|_| member.halt.is_none()) {
                 sources.push((Source::Vsock(at), vsock.connector.as_fd()));
             }
             for (number, backend) in member.backends.iter().enumerate() {
@@ -226,6 +228,12 @@ impl Supervisor {
                 reply(&client, &self.record(false));
                 return Some(Cause::Request);
             }
+            Request::Halt => self.halt(client),
+            Request::GoOn => {
+                self.go_on();
+                reply(&client, &self.record(false));
+            }
+            Request::Partition { .. } if self.halted => reply(&client, &halted()),
             Request::Partition { partition, act } => {
                 let launcher = &self.launcher;
                 let mut members = self.members.iter_mut();
@@ -250,6 +258,14 @@ impl Supervisor {
             }
         }
         None
+    }
+}
+
+fn halted() -> Answer {
+    Answer::Refused {
+        code: Error::Halted.code().to_owned(),
+        message: Error::Halted.to_string(),
+        help: Error::Halted.help(),
     }
 }
 
