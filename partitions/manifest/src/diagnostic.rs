@@ -56,11 +56,25 @@ pub enum Code {
     Command,
     /// `command` and `initrd` exclude each other.
     Boot,
+    /// A role, an owner or a parent is malformed.
+    Identity,
+    /// A lifetime is malformed, or says two things.
+    Lifetime,
+    /// A secret is malformed, is there twice, or is for a host that is not reachable.
+    Secret,
+    /// What a partition may start is out of bounds.
+    Spawn,
+    /// A budget is malformed or out of bounds.
+    Budget,
+    /// A manifest that has no canonical form.
+    Form,
+    /// A partition names a manifest of its own, and something beside it; or nobody reads it.
+    Reference,
 }
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 32] = [
         Self::Syntax,
         Self::File,
         Self::UnknownKey,
@@ -86,6 +100,13 @@ impl Code {
         Self::OverlappingMount,
         Self::Command,
         Self::Boot,
+        Self::Identity,
+        Self::Lifetime,
+        Self::Secret,
+        Self::Spawn,
+        Self::Budget,
+        Self::Form,
+        Self::Reference,
     ];
 
     /// The code as it is printed.
@@ -116,6 +137,13 @@ impl Code {
             Self::OverlappingMount => "manifest-overlapping-mount",
             Self::Command => "manifest-command",
             Self::Boot => "manifest-boot",
+            Self::Identity => "manifest-identity",
+            Self::Lifetime => "manifest-lifetime",
+            Self::Secret => "manifest-secret",
+            Self::Spawn => "manifest-spawn",
+            Self::Budget => "manifest-budget",
+            Self::Form => "manifest-form",
+            Self::Reference => "manifest-reference",
         }
     }
 }

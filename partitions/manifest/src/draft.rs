@@ -59,6 +59,17 @@ pub struct PartitionDraft {
     pub initrd: Option<At<String>>,
     pub cmdline: Option<At<String>>,
     pub trace_syscalls: Option<At<bool>>,
+    pub mandate: Option<At<MandateDraft>>,
+    pub manifest: Option<At<ReferenceDraft>>,
+}
+
+/// A manifest that says what the partition is, in place of everything else.
+#[derive(Clone, Debug, Default)]
+pub struct ReferenceDraft {
+    /// Its file.
+    pub path: String,
+    /// Whoever wrote the system says that it needs no signature.
+    pub unsigned: bool,
 }
 
 /// One mount.
@@ -200,4 +211,86 @@ pub struct LimitsDraft {
     pub cpu: Option<At<String>>,
     pub memory_overhead: Option<At<String>>,
     pub pids: Option<At<i64>>,
+}
+
+/// What a `partition.toml` says beside machine and grants.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct MandateDraft {
+    pub role: Option<At<String>>,
+    pub owner: Option<At<String>>,
+    pub parent: Option<At<String>>,
+    pub lifetime: Option<At<LifetimeDraft>>,
+    pub secrets: Vec<At<SecretDraft>>,
+    pub tools: Option<At<ToolsDraft>>,
+    pub spawn: Option<At<SpawnDraft>>,
+    pub budget: Option<At<BudgetDraft>>,
+    /// The manifest in canonical JSON.
+    pub document: Vec<u8>,
+}
+
+/// How long a partition may run.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct LifetimeDraft {
+    pub max: Option<At<String>>,
+    pub unlimited: Option<At<bool>>,
+}
+
+/// Where a secret may go.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct SecretDraft {
+    pub name: Option<At<String>>,
+    pub host: Option<At<String>>,
+    pub port: Option<At<i64>>,
+    pub header: Option<At<String>>,
+    pub path: Option<At<String>>,
+    pub env: Option<At<String>>,
+    pub ephemeral: Option<At<bool>>,
+}
+
+/// Which tools may be called.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct ToolsDraft {
+    pub allow: Vec<At<String>>,
+    pub limits: Option<At<String>>,
+}
+
+/// What a partition may start.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct SpawnDraft {
+    pub roles: Vec<At<String>>,
+    pub count: Option<At<i64>>,
+    pub depth: Option<At<i64>>,
+}
+
+/// What a partition may use while it lives.
+#[derive(Clone, Debug, Default)]
+#[allow(
+    missing_docs,
+    reason = "named and described in docs/partition-manifest.md, key by key"
+)]
+pub struct BudgetDraft {
+    pub bytes: Option<At<String>>,
+    pub calls: Option<At<i64>>,
+    pub tokens: Option<At<i64>>,
+    pub money: Option<At<String>>,
 }

@@ -6,27 +6,41 @@
 //! Every refusal is a [`Diagnostic`] with a stable [`Code`], its place in the file, and a remedy.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod device;
 mod diagnostic;
+mod document;
 mod draft;
 mod guest_path;
+mod mandate;
+mod manifest;
 mod parse;
+mod partition_toml;
 mod reader;
+mod schema;
 mod size;
 mod source;
 mod system;
 mod validate;
 
+pub use admission::{
+    Admitted, Capacity, DenyList, Host, Policy, Proof, Rejection, Role, Rule, admit,
+    parse_deny_list, parse_role,
+};
 pub use device::{
     Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,
 };
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
+pub use document::PAYLOAD_TYPE;
 pub use draft::{
     At, BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
-    PartitionDraft, RateDraft, SystemDraft,
+    PartitionDraft, RateDraft, ReferenceDraft, SystemDraft,
 };
 pub use guest_path::GuestPath;
-pub use parse::{MAX_BYTES, parse};
+pub use mandate::{Budget, Lifetime, Mandate, SecretBinding, SpawnBudget};
+pub use manifest::{Manifest, Submission, parse_document, parse_manifest, parse_submission};
+pub use parse::{MAX_BYTES, parse, parse_with};
+pub use schema::schema;
 pub use size::parse_memory_mib;
 pub use source::Source;
 pub use system::{

@@ -1,13 +1,15 @@
 //! From text to a draft: TOML, known keys, right types. What the values mean is checked later.
 
+use crate::admission::Admitted;
 use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
 use crate::draft::{
-    BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
-    PartitionDraft, RateDraft, SystemDraft,
+    At, BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
+    PartitionDraft, RateDraft, ReferenceDraft, SystemDraft,
 };
 use crate::reader::{Reader, Report};
 use crate::system::{System, Validated};
 use crate::validate::validate_in;
+use std::convert::Infallible;
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -39,9 +41,11 @@ const PARTITION_KEYS: &[&str] = &[
     "initrd",
     "cmdline",
     "trace_syscalls",
+    "manifest",
+    "unsigned",
 ];
-const MOUNT_KEYS: &[&str] = &["source", "target"];
-const GRANT_KEYS: &[&str] = &[
+pub(crate) const MOUNT_KEYS: &[&str] = &["source", "target"];
+pub(crate) const GRANT_KEYS: &[&str] = &[
     "capability",
     "path",
     "name",
@@ -67,11 +71,12 @@ const GRANT_KEYS: &[&str] = &[
     "bytes",
     "approval",
 ];
-const BACKING_KEYS: &[&str] = &["path", "format"];
-const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
-const MEMORY_KEYS: &[&str] = &["size", "max", "hugepages", "prefault", "shared", "balloon"];
-const BALLOON_KEYS: &[&str] = &["size", "deflate_on_oom", "free_page_reporting"];
-const NETWORK_KEYS: &[&str] = &[
+pub(crate) const BACKING_KEYS: &[&str] = &["path", "format"];
+pub(crate) const RATE_KEYS: &[&str] = &["bytes", "bytes_burst", "operations", "operations_burst"];
+pub(crate) const MEMORY_KEYS: &[&str] =
+    &["size", "max", "hugepages", "prefault", "shared", "balloon"];
+pub(crate) const BALLOON_KEYS: &[&str] = &["size", "deflate_on_oom", "free_page_reporting"];
+pub(crate) const NETWORK_KEYS: &[&str] = &[
     "mac",
     "mtu",
     "max_connections",
@@ -79,26 +84,70 @@ const NETWORK_KEYS: &[&str] = &[
     "receive_rate",
     "transmit_rate",
 ];
-const LIMITS_KEYS: &[&str] = &["cpu", "memory_overhead", "pids"];
+pub(crate) const LIMITS_KEYS: &[&str] = &["cpu", "memory_overhead", "pids"];
 
 /// Reads and checks a whole manifest. `file` is its path, for messages and as the start of the
-/// relative paths in it; it is not opened.
+/// relative paths in it; it is not opened. A partition that names a manifest of its own is refused:
+/// [`parse_with`] has it read.
 ///
 /// # Errors
 /// Everything that is wrong with it, in the order of the text.
 pub fn parse(bytes: &[u8], file: &Path) -> Result<Validated<System>, Rejected> {
+    let nobody = |_: &Path, _| Ok::<_, Infallible>(None);
+    match parse_with(bytes, file, nobody) {
+        Ok(checked) => checked,
+        Err(never) => match never {},
+    }
+}
+
+/// The same, with `admit` called for each manifest that a partition names: with its path, and whether
+/// whoever wrote the system says that it needs no signature.
+///
+/// # Errors
+/// Outside, what `admit` says; inside, everything that is wrong with the system.
+pub fn parse_with<E>(
+    bytes: &[u8],
+    file: &Path,
+    mut admit: impl FnMut(&Path, bool) -> Result<Option<Admitted>, E>,
+) -> Result<Result<Validated<System>, Rejected>, E> {
     let name = file.display().to_string();
-    let reject = |diagnostics| Rejected {
-        file: Some(name.clone()),
-        diagnostics,
+    let text = match text_of(bytes, &name) {
+        Ok(text) => text,
+        Err(rejected) => return Ok(Err(rejected)),
     };
-    let unreadable = |message: &str, help: &str| {
-        reject(vec![Diagnostic {
+    let root = match parse_table(text, &name) {
+        Ok(root) => root,
+        Err(rejected) => return Ok(Err(rejected)),
+    };
+    let mut report = Report::new(text);
+    let mut draft = read_system(&mut report, root.get_ref());
+    let base = file.parent().unwrap_or(Path::new(""));
+    if report.diagnostics.is_empty() {
+        for partition in &mut draft.partitions {
+            let Some(At { value, span }) = &partition.value.manifest else {
+                continue;
+            };
+            if let Some(admitted) = admit(&base.join(&value.path), value.unsigned)? {
+                let span = span.clone();
+                let value = admitted.into_draft();
+                *partition = At { value, span };
+            }
+        }
+    }
+    let checked = report.check(|refuse| validate_in(&draft, base, refuse), &name);
+    Ok(checked.map(Validated))
+}
+
+/// The text of the file named `file`.
+pub(crate) fn text_of<'b>(bytes: &'b [u8], file: &str) -> Result<&'b str, Rejected> {
+    let unreadable = |message: &str, help: &str| Rejected {
+        file: Some(file.to_owned()),
+        diagnostics: vec![Diagnostic {
             code: Code::File,
             message: message.to_owned(),
             help: help.to_owned(),
             place: None,
-        }])
+        }],
     };
     if bytes.len() > MAX_BYTES {
         return Err(unreadable(
@@ -106,38 +155,16 @@ pub fn parse(bytes: &[u8], file: &Path) -> Result<Validated<System>, Rejected> {
             "name big files by their path",
         ));
     }
-    let text = str::from_utf8(bytes)
-        .map_err(|_| unreadable("the manifest is not UTF-8", "is this the file you meant?"))?;
-    let root = DeTable::parse(text).map_err(|error| reject(vec![syntax_error(text, &error)]))?;
+    str::from_utf8(bytes)
+        .map_err(|_| unreadable("the manifest is not UTF-8", "is this the file you meant?"))
+}
 
-    let mut report = Report {
-        text,
-        diagnostics: Vec::new(),
-    };
-    let draft = read_system(&mut report, root.get_ref());
-    let base = file.parent().unwrap_or(Path::new(""));
-    // A key of the wrong type is not in the draft, and yet not absent.
-    let mistyped = (report.diagnostics.iter()).any(|found| found.code == Code::WrongType);
-    let checked = validate_in(&draft, base, &mut |code, span, message, help| {
-        if mistyped && matches!(code, Code::MissingKey | Code::NoPartition) {
-            return;
-        }
-        let place = span.map(|span| Place::of(text, span));
-        report.diagnostics.push(Diagnostic {
-            code,
-            message,
-            help,
-            place,
-        });
-    });
-    // What has no place concerns the file as a whole and comes first.
-    report
-        .diagnostics
-        .sort_by_key(|d| d.place.as_ref().map(|place| place.span.start));
-    match checked {
-        Some(system) if report.diagnostics.is_empty() => Ok(Validated(system)),
-        _ => Err(reject(report.diagnostics)),
-    }
+/// The TOML of the file named `file`.
+pub(crate) fn parse_table<'t>(text: &'t str, file: &str) -> Result<Spanned<DeTable<'t>>, Rejected> {
+    DeTable::parse(text).map_err(|error| Rejected {
+        file: Some(file.to_owned()),
+        diagnostics: vec![syntax_error(text, &error)],
+    })
 }
 
 fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
@@ -160,7 +187,8 @@ fn read_system(report: &mut Report<'_>, table: &DeTable<'_>) -> SystemDraft {
 
 fn read_partition(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraft {
     let mut reader = Reader::new(report, table, PARTITION_KEYS, "in a partition");
-    PartitionDraft {
+    let (path, unsigned) = (reader.string("manifest"), reader.boolean("unsigned"));
+    let mut draft = PartitionDraft {
         name: reader.string("name"),
         kernel: reader.string("kernel"),
         memory: reader.value("memory", read_memory),
@@ -170,9 +198,7 @@ fn read_partition(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraf
         watchdog: reader.boolean("watchdog"),
         on_reboot: reader.string("on_reboot"),
         grants: reader.elements("grants", read_grant),
-        deny: reader.elements("deny", |report, value| {
-            Some(report.string("an element of `deny`", value)?.value)
-        }),
+        deny: reader.elements("deny", read_denial),
         network: reader.table("network", read_network),
         limits: reader.table("limits", read_limits),
         program: reader.string("program"),
@@ -185,10 +211,50 @@ fn read_partition(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraf
         initrd: reader.string("initrd"),
         cmdline: reader.string("cmdline"),
         trace_syscalls: reader.boolean("trace_syscalls"),
-    }
+        mandate: None,
+        manifest: None,
+    };
+    draft.manifest = reference(report, table, path, unsigned);
+    draft
 }
 
-fn read_mount(report: &mut Report<'_>, table: &DeTable<'_>) -> MountDraft {
+/// A partition that names a manifest says nothing else.
+fn reference(
+    report: &mut Report<'_>,
+    table: &DeTable<'_>,
+    path: Option<At<String>>,
+    unsigned: Option<At<bool>>,
+) -> Option<At<ReferenceDraft>> {
+    let Some(path) = path else {
+        if let Some(unsigned) = unsigned {
+            let message = "`unsigned` means nothing without `manifest`".to_owned();
+            let help = "name the manifest, or leave it out".to_owned();
+            report.refuse(
+                Code::Reference,
+                unsigned.span.unwrap_or(0..0),
+                message,
+                help,
+            );
+        }
+        return None;
+    };
+    for (key, _) in table.iter() {
+        let name = key.get_ref().as_ref();
+        if !matches!(name, "manifest" | "unsigned") && PARTITION_KEYS.contains(&name) {
+            let message = format!("`{name}` stands beside `manifest`");
+            let help = "the manifest says everything: write it there".to_owned();
+            report.refuse(Code::Reference, key.span(), message, help);
+        }
+    }
+    let value = ReferenceDraft {
+        path: path.value,
+        unsigned: unsigned.is_some_and(|unsigned| unsigned.value),
+    };
+    let span = path.span;
+    Some(At { value, span })
+}
+
+pub(crate) fn read_mount(report: &mut Report<'_>, table: &DeTable<'_>) -> MountDraft {
     let mut reader = Reader::new(report, table, MOUNT_KEYS, "in a mount");
     MountDraft {
         source: reader.string("source"),
@@ -197,7 +263,10 @@ fn read_mount(report: &mut Report<'_>, table: &DeTable<'_>) -> MountDraft {
 }
 
 /// A grant is a name, `name:object`, or a table of `capability`, perhaps `path`, and options.
-fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<GrantDraft> {
+pub(crate) fn read_grant(
+    report: &mut Report<'_>,
+    value: &Spanned<DeValue<'_>>,
+) -> Option<GrantDraft> {
     let Some(table) = value.get_ref().as_table() else {
         return Some(report.string("a grant", value)?.value.into());
     };
@@ -243,6 +312,11 @@ fn read_grant(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<G
     })
 }
 
+/// A denial is `name:object`.
+pub(crate) fn read_denial(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<String> {
+    Some(report.string("an element of `deny`", value)?.value)
+}
+
 fn read_backing(report: &mut Report<'_>, table: &DeTable<'_>) -> BackingDraft {
     let mut reader = Reader::new(report, table, BACKING_KEYS, "in a backing image");
     BackingDraft {
@@ -262,7 +336,10 @@ fn read_rate(report: &mut Report<'_>, table: &DeTable<'_>) -> RateDraft {
 }
 
 /// Memory is a size, or a table.
-fn read_memory(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option<MemoryDraft> {
+pub(crate) fn read_memory(
+    report: &mut Report<'_>,
+    value: &Spanned<DeValue<'_>>,
+) -> Option<MemoryDraft> {
     let Some(table) = value.get_ref().as_table() else {
         return Some(report.string("`memory`", value)?.into());
     };
@@ -296,7 +373,7 @@ fn read_balloon(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>) -> Option
     }
 }
 
-fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> NetworkDraft {
+pub(crate) fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> NetworkDraft {
     let mut reader = Reader::new(report, table, NETWORK_KEYS, "in `network`");
     NetworkDraft {
         mac: reader.string("mac"),
@@ -308,7 +385,7 @@ fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> NetworkDraft {
     }
 }
 
-fn read_limits(report: &mut Report<'_>, table: &DeTable<'_>) -> LimitsDraft {
+pub(crate) fn read_limits(report: &mut Report<'_>, table: &DeTable<'_>) -> LimitsDraft {
     let mut reader = Reader::new(report, table, LIMITS_KEYS, "in `limits`");
     LimitsDraft {
         cpu: reader.string("cpu"),

@@ -1,7 +1,8 @@
 //! Reads one TOML table key by key: types are checked, and keys nobody knows are refused.
 
-use crate::diagnostic::{Code, Diagnostic, Place};
+use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
 use crate::draft::At;
+use crate::validate::Sink;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
@@ -13,7 +14,50 @@ pub(crate) struct Report<'t> {
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
+impl<'t> Report<'t> {
+    /// Nothing is wrong with `text` yet.
+    pub(crate) fn new(text: &'t str) -> Self {
+        Self {
+            text,
+            diagnostics: Vec::new(),
+        }
+    }
+}
+
 impl Report<'_> {
+    /// Has a draft of the text checked, and gives back what was made of it if nothing was wrong
+    /// with either; else everything that was, in the order of the text.
+    pub(crate) fn check<T>(
+        mut self,
+        check: impl FnOnce(&mut Sink<'_>) -> Option<T>,
+        file: &str,
+    ) -> Result<T, Rejected> {
+        // A key of the wrong type is not in the draft, and yet not absent.
+        let mistyped = (self.diagnostics.iter()).any(|found| found.code == Code::WrongType);
+        let checked = check(&mut |code, span, message, help| {
+            if mistyped && matches!(code, Code::MissingKey | Code::NoPartition) {
+                return;
+            }
+            let place = span.map(|span| Place::of(self.text, span));
+            self.diagnostics.push(Diagnostic {
+                code,
+                message,
+                help,
+                place,
+            });
+        });
+        // What has no place concerns the file as a whole and comes first.
+        self.diagnostics
+            .sort_by_key(|d| d.place.as_ref().map(|place| place.span.start));
+        match checked {
+            Some(made) if self.diagnostics.is_empty() => Ok(made),
+            _ => Err(Rejected {
+                file: Some(file.to_owned()),
+                diagnostics: self.diagnostics,
+            }),
+        }
+    }
+
     pub(crate) fn refuse(&mut self, code: Code, span: Range<usize>, message: String, help: String) {
         let place = Some(Place::of(self.text, span));
         self.diagnostics.push(Diagnostic {
@@ -183,6 +227,14 @@ impl<'r, 'd, 't> Reader<'r, 'd, 't> {
         Some(At {
             value: strings?,
             span: Some(value.span()),
+        })
+    }
+
+    /// An array of strings, each with its place.
+    pub(crate) fn spanned_strings(&mut self, key: &str) -> Vec<At<String>> {
+        let what = format!("an element of `{key}`");
+        self.elements(key, |report, value| {
+            report.string(&what, value).map(|at| at.value)
         })
     }
 

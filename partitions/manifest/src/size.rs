@@ -102,6 +102,26 @@ pub(crate) fn parse_time(text: &str) -> Result<u64, &'static str> {
     Ok(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 
+/// Parses an amount of money in whole or broken dollars, `5` or `0.075`, into millionths of a cent.
+pub(crate) fn parse_money(text: &str) -> Result<u64, &'static str> {
+    const DIGITS: usize = 8;
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) {
+        return Err("it is no number of dollars");
+    }
+    if part.len() > DIGITS {
+        return Err("it has more than 8 digits after the point");
+    }
+    let whole: Option<u64> = whole.parse().ok();
+    let part = format!("{part:0<DIGITS$}").parse().ok();
+    let amount = whole.and_then(|whole| whole.checked_mul(10_u64.pow(DIGITS as u32)));
+    let amount = amount
+        .zip(part)
+        .and_then(|(whole, part)| whole.checked_add(part));
+    amount.ok_or("it is too large a number")
+}
+
 /// Parses a number without a unit.
 pub(crate) fn parse_count(text: &str) -> Result<u64, &'static str> {
     match split(text)? {
@@ -157,6 +177,27 @@ mod tests {
             ("6\u{664}MiB", None),
         ] {
             assert_eq!(parse_memory_mib(text).ok(), mib, "{text}");
+        }
+    }
+
+    #[test]
+    fn money() {
+        for (text, amount) in [
+            ("5", Some(500_000_000)),
+            ("0.075", Some(7_500_000)),
+            ("0.00000001", Some(1)),
+            ("12.50", Some(1_250_000_000)),
+            ("184467440737.09551615", Some(u64::MAX)),
+            ("184467440737.09551616", None),
+            ("0.000000001", None),
+            ("1.", None),
+            (".5", None),
+            ("-1", None),
+            ("1e3", None),
+            ("$5", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_money(text).ok(), amount, "{text}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::guest_path::GuestPath;
+use crate::mandate::Mandate;
 use crate::source::Source;
 use bulkhead_capability::Grants;
 use bulkhead_cpu::CpuTemplate;
@@ -89,6 +90,8 @@ pub struct Partition {
     pub limits: Limits,
     /// What runs in it.
     pub kernel: Kernel,
+    /// What bounds it as a whole, where it has a manifest of its own.
+    pub mandate: Option<Mandate>,
 }
 
 /// Guest memory, within the bounds of the machine description.

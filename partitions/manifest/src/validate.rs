@@ -3,16 +3,20 @@
 mod constraints;
 mod grants;
 mod machine;
+mod mandate;
 mod options;
 mod partition;
 mod program;
 
 pub use grants::is_reserved_directory;
+pub(crate) use grants::{denials, granted};
+pub(crate) use machine::memory_size;
+pub(crate) use mandate::Terms;
 
 use crate::device::Device;
 use crate::diagnostic::{Code, Diagnostic, Rejected};
-use crate::draft::{At, GrantDraft, SystemDraft};
-use crate::system::{KernelKind, System, Validated};
+use crate::draft::{At, GrantDraft, PartitionDraft, SystemDraft};
+use crate::system::{KernelKind, Partition, System, Validated};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -124,19 +128,70 @@ pub(crate) fn validate_in(
         if let Some(name) = &partition.value.name
             && !seen.insert(name.value.as_str())
         {
+            let at = match partition.value.mandate {
+                Some(_) => &partition.span,
+                None => &name.span,
+            };
             refuse(
                 Code::DuplicateName,
-                name.span.clone(),
+                at.clone(),
                 format!("a second partition is named `{}`", name.value),
                 "give each partition a name of its own".to_owned(),
             );
         }
-        partitions.push(partition::check(partition, (&system, number), base, refuse));
+        let place = (system.as_str(), number);
+        partitions.push(check_partition(partition, place, base, refuse));
     }
     Some(System {
         name: name?,
         partitions: partitions.into_iter().collect::<Option<_>>()?,
     })
+}
+
+/// Checks a manifest as the only partition of a system of its name.
+pub(crate) fn validate_alone(
+    draft: &PartitionDraft,
+    base: &Path,
+    refuse: &mut Sink<'_>,
+) -> Option<Partition> {
+    let system = draft.name.as_ref().map_or("", |name| name.value.as_str());
+    let partition = At {
+        value: draft.clone(),
+        span: Some(0..0),
+    };
+    partition::check(&partition, (system, 0), base, refuse)
+}
+
+/// Checks one partition. Of one that has a manifest of its own every place is that of its name in the
+/// system, since those of its draft are in another text.
+fn check_partition(
+    partition: &At<PartitionDraft>,
+    place: (&str, usize),
+    base: &Path,
+    refuse: &mut Sink<'_>,
+) -> Option<Partition> {
+    if let Some(reference) = &partition.value.manifest {
+        refuse(
+            Code::Reference,
+            reference.span.clone(),
+            format!(
+                "nobody has read the manifest `{}`",
+                reference.value.path.escape_debug()
+            ),
+            "start the system with `bulkhead up`".to_owned(),
+        );
+        return None;
+    }
+    match (&partition.value.mandate, &partition.span) {
+        (Some(_), Some(span)) => {
+            let span = span.clone();
+            let refuse = &mut |code, _: Option<Range<usize>>, message, help| {
+                refuse(code, Some(span.clone()), message, help);
+            };
+            partition::check(partition, place, base, refuse)
+        }
+        _ => partition::check(partition, place, base, refuse),
+    }
 }
 
 /// Names become directories, prefixes and device names, so they are plain.

@@ -45,6 +45,9 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Write a running partition's memory and registers into an ELF core file
     Dump(DumpArgs),
+    /// Check, sign and show the manifests of partitions
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// Make keys, and say whose signatures count
     #[command(subcommand)]
     Key(KeyCommand),
@@ -340,6 +343,36 @@ pub(crate) struct DumpArgs {
     pub(crate) partition: String,
     /// The file, which must not exist
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ManifestCommand {
+    /// Say whether a partition.toml, or a signed one, is what a manifest may be
+    Check {
+        /// The manifest; - for standard input
+        file: PathBuf,
+    },
+    /// Sign a partition.toml, or add a signature to a signed one
+    Sign(ManifestSignArgs),
+    /// Say who has signed a manifest, and print it
+    Verify {
+        /// The signed manifest; - for standard input
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of partition.toml, for editors
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManifestSignArgs {
+    /// The manifest
+    pub(crate) file: PathBuf,
+    /// Which of the keys that are here
+    #[arg(long, value_name = "NAME")]
+    pub(crate) key: String,
+    /// Where the signed manifest goes, - for standard output (default: the manifest's name with .json)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

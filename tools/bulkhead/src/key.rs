@@ -2,17 +2,14 @@
 
 use crate::cli::{KeyCommand, KeyListArgs, KeyNewArgs, KeyTrustArgs, ListFormat};
 use crate::failure::Failure;
-use crate::table;
+use crate::{input, table};
 use bulkhead_places::Place;
-use bulkhead_signature::{KeyStore, Listed, PublicKeyFile, StoreError, Trust};
-use bulkhead_supervisor::reason;
+use bulkhead_signature::{KeyError, KeyStore, Listed, PublicKeyFile, StoreError, Trust};
 use serde::Serialize;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
 /// Longest text of a key that is read.
-const MAX_TEXT: u64 = 4096;
+const MAX_TEXT: usize = 4096;
 
 pub(crate) fn run(command: &KeyCommand) -> Result<(), Failure> {
     let store = store()?;
@@ -93,16 +90,19 @@ fn list(store: &KeyStore, args: &KeyListArgs) -> Result<(), Failure> {
 fn trust(store: &KeyStore, args: &KeyTrustArgs) -> Result<(), Failure> {
     let name = match (&args.name, args.file.file_stem().and_then(|n| n.to_str())) {
         (Some(name), _) => name.clone(),
-        (None, Some(name)) if !is_stdin(&args.file) => name.to_owned(),
+        (None, Some(name)) if args.file != Path::new("-") => name.to_owned(),
         _ => {
             return Err(Failure::new("key-name", "the key has no name")
                 .help("say what it is called here: --name alice"));
         }
     };
-    let file: PublicKeyFile = (read(&args.file)?.parse()).map_err(|error| {
+    let no_key = |error: &str| {
         let message = format!("`{}` is no public key: {error}", args.file.display());
         Failure::new("key-invalid", message).help("make one with `bulkhead key export NAME`")
-    })?;
+    };
+    let text = input::read(&args.file, MAX_TEXT, "key", "key-unusable")?;
+    let text = String::from_utf8(text).map_err(|_| no_key("it is not UTF-8"))?;
+    let file: PublicKeyFile = (text.parse()).map_err(|e: KeyError| no_key(&e.to_string()))?;
     if file.trust.is_some() {
         let message = format!("`{}` says itself what it may do", args.file.display());
         return Err(Failure::new("key-invalid", message)
@@ -114,23 +114,4 @@ fn trust(store: &KeyStore, args: &KeyTrustArgs) -> Result<(), Failure> {
     };
     store.trust(&name, &file, trust)?;
     crate::print(format!("{}\n", file.key.id()).as_bytes())
-}
-
-fn is_stdin(path: &Path) -> bool {
-    path == Path::new("-")
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = match is_stdin(path) {
-        true => io::stdin().take(MAX_TEXT).read_to_string(&mut text),
-        false => File::open(path).and_then(|file| file.take(MAX_TEXT).read_to_string(&mut text)),
-    };
-    match read {
-        Ok(_) => Ok(text),
-        Err(error) => {
-            let message = format!("cannot read `{}`: {}", path.display(), reason(&error));
-            Err(Failure::new("key-unusable", message))
-        }
-    }
 }

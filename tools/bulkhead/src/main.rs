@@ -10,8 +10,10 @@ mod doctor;
 mod down;
 mod failure;
 mod gdb;
+mod input;
 mod key;
 mod logs;
+mod manifest;
 mod ps;
 mod run;
 mod signals;
@@ -73,6 +75,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Resize(args) => done(act::resize(&args)),
         Command::Stats(args) => done(stats::run(&args)),
         Command::Dump(args) => done(act::dump(&args)),
+        Command::Manifest(command) => done(manifest::run(&command)),
         Command::Key(command) => done(key::run(&command)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {

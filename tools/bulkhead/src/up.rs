@@ -2,7 +2,7 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::signals;
+use crate::{input, signals};
 use bulkhead_manifest::{MAX_BYTES, System, Validated, parse};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
@@ -66,22 +66,10 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// Reads and checks the manifest; a longer one is not read to its end.
+/// Reads and checks the manifest.
 fn read(path: &Path) -> Result<Validated<System>, Failure> {
-    let failed = |error: io::Error| {
-        let message = format!(
-            "cannot read the manifest `{}`: {}",
-            path.display(),
-            reason(&error)
-        );
-        Failure::new("manifest-unreadable", message)
-            .help("name a file: bulkhead up path/to/system.toml")
-    };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    let bytes = input::read(path, MAX_BYTES, "manifest", "manifest-unreadable")
+        .map_err(|failure| failure.help("name a file: bulkhead up path/to/system.toml"))?;
     Ok(parse(&bytes, path)?)
 }
 

@@ -40,6 +40,20 @@ pub(super) struct Whose<'w> {
     pub(super) base: &'w Path,
 }
 
+impl<'w> Whose<'w> {
+    /// A partition that there is not.
+    fn nobody(base: &'w Path) -> Self {
+        Self {
+            system: "",
+            partition: "",
+            number: 0,
+            kernel: None,
+            vcpus: 1,
+            base,
+        }
+    }
+}
+
 /// Checks every grant and denial; `Some` only if nothing was wrong. `taken` are names of devices
 /// that exist.
 pub(super) fn check(
@@ -50,17 +64,7 @@ pub(super) fn check(
     taken: &[String],
     refuse: &mut Sink<'_>,
 ) -> Option<(Grants, Vec<Device>)> {
-    let reserved = RESERVED_NAMES.iter().map(|name| (*name).to_owned());
-    let mut builder = Builder {
-        whose,
-        refuse,
-        grants: Vec::new(),
-        deny: Vec::new(),
-        devices: Vec::new(),
-        names: reserved.chain(taken.iter().cloned()).collect(),
-        network_at: None,
-        complete: true,
-    };
+    let mut builder = Builder::new(whose, taken, refuse);
     for denied in deny {
         let capability = builder.capability(&denied.value.clone().into(), &denied.span);
         builder.complete &= capability.is_some();
@@ -92,6 +96,36 @@ pub(super) fn check(
     complete.then(|| (grants.denying(deny), devices))
 }
 
+/// What drafts deny.
+pub(crate) fn denials(
+    drafts: &[At<String>],
+    base: &Path,
+    refuse: &mut Sink<'_>,
+) -> Option<Vec<Capability>> {
+    let whose = Whose::nobody(base);
+    let mut builder = Builder::new(&whose, &[], refuse);
+    let denied: Vec<Option<Capability>> = (drafts.iter())
+        .map(|denied| builder.capability(&denied.value.clone().into(), &denied.span))
+        .collect();
+    denied.into_iter().collect()
+}
+
+/// What a draft grants, without the device that it becomes.
+pub(crate) fn granted(
+    draft: &At<GrantDraft>,
+    base: &Path,
+    refuse: &mut Sink<'_>,
+) -> Option<At<Grant>> {
+    let whose = Whose::nobody(base);
+    let mut builder = Builder::new(&whose, &[], refuse);
+    let At { value: grant, span } = draft;
+    let capability = builder.capability(grant, span)?;
+    builder.options_fit(capability.name(), grant)?;
+    let value = builder.options(span).constrained(capability, grant)?;
+    let span = span.clone();
+    Some(At { value, span })
+}
+
 /// True when nobody shares this directory: the root of the host, and file systems that are the
 /// kernel's own.
 pub fn is_reserved_directory(path: &Path) -> bool {
@@ -113,6 +147,22 @@ struct Builder<'b, 's> {
     /// Where the user-mode network stands among the devices, when a grant asks for one.
     network_at: Option<usize>,
     complete: bool,
+}
+
+impl<'b, 's> Builder<'b, 's> {
+    fn new(whose: &'b Whose<'b>, taken: &[String], refuse: &'b mut Sink<'s>) -> Self {
+        let reserved = RESERVED_NAMES.iter().map(|name| (*name).to_owned());
+        Self {
+            whose,
+            refuse,
+            grants: Vec::new(),
+            deny: Vec::new(),
+            devices: Vec::new(),
+            names: reserved.chain(taken.iter().cloned()).collect(),
+            network_at: None,
+            complete: true,
+        }
+    }
 }
 
 impl Builder<'_, '_> {
@@ -147,19 +197,7 @@ impl Builder<'_, '_> {
             );
             return None;
         }
-        if let Some((key, at)) = options::unfitting(name, grant) {
-            let fitting = match options::of(name).as_slice() {
-                [] => "leave it out: this grant has no options".to_owned(),
-                keys => format!("options of {name}: {}", keys.join(", ")),
-            };
-            self.refuse(
-                Code::KeyNotForGrant,
-                at,
-                format!("`{key}` means nothing to {name}"),
-                fitting,
-            );
-            return None;
-        }
+        self.options_fit(name, grant)?;
         self.fits_kernel(name, span)?;
         self.is_new(&capability, span)?;
         self.is_not_denied(&capability, span)?;
@@ -177,6 +215,23 @@ impl Builder<'_, '_> {
         let kind = self.named(kind, &name, grant);
         self.devices.push(Device { name, kind });
         Some(())
+    }
+
+    fn options_fit(&mut self, name: CapabilityName, grant: &GrantDraft) -> Option<()> {
+        let Some((key, at)) = options::unfitting(name, grant) else {
+            return Some(());
+        };
+        let fitting = match options::of(name).as_slice() {
+            [] => "leave it out: this grant has no options".to_owned(),
+            keys => format!("options of {name}: {}", keys.join(", ")),
+        };
+        self.refuse(
+            Code::KeyNotForGrant,
+            at,
+            format!("`{key}` means nothing to {name}"),
+            fitting,
+        );
+        None
     }
 
     fn capability(

@@ -144,6 +144,11 @@ fn balloon(draft: &BalloonDraft, mib: u64, refuse: &mut Sink<'_>) -> Option<Ball
     })
 }
 
+/// A size of memory, of any that a partition may have.
+pub(crate) fn memory_size(text: &At<String>, refuse: &mut Sink<'_>) -> Option<u64> {
+    size(text, MIN_MEMORY_MIB..=MAX_MEMORY_MIB, refuse)
+}
+
 fn size(
     text: &At<String>,
     bounds: std::ops::RangeInclusive<u64>,

@@ -2,6 +2,7 @@
 
 use super::grants::{self, Whose};
 use super::machine;
+use super::mandate;
 use super::program::{self, Context};
 use super::{Sink, check_name};
 use crate::diagnostic::Code;
@@ -52,6 +53,14 @@ pub(super) fn check(
         refuse,
     };
     let kernel = check_kernel(&mut context, kind);
+    let mandate = match &draft.mandate {
+        None => Some(None),
+        Some(mandate) => {
+            let grants = granted.as_ref().map(|(grants, _)| grants);
+            let span = context.span.clone();
+            mandate::check(mandate, span, grants, base, context.refuse).map(Some)
+        }
+    };
     let (grants, devices) = granted?;
     Some(Partition {
         name: name?,
@@ -65,6 +74,7 @@ pub(super) fn check(
         devices,
         limits: limits?,
         kernel: kernel?,
+        mandate: mandate?,
     })
 }
 

@@ -1,0 +1,238 @@
+//! The nine rules that a manifest keeps before anything of its partition exists, in their order.
+//!
+//! The first, what a manifest may be, is kept by whoever holds a [`Manifest`]. [`admit`] judges the
+//! others by what operators have configured ([`Policy`]) and by what runs ([`Host`]), neither of which
+//! it looks up itself. The first rule that is not kept ends it.
+
+mod approval;
+mod bounds;
+mod capacity;
+mod ceiling;
+mod denied;
+mod family;
+mod role;
+mod signature;
+
+#[cfg(test)]
+mod tests;
+
+pub use capacity::Capacity;
+pub use denied::{DenyList, parse_deny_list};
+pub use role::{Role, parse_role};
+
+use crate::diagnostic::Place;
+use crate::document;
+use crate::draft::PartitionDraft;
+use crate::mandate::Mandate;
+use crate::manifest::Manifest;
+use crate::system::Partition;
+use bulkhead_signature::{Envelope, Trusted};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rule {
+    /// It is what a manifest may be.
+    Schema,
+    /// A trusted operator has signed it.
+    Signature,
+    /// It asks for no more than its role may have.
+    Ceiling,
+    /// It asks for no more than its parent has.
+    Parent,
+    /// Its parent may start it, and as many as there would be.
+    Spawn,
+    /// The host has what it asks for.
+    Capacity,
+    /// It asks for nothing that nobody may have.
+    Deny,
+    /// No running partition has its identity.
+    Identity,
+    /// A second person has approved of a lifetime without end.
+    Approval,
+}
+
+impl Rule {
+    /// Every rule, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Schema,
+        Self::Signature,
+        Self::Ceiling,
+        Self::Parent,
+        Self::Spawn,
+        Self::Capacity,
+        Self::Deny,
+        Self::Identity,
+        Self::Approval,
+    ];
+
+    /// Its stable code.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Schema => "rule-schema",
+            Self::Signature => "rule-signature",
+            Self::Ceiling => "rule-ceiling",
+            Self::Parent => "rule-parent",
+            Self::Spawn => "rule-spawn",
+            Self::Capacity => "rule-capacity",
+            Self::Deny => "rule-deny",
+            Self::Identity => "rule-identity",
+            Self::Approval => "rule-approval",
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A manifest that does not keep a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.located())]
+pub struct Rejection {
+    /// The first rule that it does not keep.
+    pub rule: Rule,
+    /// Identity of the partition that there will not be.
+    pub identity: String,
+    /// What in the manifest: `grants`, `resources.memory`.
+    pub field: &'static str,
+    /// What is wrong, in lower case.
+    pub message: String,
+    /// What to do.
+    pub help: String,
+    /// The manifest.
+    pub file: String,
+    /// Where in its text, where it says something about it.
+    pub place: Option<Place>,
+}
+
+impl Rejection {
+    fn located(&self) -> String {
+        let Self { file, message, .. } = self;
+        match &self.place {
+            Some(place) => format!("{file}:{}:{}: {message}", place.line, place.column),
+            None => format!("{file}: {message}"),
+        }
+    }
+}
+
+/// What operators have configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'p> {
+    /// Whose signatures count.
+    pub trusted: &'p [Trusted],
+    /// The role that the manifest names, if there is one of that name.
+    pub role: Option<&'p Role>,
+    /// What nobody may have.
+    pub deny: &'p DenyList,
+}
+
+/// What runs on the host, and what it is.
+pub trait Host {
+    /// Running partitions that have manifests.
+    fn running(&self) -> &[Manifest];
+
+    /// What the host has, and what is taken of it.
+    fn capacity(&self) -> Capacity;
+
+    /// The path of a file without symbolic links and `..`; what does not exist yet is named below
+    /// what does.
+    fn real_path(&self, path: &Path) -> PathBuf;
+}
+
+/// How a manifest was handed in.
+#[derive(Clone, Copy, Debug)]
+pub enum Proof<'p> {
+    /// In an envelope.
+    Signed(&'p Envelope),
+    /// As text, by an operator who says that this will do.
+    Vouched,
+    /// As text.
+    None,
+}
+
+/// A manifest that keeps all nine rules. Only [`admit`] makes one.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    draft: PartitionDraft,
+    signers: Vec<String>,
+}
+
+impl Admitted {
+    /// The partition, for [`crate::validate()`]. Its paths are absolute.
+    pub fn into_draft(self) -> PartitionDraft {
+        self.draft
+    }
+
+    /// Names of the trusted keys that signed it.
+    pub fn signers(&self) -> &[String] {
+        &self.signers
+    }
+}
+
+/// Judges `manifest` by the rules from the second to the last.
+///
+/// # Errors
+/// The first rule that it does not keep.
+pub fn admit(
+    manifest: &Manifest,
+    proof: Proof<'_>,
+    policy: Policy<'_>,
+    host: &dyn Host,
+) -> Result<Admitted, Box<Rejection>> {
+    let case = Case { manifest, host };
+    let signers = signature::check(&case, proof, policy.trusted)?;
+    ceiling::check(&case, policy.role)?;
+    let parent = family::check_parent(&case)?;
+    family::check_spawn(&case, parent)?;
+    capacity::check(&case)?;
+    denied::check(&case, policy.deny)?;
+    family::check_identity(&case)?;
+    approval::check(&case, &signers)?;
+    let unreadable = |(_, message): document::Problem| {
+        case.reject(Rule::Schema, "identity", None, message, "write it anew")
+    };
+    Ok(Admitted {
+        draft: document::to_draft(manifest.document()).map_err(unreadable)?,
+        signers: signers.iter().map(|signer| signer.name.clone()).collect(),
+    })
+}
+
+/// A manifest that is being judged.
+struct Case<'c> {
+    manifest: &'c Manifest,
+    host: &'c dyn Host,
+}
+
+impl Case<'_> {
+    fn partition(&self) -> &Partition {
+        self.manifest.partition()
+    }
+
+    fn mandate(&self) -> &Mandate {
+        self.manifest.mandate()
+    }
+
+    fn reject(
+        &self,
+        rule: Rule,
+        field: &'static str,
+        span: Option<Range<usize>>,
+        message: String,
+        help: impl Into<String>,
+    ) -> Box<Rejection> {
+        Box::new(Rejection {
+            rule,
+            identity: self.manifest.identity().to_owned(),
+            field,
+            message,
+            help: help.into(),
+            file: self.manifest.file().to_owned(),
+            place: self.manifest.place(span),
+        })
+    }
+}

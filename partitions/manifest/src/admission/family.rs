@@ -1,0 +1,125 @@
+//! The rules about other running partitions. The fourth: it asks for no more than its parent has. The
+//! fifth: its parent may start it. The eighth: nobody else has its identity.
+
+use super::bounds::Bounds;
+use super::{Case, Rejection, Rule};
+use crate::mandate::SpawnBudget;
+use crate::manifest::Manifest;
+use bulkhead_capability::Capability;
+use std::path::Path;
+
+/// Most generations that are looked at; no manifest has as many.
+const MAX_GENERATIONS: usize = 64;
+
+fn find<'c>(case: &Case<'c>, identity: &str) -> Option<&'c Manifest> {
+    let mut running = case.host.running().iter();
+    running.find(|other| other.identity() == identity)
+}
+
+/// Its parent, if it has one.
+pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, Box<Rejection>> {
+    let Some(name) = &case.mandate().parent else {
+        return Ok(None);
+    };
+    let Some(parent) = find(case, name) else {
+        let message = format!("its parent `{name}` does not run");
+        let help = "start the parent first, or leave `parent` out";
+        let span = case.manifest.spans().parent.clone();
+        return Err(case.reject(Rule::Parent, "identity.parent", span, message, help));
+    };
+    let files: Vec<_> = (parent.boot_files().iter())
+        .map(|file| case.host.real_path(&file.value))
+        .collect();
+    // What the parent has a copy of, it can hand on.
+    let may_copy = |path: &Path| files.iter().any(|held| path.starts_with(held));
+    let (partition, mandate) = (parent.partition(), parent.mandate());
+    Bounds {
+        rule: Rule::Parent,
+        whose: format!("parent `{name}`"),
+        grants: &partition.grants,
+        memory_mib: partition.memory.mib + partition.memory.pluggable_mib,
+        vcpus: partition.vcpus,
+        limits: partition.limits,
+        lifetime: mandate.lifetime,
+        spawn: SpawnBudget {
+            count: mandate.spawn.count,
+            depth: mandate.spawn.depth.saturating_sub(1),
+        },
+        budget: &mandate.budget,
+        may_copy: &may_copy,
+    }
+    .check(case)?;
+    Ok(Some(parent))
+}
+
+/// The parent may start it, there is room for one more, and it is not too many generations down.
+pub(super) fn check_spawn(
+    case: &Case<'_>,
+    parent: Option<&Manifest>,
+) -> Result<(), Box<Rejection>> {
+    let Some(parent) = parent else {
+        return Ok(());
+    };
+    let role = &case.mandate().role;
+    let name = parent.identity();
+    let reject = |field, span, message: String| {
+        let help = "end another child, or have the parent's `spawn` widened";
+        Err(case.reject(Rule::Spawn, field, span, message, help))
+    };
+    let spans = case.manifest.spans();
+    let most = parent
+        .partition()
+        .grants
+        .capabilities()
+        .filter_map(|held| match held {
+            Capability::PartitionSpawn(spawn) if spawn.role() == role => Some(spawn.count()),
+            _ => None,
+        })
+        .max();
+    let Some(most) = most else {
+        let message = format!("parent `{name}` may not start a partition of role `{role}`");
+        return reject("identity.role", spans.role.clone(), message);
+    };
+    let is_child = |other: &&Manifest| other.mandate().parent.as_deref() == Some(name);
+    let children: Vec<&Manifest> = case.host.running().iter().filter(is_child).collect();
+    let same = children.iter().filter(|c| c.mandate().role == *role);
+    if same.count() >= most as usize {
+        let message = format!("parent `{name}` has {most} children of role `{role}` already");
+        return reject("identity.parent", spans.parent.clone(), message);
+    }
+    let count = parent.mandate().spawn.count;
+    if children.len() >= count as usize {
+        let message = format!("parent `{name}` has {count} children already");
+        return reject("identity.parent", spans.parent.clone(), message);
+    }
+    let mut ancestor = Some(parent);
+    for generation in 1..=MAX_GENERATIONS {
+        let Some(above) = ancestor else {
+            return Ok(());
+        };
+        let depth = above.mandate().spawn.depth;
+        if generation > depth as usize {
+            let message = format!(
+                "it would be {generation} generations below `{}`, which allows {depth}",
+                above.identity()
+            );
+            return reject("identity.parent", spans.parent.clone(), message);
+        }
+        let next = above.mandate().parent.as_deref();
+        ancestor = next.and_then(|next| find(case, next));
+    }
+    let message = format!("`{name}` has too many ancestors");
+    reject("identity.parent", spans.parent.clone(), message)
+}
+
+/// Nobody who runs has its identity.
+pub(super) fn check_identity(case: &Case<'_>) -> Result<(), Box<Rejection>> {
+    let identity = case.manifest.identity();
+    if find(case, identity).is_none() {
+        return Ok(());
+    }
+    let message = format!("a partition with the identity `{identity}` runs already");
+    let help = "give this one another name, or end the other";
+    let span = case.manifest.spans().name.clone();
+    Err(case.reject(Rule::Identity, "identity.name", span, message, help))
+}
