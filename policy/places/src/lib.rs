@@ -84,16 +84,24 @@ impl Place {
         )
     }
 
+    /// The second place of the ledger, which vouches for how long it is: `$BULKHEAD_CHECKPOINT_DIR`; else
+    /// `checkpoints` in [`Place::config`], so that it is apart from the ledger. It is not made.
+    ///
+    /// # Errors
+    /// There is no home, or the path is relative.
+    pub fn checkpoints() -> Result<Self, PlaceError> {
+        match variable("BULKHEAD_CHECKPOINT_DIR") {
+            Some(path) => Self::at(&path),
+            None => Ok(Self::config()?.below("checkpoints")),
+        }
+    }
+
     fn locate(
         what: &'static str,
         (own, shared): (&'static str, &'static str),
         of_root: &str,
         below_home: &str,
     ) -> Result<Self, PlaceError> {
-        let variable = |name| {
-            let value = env::var_os(name).filter(|value| !value.is_empty());
-            value.map(PathBuf::from)
-        };
         let path = if let Some(path) = variable(own) {
             path
         } else if rustix::process::getuid().is_root() {
@@ -179,6 +187,12 @@ impl Place {
         let path = self.path.clone();
         PlaceError::Io { path, source }
     }
+}
+
+/// A path from the environment.
+fn variable(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Make keys, and say whose signatures count
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Read and verify what partitions did
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version
@@ -421,6 +424,63 @@ pub(crate) struct KeyTrustArgs {
     /// Its signature also counts as the approval of a second person
     #[arg(long)]
     pub(crate) approver: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Verify that every record is there, and as it was written
+    Verify(LedgerVerifyArgs),
+    /// Print the last records
+    Tail(LedgerTailArgs),
+    /// Print a proof that a record is in the ledger
+    Prove {
+        /// The record
+        index: u64,
+    },
+    /// Print all records, each a line of JSON
+    Export,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 if all is well, 1 if not, with the first bad record named; 125 if it cannot be told.")]
+pub(crate) struct LedgerVerifyArgs {
+    /// Checkpoint that was kept elsewhere, which the ledger has to agree with (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint: Vec<PathBuf>,
+    /// Verify this proof, and not the ledger
+    #[arg(long, value_name = "FILE", conflicts_with = "checkpoint")]
+    pub(crate) proof: Option<PathBuf>,
+    /// Public key (default: keys/ledger.pub)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: LedgerFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LedgerTailArgs {
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value = "10")]
+    pub(crate) lines: usize,
+    /// Go on with what is added
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only what this system or partition did
+    #[arg(long, value_name = "NAME[/PARTITION]")]
+    pub(crate) partition: Option<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: LedgerFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LedgerFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 impl From<JailChoice> for bulkhead_supervisor::Jail {

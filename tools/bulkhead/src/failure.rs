@@ -1,6 +1,8 @@
 //! How a command fails: a stable code, one sentence, a remedy, and an exit status.
 
+use bulkhead_ledger::LogError;
 use bulkhead_manifest::{Rejected, UnknownPartition};
+use bulkhead_places::PlaceError;
 use bulkhead_signature::StoreError;
 use bulkhead_supervisor::{Error, reason};
 use std::io::{self, Write};
@@ -112,6 +114,18 @@ impl From<Error> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Self::complain(error.code().to_owned(), error.to_string(), error.help())
+    }
+}
+
+impl From<PlaceError> for Failure {
+    fn from(error: PlaceError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        Self::new(error.code(), error.to_string())
     }
 }
 

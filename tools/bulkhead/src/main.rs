@@ -12,6 +12,7 @@ mod failure;
 mod gdb;
 mod input;
 mod key;
+mod ledger;
 mod logs;
 mod manifest;
 mod ps;
@@ -77,6 +78,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Dump(args) => done(act::dump(&args)),
         Command::Manifest(command) => done(manifest::run(&command)),
         Command::Key(command) => done(key::run(&command)),
+        Command::Ledger(command) => done(ledger::run(&command)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;

@@ -27,7 +27,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 10] = [
+const HOSTED: [Program; 11] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -40,6 +40,11 @@ const HOSTED: [Program; 10] = [
         "lib/bulkhead/bulkhead-gateway",
     ),
     program("bulkhead-fs", "bulkhead-fs", "lib/bulkhead/bulkhead-fs"),
+    program(
+        "bulkhead-ledger",
+        "bulkhead-ledger",
+        "lib/bulkhead/bulkhead-ledger",
+    ),
     program(
         "fs-conformance",
         "fs-conformance",

@@ -2,11 +2,18 @@
 //!
 //! Every process that lets a partition act links this crate: it describes the act as an [`Entry`],
 //! has it recorded through a [`Recorder`], and acts once the record is durable, never before. The
-//! ledger itself is written by one process, which links `bulkhead-ledger`.
+//! ledger itself is written by one process, `bulkhead-ledger`: a [`Client`] asks it through a socket that
+//! a supervisor has given to both ([`wire`]); [`description`] is what the supervisor starts it with.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+mod client;
+pub mod description;
+pub mod wire;
 
+use std::collections::BTreeMap;
+use std::fmt;
+
+pub use client::{Client, Ticket};
 use serde::{Deserialize, Serialize};
 
 /// Most bytes of an entry, as JSON.
@@ -70,6 +77,45 @@ pub enum Verdict {
     Failed,
 }
 
+impl Kind {
+    /// As it stands in a record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Intent => "intent",
+            Self::Outcome => "outcome",
+            Self::Refusal => "refusal",
+            Self::Transition => "transition",
+            Self::Approval => "approval",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+impl Verdict {
+    /// As it stands in a record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Pending => "pending",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Why an entry is not recorded; whatever it is, the act must not take effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -79,6 +125,9 @@ pub enum RecordError {
     /// The process that writes the ledger is gone.
     #[error("the ledger's writer is gone")]
     WriterGone,
+    /// The writer does not take it from this process.
+    #[error("the ledger does not take this record: {0}")]
+    Refused(String),
     /// The entry is longer than [`MAX_ENTRY_BYTES`].
     #[error("a record of {0} bytes is too long; {MAX_ENTRY_BYTES} are possible")]
     TooLong(usize),
@@ -91,4 +140,21 @@ pub trait Recorder: Send + Sync {
     /// # Errors
     /// It is not durable: the act it is about must not take effect.
     fn record(&self, entry: &Entry) -> Result<u64, RecordError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_a_record() {
+        use Verdict::{Allowed, Denied, Done, Failed, Pending};
+        for verdict in [Allowed, Denied, Pending, Done, Failed] {
+            assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
+        }
+        use Kind::{Approval, Intent, Outcome, Policy, Refusal, Transition};
+        for kind in [Intent, Outcome, Refusal, Transition, Approval, Policy] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
 }
