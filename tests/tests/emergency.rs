@@ -4,6 +4,7 @@
 
 mod kvm {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::thread;
     use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ mod kvm {
             let scratch = Scratch::new();
             let bulkhead = Bulkhead::built()
                 .env("BULKHEAD_STATE_DIR", scratch.path().join("s"))
+                .env("BULKHEAD_CONFIG_DIR", scratch.path().join("config"))
                 .env("BULKHEAD_DATA_DIR", scratch.path().join("data"));
             let census = Census::take();
             Self {
@@ -223,6 +225,33 @@ mod kvm {
     }
 
     #[test]
+    fn without_a_ledger_everything_is_halted_and_stays_so() {
+        let house = House::new();
+        house.start("one", 1);
+        let ledger = house.scratch.path().join("data/ledger");
+        fs::create_dir_all(&ledger).unwrap();
+        for private in ["data", "data/ledger"] {
+            let path = house.scratch.path().join(private);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&ledger, open).unwrap();
+        let stopped = house.bulkhead.run(["stop", "--all", "--now"]);
+        stopped
+            .expect_status(125)
+            .expect_stderr("only the record is missing");
+        house.bulkhead.run(["ps"]).expect_stdout("halted");
+        let refused = house.bulkhead.run(["resume", "--all"]);
+        refused
+            .expect_refusal()
+            .expect_stderr("error[place-unsafe]");
+        house.bulkhead.run(["ps"]).expect_stdout("halted");
+        fs::set_permissions(&ledger, fs::Permissions::from_mode(0o700)).unwrap();
+        house.bulkhead.run(["resume", "--all"]).expect_status(0);
+        house.down();
+    }
+
+    #[test]
     fn it_takes_both_words() {
         let house = House::new();
         for words in [
@@ -243,6 +272,11 @@ mod kvm {
             .run(["stop", "--all", "--now"])
             .expect_status(0);
         house.bulkhead.run(["resume", "--all"]).expect_status(0);
+        let records = house.bulkhead.run(["ledger", "tail"]);
+        records
+            .expect_status(0)
+            .expect_stdout("emergency.stop")
+            .expect_stdout("emergency.resume");
         house.down();
     }
 }

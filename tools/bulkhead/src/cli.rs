@@ -1,6 +1,7 @@
 //! What can be typed: every command and option, with the help that people read.
 
 use crate::doctor::DoctorArgs;
+use crate::secret::SecretArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     /// Read and verify what partitions did
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Keep secrets that partitions use and never see
+    Secret(SecretArgs),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version

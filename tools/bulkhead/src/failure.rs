@@ -3,8 +3,10 @@
 use bulkhead_ledger::LogError;
 use bulkhead_manifest::{Rejected, UnknownPartition};
 use bulkhead_places::PlaceError;
+use bulkhead_record::RecordError;
 use bulkhead_signature::StoreError;
 use bulkhead_supervisor::{Error, reason};
+use bulkhead_vault::VaultError;
 use std::io::{self, Write};
 
 /// Bulkhead failed (docker's convention, like the two below).
@@ -113,6 +115,18 @@ impl From<Error> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
+        Self::complain(error.code().to_owned(), error.to_string(), error.help())
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        Self::new("ledger", error.to_string())
+    }
+}
+
+impl From<VaultError> for Failure {
+    fn from(error: VaultError) -> Self {
         Self::complain(error.code().to_owned(), error.to_string(), error.help())
     }
 }

@@ -15,8 +15,11 @@ mod key;
 mod ledger;
 mod logs;
 mod manifest;
+mod prompt;
 mod ps;
+mod recorder;
 mod run;
+mod secret;
 mod signals;
 mod stats;
 mod stop;
@@ -79,6 +82,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Manifest(command) => done(manifest::run(&command)),
         Command::Key(command) => done(key::run(&command)),
         Command::Ledger(command) => done(ledger::run(&command)),
+        Command::Secret(args) => done(secret::run(&args)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;

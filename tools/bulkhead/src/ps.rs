@@ -83,7 +83,7 @@ fn state(partition: &PartitionRecord, halted: bool) -> String {
 }
 
 /// A duration in its largest unit.
-fn short(age: Duration) -> String {
+pub(crate) fn short(age: Duration) -> String {
     let seconds = age.as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),
