@@ -1,0 +1,143 @@
+//! What the ledger is told of a call: the intent before a provider is asked, the outcome after, and
+//! refusals. A call whose intent is not recorded is not made.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
+
+/// The clear name of what is done.
+const ACTION: &str = "model.chat";
+
+/// Records for one partition.
+pub(crate) struct Recording {
+    recorder: Arc<dyn Recorder>,
+    actor: String,
+}
+
+/// What else there is to know, by name.
+pub(crate) type Detail = BTreeMap<String, String>;
+
+/// Details of names and values.
+pub(crate) fn detail<const N: usize>(pairs: [(&str, String); N]) -> Detail {
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+impl Recording {
+    pub(crate) fn new(recorder: Arc<dyn Recorder>, actor: String) -> Self {
+        Self { recorder, actor }
+    }
+
+    /// A provider is about to be asked.
+    pub(crate) async fn intent(&self, model: &str, detail: Detail) -> Result<u64, RecordError> {
+        let reason = "the grant allows the model and the budget the call";
+        self.record(
+            Kind::Intent,
+            ACTION,
+            model,
+            Verdict::Allowed,
+            reason,
+            None,
+            detail,
+        )
+        .await
+    }
+
+    /// How the call of `intent` went; without an intent, it was answered without a provider.
+    pub(crate) async fn outcome(
+        &self,
+        model: &str,
+        intent: Option<u64>,
+        verdict: Verdict,
+        reason: &str,
+        detail: Detail,
+    ) -> Result<u64, RecordError> {
+        self.record(
+            Kind::Outcome,
+            ACTION,
+            model,
+            verdict,
+            reason,
+            intent,
+            detail,
+        )
+        .await
+    }
+
+    /// A call was refused.
+    pub(crate) async fn refusal(&self, model: &str, reason: &str) -> Result<u64, RecordError> {
+        let detail = Detail::new();
+        self.record(
+            Kind::Refusal,
+            ACTION,
+            model,
+            Verdict::Denied,
+            reason,
+            None,
+            detail,
+        )
+        .await
+    }
+
+    /// Most of the budget is spent, by the call of `intent`.
+    pub(crate) async fn alert(
+        &self,
+        intent: u64,
+        reason: &str,
+        detail: Detail,
+    ) -> Result<u64, RecordError> {
+        let (kind, action) = (Kind::Outcome, "model.budget");
+        self.record(
+            kind,
+            action,
+            "budget",
+            Verdict::Done,
+            reason,
+            Some(intent),
+            detail,
+        )
+        .await
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the fields of an entry, in their order"
+    )]
+    async fn record(
+        &self,
+        kind: Kind,
+        action: &str,
+        object: &str,
+        verdict: Verdict,
+        reason: &str,
+        intent: Option<u64>,
+        detail: Detail,
+    ) -> Result<u64, RecordError> {
+        let entry = Entry {
+            kind,
+            actor: self.actor.clone(),
+            action: action.to_owned(),
+            object: short(object),
+            verdict,
+            reason: short(reason),
+            intent,
+            detail,
+        };
+        let recorder = Arc::clone(&self.recorder);
+        // A recorder waits for the disk, which other calls need not.
+        let recorded = tokio::task::spawn_blocking(move || recorder.record(&entry)).await;
+        recorded.unwrap_or_else(|error| Err(RecordError::NotWritten(error.to_string())))
+    }
+}
+
+/// What a guest named, or a provider said, at a length that a record takes.
+fn short(text: &str) -> String {
+    const MOST: usize = 1000;
+    match text.char_indices().nth(MOST) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+    }
+}
