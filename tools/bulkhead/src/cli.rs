@@ -2,6 +2,7 @@
 
 use crate::doctor::DoctorArgs;
 use crate::secret::SecretArgs;
+use bulkhead_capability::NamePattern;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -57,6 +58,9 @@ pub(crate) enum Command {
     Ledger(LedgerCommand),
     /// Keep secrets that partitions use and never see
     Secret(SecretArgs),
+    /// List the models that partitions can be granted
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version
@@ -484,6 +488,22 @@ pub(crate) enum LedgerFormat {
     Text,
     /// For programs
     Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List the models of models.toml, and where each is served
+    Ls(ModelListArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelListArgs {
+    /// Only those that the grant `model.chat` of this name or pattern gives
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) grant: Option<NamePattern>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: ListFormat,
 }
 
 impl From<JailChoice> for bulkhead_supervisor::Jail {

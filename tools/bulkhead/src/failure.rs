@@ -2,6 +2,7 @@
 
 use bulkhead_ledger::LogError;
 use bulkhead_manifest::{Rejected, UnknownPartition};
+use bulkhead_models::file::LoadError;
 use bulkhead_places::PlaceError;
 use bulkhead_record::RecordError;
 use bulkhead_signature::StoreError;
@@ -140,6 +141,13 @@ impl From<PlaceError> for Failure {
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let help = Some(error.help().to_owned());
+        Self::complain(error.code().to_owned(), error.to_string(), help)
     }
 }
 

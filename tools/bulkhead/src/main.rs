@@ -15,6 +15,7 @@ mod key;
 mod ledger;
 mod logs;
 mod manifest;
+mod model;
 mod prompt;
 mod ps;
 mod recorder;
@@ -83,6 +84,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Key(command) => done(key::run(&command)),
         Command::Ledger(command) => done(ledger::run(&command)),
         Command::Secret(args) => done(secret::run(&args)),
+        Command::Model(command) => done(model::run(&command)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;

@@ -262,3 +262,39 @@ fn a_reader_that_went_away_is_no_failure() {
     assert!(output.status.success());
     assert!(output.stderr.is_empty());
 }
+
+#[test]
+fn models_are_listed_as_the_operator_wrote_them() {
+    let place = Place::new();
+    let config = place.path().join("config");
+    let list = |args: &[&str]| {
+        let mut command = place.command(&["model", "ls"]);
+        command.args(args).env("BULKHEAD_CONFIG_DIR", &config);
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr))
+    };
+    assert!(list(&[]).1.starts_with("bulkhead: error[no-models]: "));
+    fs::create_dir(&config).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o700)).unwrap();
+    let example = include_str!("../../../docs/examples/models.toml");
+    fs::write(config.join("models.toml"), example).unwrap();
+    let (table, _) = list(&[]);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(
+        table.contains("claude-sonnet-4-5  large    anthropic  3.00   15.00   8192"),
+        "{table}"
+    );
+    let (json, _) = list(&["--grant", "sm*", "--format", "json"]);
+    assert_eq!(json.matches("\"provider\"").count(), 2, "{json}");
+    assert!(!json.contains("anthropic"), "{json}");
+    assert_eq!(list(&["--grant", "none"]).0.lines().count(), 1);
+    fs::write(
+        config.join("models.toml"),
+        example.replace("\"3.00\"", "3.00"),
+    )
+    .unwrap();
+    let (_, refused) = list(&[]);
+    assert!(refused.contains("error[models-invalid]"), "{refused}");
+    assert!(refused.contains("models.toml:17:9: "), "{refused}");
+}
