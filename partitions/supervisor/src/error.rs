@@ -228,8 +228,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A grant that nothing would hold the partition to.
-    #[error("nothing enforces `{0}` of the network yet")]
+    /// Another partition with a manifest has the identity of one that starts.
+    #[error("a partition with the identity `{identity}` runs already, in system `{system}`")]
+    IdentityTaken {
+        /// The identity.
+        identity: String,
+        /// Where it runs.
+        system: String,
+    },
+    /// Something of a manifest that nothing would hold the partition to.
+    #[error("nothing enforces `{0}` yet")]
     NotEnforced(String),
     /// The operating system refused something ordinary.
     #[error("cannot {doing}: {}", reason(source))]
@@ -331,6 +339,7 @@ impl Error {
             Self::PmemSize { .. } => "pmem-size",
             Self::Limits { .. } => "limits",
             Self::NotEnforced(_) => "not-enforced",
+            Self::IdentityTaken { .. } => "rule-identity",
             Self::KernelImage { source, .. } => source.code(),
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "program-not-elf",
@@ -413,6 +422,7 @@ impl Error {
                 }
             },
             Self::NotEnforced(_) => "leave it out of the manifest",
+            Self::IdentityTaken { .. } => "give this one another name, or end the other",
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",
             Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",

@@ -8,6 +8,7 @@
 //! What this host can run at all is [`host`]'s knowledge.
 #![deny(unsafe_code)]
 
+mod admit;
 mod backend;
 mod cgroup;
 mod compile;
@@ -18,6 +19,7 @@ mod disk;
 mod down;
 mod elf;
 mod end;
+mod enforced;
 mod error;
 mod files;
 mod halt;
@@ -35,6 +37,7 @@ mod tap;
 mod vmm;
 mod vsock;
 
+pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_machine::Jail;
 pub use bulkhead_machine::control::{DeviceStats, Stats};
 pub use console::log_paths;

@@ -116,6 +116,11 @@ impl StateRoot {
         })
     }
 
+    /// Where it is. Nothing says that it exists.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the directory of a system that starts. One of the same name that is over is replaced.
     ///
     /// # Errors

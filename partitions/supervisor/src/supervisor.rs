@@ -7,9 +7,11 @@ mod member;
 mod outputs;
 mod watch;
 
+use crate::admit::write_documents;
 use crate::cgroup::Group;
 use crate::console::{self, Pumps, Streams};
 use crate::end::End;
+use crate::enforced;
 use crate::error::Error;
 use crate::host::{self, EmptyNetwork, Installation};
 use crate::library::Library;
@@ -124,6 +126,7 @@ impl Supervisor {
         let network = EmptyNetwork::begin();
         for partition in &system.partitions {
             check_memory(partition)?;
+            enforced::check(partition)?;
         }
         let kvm = open_kvm()?;
         refuse_linux(system, library)?;
@@ -142,6 +145,7 @@ impl Supervisor {
         options: Options,
     ) -> Result<Self, Error> {
         let directory = root.create(&system.name)?;
+        write_documents(system, root, &directory)?;
         let launcher = Launcher::new(library, kvm, cpu, network, &options, directory.path())?;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))

@@ -101,6 +101,16 @@ A CMD with a slash is a file of this host, any other is looked up in PATH; eithe
 partition, unless --root or --mount has it. Exit status: the command's own; 125 if Bulkhead failed,
 126 if the command cannot be run, 127 if it was not found, 130 after Ctrl-C.")]
 pub(crate) struct RunArgs {
+    /// Start what a partition.toml, or a signed one, describes
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "kernel", "memory", "max_memory", "vcpus", "env", "mount", "root", "disk", "net", "publish",
+        "share", "vsock", "grant", "no_default_grants", "image", "initrd", "cmdline", "transport",
+        "trace_syscalls", "command",
+    ])]
+    pub(crate) manifest: Option<PathBuf>,
+    /// That manifest needs no signature
+    #[arg(long, requires = "manifest")]
+    pub(crate) unsigned: bool,
     /// Kernel of the partition
     #[arg(long, value_enum, default_value = "linux-abi")]
     pub(crate) kernel: KernelChoice,

@@ -6,7 +6,7 @@ use bulkhead_models::file::LoadError;
 use bulkhead_places::PlaceError;
 use bulkhead_record::RecordError;
 use bulkhead_signature::StoreError;
-use bulkhead_supervisor::{Error, reason};
+use bulkhead_supervisor::{AdmissionError, Error, reason};
 use bulkhead_vault::VaultError;
 use std::io::{self, Write};
 
@@ -111,6 +111,15 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::complain(error.code().to_owned(), error.to_string(), error.help())
+    }
+}
+
+impl From<AdmissionError> for Failure {
+    fn from(error: AdmissionError) -> Self {
+        match error {
+            AdmissionError::Schema(rejected) | AdmissionError::Policy(rejected) => rejected.into(),
+            error => Self::complain(error.code().to_owned(), error.to_string(), error.help()),
+        }
     }
 }
 

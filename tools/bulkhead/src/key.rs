@@ -4,7 +4,7 @@ use crate::cli::{KeyCommand, KeyListArgs, KeyNewArgs, KeyTrustArgs, ListFormat};
 use crate::failure::Failure;
 use crate::{input, table};
 use bulkhead_places::Place;
-use bulkhead_signature::{KeyError, KeyStore, Listed, PublicKeyFile, StoreError, Trust};
+use bulkhead_signature::{KeyError, KeyStore, Listed, PublicKeyFile, Trust};
 use serde::Serialize;
 use std::path::Path;
 
@@ -24,8 +24,7 @@ pub(crate) fn run(command: &KeyCommand) -> Result<(), Failure> {
 
 /// The keys of whoever types.
 pub(crate) fn store() -> Result<KeyStore, Failure> {
-    let config = Place::config().map_err(StoreError::from)?;
-    Ok(KeyStore::new(&config))
+    Ok(KeyStore::new(&Place::config()?))
 }
 
 fn create(store: &KeyStore, args: &KeyNewArgs) -> Result<(), Failure> {

@@ -5,18 +5,22 @@ use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
 use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND};
 use crate::gdb;
+use crate::recorder;
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{
     At, GrantDraft, MemoryDraft, MountDraft, PartitionDraft, SystemDraft, validate,
 };
+use bulkhead_places::Place;
 use bulkhead_supervisor::{
-    Cause, Consoles, Error, Library, Options, Outcome, ProgramProblem, StateRoot, Supervisor,
+    Admissions, Cause, Consoles, Error, Library, Options, Outcome, ProgramProblem, StateRoot,
+    Supervisor,
 };
 use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 /// What `run` grants beside disks: what a docker user takes for granted.
 const DEFAULT_GRANTS: [&str; 3] = ["console", "entropy", "time"];
@@ -42,7 +46,13 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .name
         .clone()
         .unwrap_or_else(|| format!("run-{}", std::process::id()));
-    let partition = draft(args, tty)?;
+    let partition = match &args.manifest {
+        Some(manifest) => {
+            let admitted = admissions()?.admit(manifest, args.unsigned)?;
+            admitted.into_draft()
+        }
+        None => draft(args, tty)?,
+    };
     let system = SystemDraft {
         name: Some(At::from(name)),
         partitions: vec![At::from(partition)],
@@ -71,6 +81,15 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     let outcome = supervisor.wait(signals, || {});
     drop(raw_mode);
     conclude(&outcome?)
+}
+
+/// What judges manifests here.
+pub(crate) fn admissions() -> Result<Admissions, Failure> {
+    let config = Place::config()?;
+    let own = [&Place::data()?, &Place::checkpoints()?];
+    let root = StateRoot::locate()?;
+    let recorder = Arc::new(recorder::open()?);
+    Ok(Admissions::new(&config, &own, &root, recorder)?)
 }
 
 /// As docker has it: a command that is not there is 127; one that is whole, and that a partition cannot run, is 126. A damaged

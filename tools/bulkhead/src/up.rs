@@ -2,8 +2,8 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::{input, signals};
-use bulkhead_manifest::{MAX_BYTES, System, Validated, parse};
+use crate::{input, run, signals};
+use bulkhead_manifest::{MAX_BYTES, System, Validated, parse_with};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
 };
@@ -70,7 +70,16 @@ fn raise_open_files() {
 fn read(path: &Path) -> Result<Validated<System>, Failure> {
     let bytes = input::read(path, MAX_BYTES, "manifest", "manifest-unreadable")
         .map_err(|failure| failure.help("name a file: bulkhead up path/to/system.toml"))?;
-    Ok(parse(&bytes, path)?)
+    let mut judge = None;
+    let checked = parse_with(&bytes, path, |manifest, unsigned| {
+        let judge = match &mut judge {
+            Some(judge) => judge,
+            // Only a system that names manifests has them judged.
+            none => none.insert(run::admissions()?),
+        };
+        Ok::<_, Failure>(Some(judge.admit(manifest, unsigned)?))
+    })?;
+    Ok(checked?)
 }
 
 fn conclude(outcome: &Outcome) -> Result<u8, Failure> {

@@ -287,6 +287,8 @@ impl Builder<'_, '_> {
     fn fits_kernel(&mut self, name: CapabilityName, span: &Option<Range<usize>>) -> Option<()> {
         use CapabilityName::{BlockRead, BlockWrite, Console, Entropy, Time};
         let everywhere = matches!(name, BlockRead | BlockWrite | Console | Entropy | Time);
+        // What the supervisor does takes no driver.
+        let everywhere = everywhere || name.enforcer() == Enforcer::Supervisor;
         if everywhere || self.whose.kernel != Some(KernelKind::LinuxAbi) {
             return Some(());
         }

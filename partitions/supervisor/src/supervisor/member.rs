@@ -4,6 +4,7 @@ use super::acts::Pending;
 use super::halt::Halt;
 use super::launch::{Launcher, Started};
 use super::outputs::Messages;
+use crate::admit::remove_document;
 use crate::backend::{Backend, Kind};
 use crate::cgroup::Group;
 use crate::console::Streams;
@@ -14,7 +15,7 @@ use crate::record::PartitionRecord;
 use crate::vmm::{Heard, Vmm};
 use crate::vsock::Vsock;
 use bulkhead_machine::control::{Ended, Event};
-use bulkhead_manifest::Partition;
+use bulkhead_manifest::{Lifetime, Partition};
 use std::io::PipeReader;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub(super) struct Member {
     asked_to_stop: bool,
     /// When the process will be killed, or its output given up.
     pub(super) deadline: Option<Instant>,
+    /// When its lifetime is over, if it is not over yet.
+    pub(super) expires: Option<Instant>,
     born: Instant,
     short_lives: u32,
     /// How far it has come in standing still.
@@ -75,6 +78,14 @@ pub(super) struct Parts {
     pub(super) finished: PipeReader,
     pub(super) lifecycle: Lifecycle,
     pub(super) group: Option<Group>,
+}
+
+/// When the lifetime of a partition that starts now is over.
+fn lifetime(partition: &Partition) -> Option<Instant> {
+    match partition.mandate.as_ref()?.lifetime {
+        Lifetime::Seconds(seconds) => Instant::now().checked_add(Duration::from_secs(seconds)),
+        Lifetime::Unlimited => None,
+    }
 }
 
 impl Member {
@@ -103,6 +114,7 @@ impl Member {
             end: None,
             asked_to_stop: false,
             deadline: None,
+            expires: lifetime(partition),
             born: Instant::now(),
             short_lives: 0,
             halt: None,
@@ -278,6 +290,7 @@ impl Member {
             }
         }
         self.spare = None;
+        remove_document(&launcher.directory, &self.partition.name);
         self.end = Some(end);
         self.lifecycle.end();
         // Output that was asked for is waited for; of a partition that was stopped, not for long.
@@ -320,6 +333,16 @@ impl Member {
         self.deadline = None;
         self.born = Instant::now();
         Ok(())
+    }
+
+    /// Its lifetime is over.
+    pub(super) fn outlive(&mut self) {
+        self.expires = None;
+        if !self.exited {
+            let text = b"its lifetime is over, as its manifest says";
+            self.messages.say("lifetime", text);
+            self.stop(false);
+        }
     }
 
     /// The deadline has passed.

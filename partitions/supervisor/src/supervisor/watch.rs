@@ -110,6 +110,9 @@ impl Supervisor {
             let now = Instant::now();
             for member in &mut self.members {
                 member.time_out(now);
+                if member.expires.is_some_and(|expires| expires <= now) {
+                    member.outlive();
+                }
                 if member.deadline.is_some_and(|deadline| deadline <= now) {
                     member.expire();
                 }
@@ -191,7 +194,7 @@ impl Supervisor {
         let deadline = self
             .members
             .iter()
-            .flat_map(|member| [member.deadline, member.next_timeout()])
+            .flat_map(|member| [member.deadline, member.next_timeout(), member.expires])
             .flatten()
             .min();
         let timeout = deadline.map(|deadline| {

@@ -1,0 +1,303 @@
+//! Judgements of files, and that each is recorded.
+
+use super::*;
+use bulkhead_manifest::{At, SystemDraft, Validated, validate};
+use bulkhead_signature::{Envelope, Trust};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::sync::Mutex;
+use tempfile::{TempDir, tempdir};
+
+const MANIFEST: &str = r#"
+grants = ["console"]
+[identity]
+name = "agent"
+role = "coder"
+[boot]
+kernel = "linux-abi"
+command = ["/bin/true"]
+mounts = [{ source = "/bin/true", target = "/bin/true" }]
+[resources]
+memory = "64MiB"
+[lifetime]
+max = "8h"
+"#;
+
+const ROLE: &str = r#"
+grants = ["console"]
+files = ["/**"]
+[resources]
+memory = "64MiB"
+vcpus = 1
+[lifetime]
+max = "8h"
+"#;
+
+/// Remembers entries, or takes none.
+#[derive(Default)]
+struct Fake {
+    entries: Mutex<Vec<Entry>>,
+    full: bool,
+}
+
+impl Recorder for Fake {
+    fn record(&self, entry: &Entry) -> Result<u64, RecordError> {
+        if self.full {
+            return Err(RecordError::WriterGone);
+        }
+        let mut entries = self.entries.lock().unwrap();
+        entries.push(entry.clone());
+        Ok(entries.len() as u64)
+    }
+}
+
+/// A host of its own, with a role and a key that is trusted.
+struct Scene {
+    dir: TempDir,
+    config: Place,
+    root: StateRoot,
+    store: KeyStore,
+}
+
+fn scene() -> Scene {
+    let dir = tempdir().unwrap();
+    let config = Place::at(&dir.path().join("c")).unwrap();
+    let roles = config.below("roles").make().unwrap().to_owned();
+    fs::write(roles.join("coder.toml"), ROLE).unwrap();
+    let store = KeyStore::new(&config);
+    let public = store.create("alice", "").unwrap();
+    store.trust("alice", &public, Trust::Sign).unwrap();
+    Scene {
+        root: StateRoot::at(&dir.path().join("s")).unwrap(),
+        config,
+        store,
+        dir,
+    }
+}
+
+impl Scene {
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn signed(&self, text: &str) -> PathBuf {
+        let manifest = bulkhead_manifest::parse_manifest(text.as_bytes(), Path::new("/m.toml"));
+        let document = manifest.unwrap().document().to_vec();
+        let (key, _) = self.store.private("alice").unwrap();
+        let envelope = Envelope::sign(bulkhead_manifest::PAYLOAD_TYPE, document, &key);
+        self.file("agent.json", &envelope.unwrap().to_json())
+    }
+
+    fn admissions(&self, recorder: &Arc<Fake>) -> Admissions {
+        let data = Place::at(&self.dir.path().join("d")).unwrap();
+        let recorder: Arc<dyn Recorder> = recorder.clone();
+        Admissions::new(&self.config, &[&data], &self.root, recorder).unwrap()
+    }
+
+    fn judge(&self, file: &Path, unsigned: bool) -> (Result<Admitted, AdmissionError>, Vec<Entry>) {
+        let fake = Arc::new(Fake::default());
+        let judged = self.admissions(&fake).admit(file, unsigned);
+        let entries = fake.entries.lock().unwrap().clone();
+        (judged, entries)
+    }
+}
+
+fn system(name: &str, admitted: Admitted) -> Validated<System> {
+    let draft = SystemDraft {
+        name: Some(At::from(name.to_owned())),
+        partitions: vec![At::from(admitted.into_draft())],
+    };
+    validate(&draft, Path::new("/")).unwrap()
+}
+
+#[test]
+fn what_is_admitted_is_recorded_with_who_signed_it() {
+    let scene = scene();
+    let (judged, entries) = scene.judge(&scene.signed(MANIFEST), false);
+    assert_eq!(judged.unwrap().signers(), ["alice"]);
+    let [entry] = entries.as_slice() else {
+        panic!("{entries:?}")
+    };
+    assert_eq!(
+        (entry.kind, entry.verdict),
+        (Kind::Intent, Verdict::Allowed)
+    );
+    assert_eq!(
+        (entry.object.as_str(), entry.reason.as_str()),
+        ("agent", "signed by alice")
+    );
+}
+
+#[test]
+fn each_refusal_is_a_record_that_names_rule_field_and_line() {
+    let scene = scene();
+    let text = scene.file("agent.toml", MANIFEST);
+    let big = scene.signed(&MANIFEST.replace("64MiB", "65MiB"));
+    let odd = scene.file("odd.toml", &MANIFEST.replace("8h", "8"));
+    let refused = |file: &Path, unsigned: bool| {
+        let (judged, entries) = scene.judge(file, unsigned);
+        let code = judged.unwrap_err().code();
+        let [entry] = entries.as_slice() else {
+            panic!("{entries:?}")
+        };
+        assert_eq!(
+            (entry.kind, entry.verdict),
+            (Kind::Refusal, Verdict::Denied)
+        );
+        assert_eq!(entry.detail["rule"], code);
+        let detail = |key: &str| entry.detail.get(key).cloned().unwrap_or_default();
+        (code, detail("field"), detail("line"))
+    };
+    let is = |code, field: &str, line: &str| (code, field.to_owned(), line.to_owned());
+    assert_eq!(refused(&text, false), is("rule-signature", "identity", ""));
+    assert_eq!(
+        refused(&big, false),
+        is("rule-ceiling", "resources.memory", "19")
+    );
+    assert_eq!(refused(&odd, true), is("rule-schema", "", "13"));
+    assert!(scene.judge(&text, true).0.is_ok());
+    scene.store.distrust("alice").unwrap();
+    let signed = scene.signed(MANIFEST);
+    assert_eq!(refused(&signed, false).0, "rule-signature");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_admitted() {
+    let scene = scene();
+    let fake = Arc::new(Fake {
+        full: true,
+        ..Fake::default()
+    });
+    let mut admissions = scene.admissions(&fake);
+    let judged = admissions.admit(&scene.signed(MANIFEST), false);
+    assert_eq!(judged.unwrap_err().code(), "not-recorded");
+    let judged = admissions.admit(&scene.file("agent.toml", MANIFEST), false);
+    assert_eq!(judged.unwrap_err().code(), "not-recorded");
+}
+
+#[test]
+fn one_start_is_judged_as_a_whole() {
+    let scene = scene();
+    let fake = Arc::new(Fake::default());
+    let mut admissions = scene.admissions(&fake);
+    let file = scene.signed(MANIFEST);
+    let before = admissions.host.capacity.promised_mib;
+    admissions.admit(&file, false).unwrap();
+    assert_eq!(admissions.host.capacity.promised_mib, before + 64);
+    assert_eq!(
+        admissions.admit(&file, false).unwrap_err().code(),
+        "rule-identity"
+    );
+}
+
+#[test]
+fn an_identity_is_taken_while_its_partition_runs() {
+    let scene = scene();
+    let file = scene.signed(MANIFEST);
+    let one = system("one", scene.judge(&file, false).0.unwrap());
+    let directory = scene.root.create("one").unwrap();
+    // Judged before the other was there, and started after it.
+    let two = system("two", scene.judge(&file, false).0.unwrap());
+    write_documents(&one, &scene.root, &directory).unwrap();
+    assert_eq!(
+        scene.judge(&file, false).0.unwrap_err().code(),
+        "rule-identity"
+    );
+    let second = scene.root.create("two").unwrap();
+    let late = write_documents(&two, &scene.root, &second).unwrap_err();
+    assert_eq!(late.code(), "rule-identity");
+    drop(second);
+    let running = running(&scene.root).unwrap();
+    let identities: Vec<&str> = running.iter().map(Manifest::identity).collect();
+    assert_eq!(identities, ["agent"]);
+    remove_document(directory.path(), "agent");
+    scene.judge(&file, false).0.unwrap();
+}
+
+#[test]
+fn bulkheads_own_directories_are_nobodys() {
+    let scene = scene();
+    let role = ROLE.replace("\"console\"", "\"console\", \"fs.write:/etc\"");
+    let roles = scene.config.below("roles");
+    fs::write(roles.path().join("coder.toml"), role).unwrap();
+    let real = scene.dir.path().canonicalize().unwrap();
+    for (name, field) in [
+        ("c/keys", "boot"),
+        ("d/vault", "boot"),
+        ("s/x/control.sock", "boot"),
+    ] {
+        let source = format!("source = \"{}\"", real.join(name).display());
+        let text = MANIFEST.replace("source = \"/bin/true\"", &source);
+        let (judged, entries) = scene.judge(&scene.signed(&text), false);
+        assert_eq!(judged.unwrap_err().code(), "rule-deny", "{name}");
+        assert_eq!(entries[0].detail["field"], field);
+    }
+    // Through a link that leads there.
+    let link = scene.dir.path().join("innocent");
+    symlink(scene.config.path(), &link).unwrap();
+    let source = format!("source = \"{}\"", link.join("keys/alice").display());
+    let text = MANIFEST.replace("source = \"/bin/true\"", &source);
+    assert_eq!(
+        scene
+            .judge(&scene.signed(&text), false)
+            .0
+            .unwrap_err()
+            .code(),
+        "rule-deny"
+    );
+}
+
+#[test]
+fn what_operators_got_wrong_stands_in_the_way() {
+    let scene = scene();
+    let file = scene.signed(MANIFEST);
+    let roles = scene.config.below("roles").path().to_owned();
+    fs::write(roles.join("coder.toml"), "grants = []").unwrap();
+    assert_eq!(
+        scene.judge(&file, false).0.unwrap_err().code(),
+        "policy-invalid"
+    );
+    fs::remove_file(roles.join("coder.toml")).unwrap();
+    assert_eq!(
+        scene.judge(&file, false).0.unwrap_err().code(),
+        "rule-ceiling"
+    );
+    fs::write(roles.join("coder.toml"), ROLE).unwrap();
+    let deny = scene.config.path().join("deny.toml");
+    fs::write(&deny, "deny = [\"console\"]").unwrap();
+    assert_eq!(scene.judge(&file, false).0.unwrap_err().code(), "rule-deny");
+    fs::write(&deny, "deny = 1").unwrap();
+    let data = Place::at(&scene.dir.path().join("d")).unwrap();
+    let fake = Arc::new(Fake::default());
+    let opened = Admissions::new(&scene.config, &[&data], &scene.root, fake);
+    assert_eq!(opened.map(drop).unwrap_err().code(), "policy-invalid");
+}
+
+#[test]
+fn real_paths_of_what_is_not_there() {
+    let dir = tempdir().unwrap();
+    let real = dir.path().canonicalize().unwrap();
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(real.join("a"))
+        .unwrap();
+    symlink(real.join("a"), real.join("link")).unwrap();
+    for (path, expected) in [
+        ("link", "a"),
+        ("link/new/file", "a/new/file"),
+        ("link/../a/./x", "a/x"),
+        ("gone/../a", "a"),
+        ("gone/../../x", "../x"),
+    ] {
+        let expected: PathBuf = match expected.strip_prefix("../") {
+            Some(rest) => real.parent().unwrap().join(rest),
+            None => real.join(expected),
+        };
+        assert_eq!(real_path(&real.join(path)), expected, "{path}");
+    }
+    assert_eq!(
+        real_path(Path::new("/../../etc/../etc/nobody")),
+        Path::new("/etc/nobody")
+    );
+}
