@@ -36,6 +36,7 @@ mod supervisor;
 mod tap;
 mod vmm;
 mod vsock;
+mod web;
 
 pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_machine::Jail;

@@ -9,9 +9,10 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use bulkhead_network::{Fd, Forward, Jail, NetworkDescription};
+use bulkhead_network::http::HttpRule;
+use bulkhead_network::{Connect, Fd, Forward, Jail, NetworkDescription, Web};
 use gateway::host::{Datagrams, Host, Readiness, Stream};
-use gateway::{Chatter, Gateway, Instant, Token};
+use gateway::{Chatter, Flow, Gateway, Instant, Quotas, Token};
 use libfuzzer_sys::fuzz_target;
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -30,7 +31,7 @@ const ADDRESSES: [[u8; 4]; 8] = [
     [255, 255, 255, 255],
     [10, 0, 2, 77],
 ];
-const PORTS: [u16; 8] = [80, 53, 443, 8080, 67, 22, 0, 65_535];
+const PORTS: [u16; 8] = [80, 53, 443, 444, 67, 22, 0, 65_535];
 
 /// The world outside the gateway.
 #[derive(Default)]
@@ -105,7 +106,7 @@ fn check_allowed(to: SocketAddr, tcp: bool) {
     let subnet = ip.octets()[..3] == [192, 0, 2] && to.port() == 80;
     // Names may stand for anything but these.
     let named = tcp
-        && to.port() == 443
+        && [443, 444].contains(&to.port())
         && !(ip.is_loopback() || ip.is_link_local() || ip.is_private() || ip.is_multicast());
     assert!(service || resolver || subnet || named, "{to}");
 }
@@ -119,6 +120,14 @@ impl Host for Outside {
 
     fn connect(&mut self, to: SocketAddr, token: Token) -> io::Result<Socket> {
         check_allowed(to, true);
+        self.0.borrow_mut().open(token)?;
+        Ok(Socket(self.0.clone()))
+    }
+
+    fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<Socket> {
+        // What the proxy is for: the one rule that is narrowed, under its name.
+        assert_eq!((flow.port, flow.names.as_ref()), (444, &["b.example".to_owned()][..]));
+        check_allowed(flow.to, true);
         self.0.borrow_mut().open(token)?;
         Ok(Socket(self.0.clone()))
     }
@@ -222,7 +231,15 @@ fn description() -> NetworkDescription {
     ]
     .map(rule)
     .into();
-    d.loopback = ["tcp:80=8080", "udp:80=8081"]
+    let mut narrowed: Connect = "tcp:b.example:444".parse().expect("rule");
+    narrowed.http = Some(HttpRule::default());
+    d.allow.push(narrowed);
+    d.web = Some(Web {
+        authority: Fd(5),
+        trust: Vec::new(),
+    });
+    d.hosts = vec!["b.example".into()];
+    d.loopback = ["tcp:80=8080", "udp:80=8081", "tcp:444=8080"]
         .map(|s| s.parse().expect("service"))
         .into();
     d.forwards = vec![Forward {
@@ -321,8 +338,10 @@ fn udp(script: &mut Script) -> Vec<u8> {
 fuzz_target!(|bytes: &[u8]| {
     let world = Shared::default();
     let outside = Outside(world.clone());
+    let description = description();
+    let quotas = Quotas::new(&description.quotas);
     let mut gateway =
-        Gateway::new(&description(), outside, Chatter::silent()).expect("description");
+        Gateway::new(&description, quotas, outside, Chatter::silent()).expect("description");
     let mut script = Script(bytes);
     let mut now = 0;
     while !script.0.is_empty() {
