@@ -81,7 +81,6 @@ pub(crate) const NETWORK_KEYS: &[&str] = &[
     "mtu",
     "max_connections",
     "hosts",
-    "trust",
     "receive_rate",
     "transmit_rate",
 ];
@@ -381,7 +380,6 @@ pub(crate) fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> Netw
         mtu: reader.integer("mtu"),
         max_connections: reader.integer("max_connections"),
         hosts: reader.strings("hosts"),
-        trust: reader.strings("trust"),
         receive_rate: reader.table("receive_rate", read_rate),
         transmit_rate: reader.table("transmit_rate", read_rate),
     }

@@ -1,15 +1,15 @@
 //! The processes behind a partition's devices: the gateway of its user-mode network, and a server
-//! for each of its shared directories. Made ready here, started before the VMM, watched with it.
+//! for each of its shared directories. Made ready here, started before the VMM, watched with it; so
+//! is the process of its tools, which [`crate::tools`] makes ready.
 
 use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::process::{Process, packet_pair};
-use crate::web::{self, Authority};
 use bulkhead_machine::{Fd, Jail};
-use bulkhead_manifest::{Network, Owner, Share, is_reserved_directory};
+use bulkhead_manifest::{Connect, Network, Owner, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
-use bulkhead_network::{Forward, NetworkDescription, Web};
+use bulkhead_network::{Forward, NetworkDescription, Rule};
 use bulkhead_share::{FsDescription, Ownership};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -27,10 +27,10 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub(crate) struct Ready {
     /// The device that it serves.
     pub(crate) device: String,
-    kind: Kind,
-    description: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-    control: Option<OwnedFd>,
+    pub(crate) kind: Kind,
+    pub(crate) description: Vec<u8>,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) control: Option<OwnedFd>,
 }
 
 /// What a back end is.
@@ -38,6 +38,7 @@ pub(crate) struct Ready {
 pub(crate) enum Kind {
     Gateway,
     Share,
+    Tools,
 }
 
 impl Kind {
@@ -46,6 +47,7 @@ impl Kind {
         match self {
             Self::Gateway => "gateway",
             Self::Share => "shared directory",
+            Self::Tools => "tools",
         }
     }
 
@@ -53,6 +55,7 @@ impl Kind {
         match self {
             Self::Gateway => LibraryFile::Gateway,
             Self::Share => LibraryFile::Fs,
+            Self::Tools => LibraryFile::Tools,
         }
     }
 }
@@ -74,10 +77,10 @@ pub(crate) struct Backend {
 
 /// A list of descriptors that keep, in the process they are for, the numbers they have here.
 #[derive(Default)]
-struct Descriptors(Vec<OwnedFd>);
+pub(crate) struct Descriptors(pub(crate) Vec<OwnedFd>);
 
 impl Descriptors {
-    fn keep(&mut self, descriptor: impl Into<OwnedFd>) -> Fd {
+    pub(crate) fn keep(&mut self, descriptor: impl Into<OwnedFd>) -> Fd {
         let descriptor = descriptor.into();
         let fd = Fd(descriptor.as_raw_fd());
         self.0.push(descriptor);
@@ -90,7 +93,6 @@ pub(crate) fn network(
     partition: &str,
     device: &str,
     network: &Network,
-    authority: Option<Authority>,
     jail: Jail,
 ) -> Result<(OwnedFd, Ready), Error> {
     let (theirs, link) = packet_pair()?;
@@ -102,14 +104,7 @@ pub(crate) fn network(
     description.mtu = network.mtu;
     description.hostname = Some(partition.to_owned());
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    web::rules(&mut description, network)?;
-    if let Some(authority) = authority {
-        let trust = web::trusted(network)?.into_iter();
-        description.web = Some(Web {
-            authority: descriptors.keep(authority.into_descriptor()),
-            trust: trust.map(|file| descriptors.keep(file)).collect(),
-        });
-    }
+    description.allow = rules(network)?;
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
     description.max_connections = network.max_connections;
@@ -132,6 +127,26 @@ pub(crate) fn network(
         control: Some(control),
     };
     Ok((theirs, ready))
+}
+
+/// What the gateway lets through. It knows of hosts and ports alone, so what is narrowed further
+/// is refused here.
+fn rules(network: &Network) -> Result<Vec<Rule>, Error> {
+    let not_enforced = |what: &str| Error::NotEnforced(what.to_owned());
+    if !network.resolve.is_empty() {
+        return Err(not_enforced("dns.resolve"));
+    }
+    if !network.deny.is_empty() {
+        return Err(not_enforced("deny"));
+    }
+    let plain = |connect: &Connect| match connect.constraints.is_none() {
+        true => Ok(connect.rule.clone()),
+        false => {
+            let what = format!("net.connect:{} with constraints", connect.rule);
+            Err(not_enforced(&what))
+        }
+    };
+    network.connect.iter().map(plain).collect()
 }
 
 /// The first resolvers of a `resolv.conf` (resolv.conf(5)).
@@ -307,5 +322,41 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().next().is_none(),
             "no name is left"
         );
+    }
+
+    #[test]
+    fn what_the_gateway_cannot_hold_a_partition_to_is_refused() {
+        let of = |grants: &str, deny: &str| {
+            let text = format!(
+                "name = \"s\"\n[[partition]]\nname = \"p\"\nkernel = \"linux\"\n\
+                 command = [\"/x\"]\ngrants = [{grants}]\ndeny = [{deny}]\n"
+            );
+            let system = bulkhead_manifest::parse(text.as_bytes(), Path::new("/s.toml")).unwrap();
+            match &system.partitions[0].devices[0].kind {
+                bulkhead_manifest::DeviceKind::Network(network) => rules(network),
+                _ => panic!("a network"),
+            }
+        };
+        let plain = "\"net.connect:a.org:443\"";
+        assert_eq!(of(plain, "").unwrap(), ["tcp:a.org:443".parse().unwrap()]);
+        for (grants, deny) in [
+            (
+                "{ capability = \"net.connect:a.org:443\", methods = [\"GET\"] }",
+                "",
+            ),
+            (
+                "{ capability = \"net.connect:a.org:443\", approval = true }",
+                "",
+            ),
+            (
+                "{ capability = \"net.connect:a.org:443\", calls = \"1/min\" }",
+                "",
+            ),
+            ("\"dns.resolve:a.org\"", ""),
+            (plain, "\"net.connect:a.org:80\""),
+        ] {
+            let refused = of(grants, deny).unwrap_err();
+            assert_eq!(refused.code(), "not-enforced", "{grants} {deny}");
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! prints both. A failure inside the VMM arrives as [`crate::End::Failed`] instead.
 
 use bulkhead_cpu::Lacks;
+use bulkhead_places::PlaceError;
+use bulkhead_toolbox::ParseLimitsError;
 use std::io;
 use std::path::PathBuf;
 
@@ -81,6 +83,20 @@ pub enum Error {
     /// A directory that is not to be shared.
     #[error("directory `{}` is not to be shared", .0.display())]
     Share(PathBuf),
+    /// A directory of the user's own cannot be used.
+    #[error(transparent)]
+    Place(PlaceError),
+    /// Tools are granted, and the guest has no way to call them.
+    #[error("partition `{0}` may call tools, and has no vsock to call them on")]
+    ToolsWithoutVsock(String),
+    /// The policy file for tools is none.
+    #[error("the policy file `{}` is malformed: {error}", path.display())]
+    ToolsPolicy {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        error: ParseLimitsError,
+    },
     /// A socket of the host cannot be listened on.
     #[error("cannot listen on {address}: {}", reason(source))]
     Listen {
@@ -325,6 +341,9 @@ impl Error {
             Self::DiskFormat(_) => "disk-format",
             Self::OverlayIncomplete(_) => "overlay-incomplete",
             Self::Share(_) => "share-refused",
+            Self::Place(error) => error.code(),
+            Self::ToolsPolicy { .. } => "tools-policy",
+            Self::ToolsWithoutVsock(_) => "tools-without-vsock",
             Self::Listen { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => "address-in-use",
                 _ => "listen",
@@ -394,6 +413,10 @@ impl Error {
                 "bring it back; or remove the other one, and with it what the guest wrote"
             }
             Self::Share(_) => "share a directory of its own",
+            Self::ToolsPolicy { .. } => "docs/tools.md has its keys",
+            Self::ToolsWithoutVsock(_) => {
+                "grant vsock as well, to kernel `linux` or `native`; or leave tool.call out"
+            }
             Self::Listen { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => "choose another port, or end what has this one",
                 io::ErrorKind::PermissionDenied => "choose a port from 1024",
@@ -452,6 +475,7 @@ impl Error {
             | Self::Pack { .. }
             | Self::Spawn { .. }
             | Self::KernelImage { .. }
+            | Self::Place(_)
             | Self::System { .. } => return None,
         };
         Some(help.to_owned())

@@ -34,9 +34,9 @@ mod record;
 mod state_dir;
 mod supervisor;
 mod tap;
+mod tools;
 mod vmm;
 mod vsock;
-mod web;
 
 pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_machine::Jail;

@@ -21,6 +21,7 @@ pub(crate) enum LibraryFile {
     GuestAgent,
     Gateway,
     Fs,
+    Tools,
 }
 
 impl LibraryFile {
@@ -32,6 +33,7 @@ impl LibraryFile {
             Self::GuestAgent => ("guest-agent", "guest agent"),
             Self::Gateway => ("bulkhead-gateway", "gateway"),
             Self::Fs => ("bulkhead-fs", "server of shared directories"),
+            Self::Tools => ("bulkhead-tools", "tools"),
         }
     }
 }

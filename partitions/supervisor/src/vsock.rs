@@ -75,6 +75,14 @@ impl Vsock {
         clone.map_err(Error::system("duplicate a descriptor"))
     }
 
+    /// Listens for the guest's connections to `port` of the host.
+    pub(crate) fn listen(&self, port: u32) -> Result<UnixListener, Error> {
+        let path = below(&self.directory, &format!("{SOCKET}_{port}"));
+        // Of a start before this one: a partition that reboots.
+        let _ = std::fs::remove_file(&path);
+        UnixListener::bind(path).map_err(Error::system("listen for the guest's connections"))
+    }
+
     /// Serves what the VMM asks for now.
     pub(crate) fn serve(&mut self) {
         for _ in 0..MAX_REQUESTS {
@@ -161,8 +169,7 @@ mod tests {
             (answer.as_str(), fds.len()),
             (r#"{"id":1,"accepted":false}"#, 0)
         );
-        let path = below(&vsock.directory, "vsock.sock_80");
-        let listener = UnixListener::bind(path).unwrap();
+        let listener = vsock.listen(80).unwrap();
         let (answer, fds) = ask(&theirs, &mut vsock, br#"{"id":2,"port":80}"#);
         assert_eq!(
             (answer.as_str(), fds.len()),
@@ -184,7 +191,9 @@ mod tests {
         let dir = tempdir().unwrap();
         let directory = dir.path().join("p");
         let first = Vsock::new(&directory).unwrap();
+        first.0.listen(80).unwrap();
         drop(first);
-        assert!(Vsock::new(&directory).is_ok());
+        let again = Vsock::new(&directory).unwrap();
+        assert!(again.0.listen(80).is_ok());
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::open::{Given, Opened};
 use crate::process::packet_pair;
+use crate::tools;
 use crate::vmm::Vmm;
 use crate::vsock::Vsock;
 use bulkhead_cpu::HostCpu;
@@ -17,6 +18,7 @@ use bulkhead_manifest::Partition;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// What does not change between one start and the next.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Launcher {
     /// An empty network namespace for the VMMs' jails, where one could be made.
     network: Option<File>,
     pub(super) options: Options,
+    /// When the system started: a partition that reboots has not started later.
+    started: SystemTime,
     /// The system's directory.
     pub(super) directory: PathBuf,
 }
@@ -75,6 +79,7 @@ impl Launcher {
             cpu,
             network,
             options: options.clone(),
+            started: SystemTime::now(),
             directory: directory.to_owned(),
         })
     }
@@ -113,11 +118,22 @@ impl Launcher {
         if let Some(network) = &self.network {
             description.network_namespace = Some(opened.keep(duplicate(network)?));
         }
+        let whose = tools::Whose {
+            system: &self
+                .directory
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy(),
+            partition,
+            started: self.started,
+            jail: self.options.jail,
+        };
+        let tools = tools::ready(&whose, opened.vsock.as_ref(), None)?;
         Ok(Prepared {
             description,
             descriptors: opened.take_descriptors(),
             control,
-            backends: opened.backends,
+            backends: opened.backends.into_iter().chain(tools).collect(),
             vsock: opened.vsock,
         })
     }

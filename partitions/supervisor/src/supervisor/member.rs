@@ -243,6 +243,7 @@ impl Member {
                 let lost = match backend.kind {
                     Kind::Gateway => "the network is down",
                     Kind::Share => "the shared directory is gone",
+                    Kind::Tools => "the tools are gone",
                 };
                 let text = format!("{lost} ({}): its process {how}", backend.device);
                 self.messages.say(backend.kind.as_str(), text.as_bytes());

@@ -42,11 +42,17 @@ impl Messages {
                 None => format!("bulkhead: {who}"),
             };
             // A process of ours says who it is and whose.
-            let line = ["bulkhead-gateway: ", "bulkhead-fs: ", self.own.as_str()]
-                .iter()
-                .fold(line, |line, prefix| {
-                    line.strip_prefix(prefix).unwrap_or(line)
-                });
+            let own = self.own.as_str();
+            let line = [
+                "bulkhead-gateway: ",
+                "bulkhead-fs: ",
+                "bulkhead-tools: ",
+                own,
+            ]
+            .iter()
+            .fold(line, |line, prefix| {
+                line.strip_prefix(prefix).unwrap_or(line)
+            });
             let line = format!("{about}: {}\n", line.escape_debug());
             let _ = self.to.write(line.as_bytes());
         }

@@ -1,0 +1,261 @@
+//! The tools of a partition: the process `bulkhead-tools`, made ready beside the partition's vsock, on
+//! which its guest calls them. Called by the launcher; started and watched as a back end.
+
+use crate::backend::{Descriptors, Kind, Ready};
+use crate::error::Error;
+use crate::vsock::Vsock;
+use bulkhead_capability::Capability;
+use bulkhead_manifest::{Partition, is_reserved_directory};
+use bulkhead_places::Place;
+use bulkhead_toolbox::{Directory, Jail, Limits, PORT, ToolsDescription, VERSION};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Name of the policy file in the directory of what operators configure.
+const POLICY: &str = "tools.toml";
+/// Directory of what tools leave, in the one of what lasts, and the file of counters in it.
+const DIRECTORY: &str = "tools";
+const COUNTERS: &str = "calls.json";
+/// Name of the process where devices have theirs.
+const NAME: &str = "tools";
+
+/// Whose tools they are.
+pub(crate) struct Whose<'w> {
+    /// Name of the system.
+    pub(crate) system: &'w str,
+    pub(crate) partition: &'w Partition,
+    /// When the system started.
+    pub(crate) started: SystemTime,
+    pub(crate) jail: Jail,
+}
+
+/// Makes the tools of a partition ready, if it may call any. `ledger` is their way into it.
+pub(crate) fn ready(
+    whose: &Whose<'_>,
+    vsock: Option<&Vsock>,
+    ledger: Option<OwnedFd>,
+) -> Result<Option<Ready>, Error> {
+    let calls = |held: &Capability| matches!(held, Capability::ToolCall(_));
+    if !whose.partition.grants.capabilities().any(calls) {
+        return Ok(None);
+    }
+    let without = || Error::ToolsWithoutVsock(whose.partition.name.clone());
+    let vsock = vsock.ok_or_else(without)?;
+    let config = Place::config().map_err(Error::Place)?;
+    let data = Place::data().map_err(Error::Place)?.below(DIRECTORY);
+    describe(whose, vsock, ledger, &config, &data).map(Some)
+}
+
+/// The tools of a partition whose policy file is in `config`, and which leave what has to last in `data`.
+fn describe(
+    whose: &Whose<'_>,
+    vsock: &Vsock,
+    ledger: Option<OwnedFd>,
+    config: &Place,
+    data: &Place,
+) -> Result<Ready, Error> {
+    let Whose {
+        system,
+        partition,
+        started,
+        jail,
+    } = *whose;
+    let mut descriptors = Descriptors::default();
+    let listener = vsock.listen(PORT)?;
+    let backups = data.below(system).below(&partition.name);
+    let backups = directory(backups.make().map_err(Error::Place)?)?;
+    let description = ToolsDescription {
+        version: VERSION,
+        actor: format!("{system}/{}", partition.name),
+        listener: descriptors.keep(listener),
+        ledger: ledger.map(|ledger| descriptors.keep(ledger)),
+        backups: descriptors.keep(backups),
+        counters: Some(descriptors.keep(counters(data)?)),
+        grants: partition.grants.clone(),
+        started: started
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since: Duration| since.as_secs()),
+        directories: directories(partition, &mut descriptors)?,
+        limits: limits(config)?,
+        jail,
+    };
+    let description = serde_json::to_vec(&description);
+    Ok(Ready {
+        device: NAME.to_owned(),
+        kind: Kind::Tools,
+        description: description.map_err(Error::system("describe the tools"))?,
+        descriptors: descriptors.0,
+        control: None,
+    })
+}
+
+/// The directories that the partition shares, which its tools work in too.
+fn directories(
+    partition: &Partition,
+    descriptors: &mut Descriptors,
+) -> Result<Vec<Directory>, Error> {
+    let mut directories = Vec::new();
+    for held in partition.grants.capabilities() {
+        let (path, write) = match held {
+            Capability::FsRead(path) => (path, false),
+            Capability::FsWrite(path) => (path, true),
+            _ => continue,
+        };
+        let failed = |source| Error::Open {
+            what: "directory",
+            path: path.clone(),
+            source,
+        };
+        // A link may lead where no manifest may.
+        let resolved = path.canonicalize().map_err(failed)?;
+        if is_reserved_directory(&resolved) {
+            return Err(Error::Share(resolved));
+        }
+        directories.push(Directory {
+            path: path.clone(),
+            file: descriptors.keep(directory(&resolved)?),
+            write,
+        });
+    }
+    Ok(directories)
+}
+
+fn directory(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = openat(CWD, path, flags, Mode::empty());
+    opened.map_err(|errno| Error::Open {
+        what: "directory",
+        path: path.to_owned(),
+        source: errno.into(),
+    })
+}
+
+/// The file that all partitions of this user count their calls in.
+fn counters(data: &Place) -> Result<File, Error> {
+    let path = data.path().join(COUNTERS);
+    let mut options = File::options();
+    let options = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    options.open(&path).map_err(|source| Error::Open {
+        what: "file of counters",
+        path,
+        source,
+    })
+}
+
+/// What the operator's policy file says, or the defaults where there is none.
+fn limits(config: &Place) -> Result<Limits, Error> {
+    let Some(directory) = config.existing().map_err(Error::Place)? else {
+        return Ok(Limits::default());
+    };
+    let path = directory.join(POLICY);
+    match fs::read_to_string(&path) {
+        Ok(text) => Limits::parse(&text).map_err(|error| Error::ToolsPolicy { path, error }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Limits::default()),
+        Err(source) => Err(Error::Open {
+            what: "policy file",
+            path,
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::partition;
+    use bulkhead_toolbox::Risk;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::{TempDir, tempdir};
+
+    fn described(dir: &TempDir, grants: &str) -> Result<ToolsDescription, Error> {
+        let program = "kernel = \"native\"\nprogram = \"/p\"\n";
+        let partition = partition(&format!("{program}grants = [{grants}]"));
+        let whose = Whose {
+            system: "s",
+            partition: &partition,
+            started: UNIX_EPOCH + Duration::from_secs(7),
+            jail: Jail::Full,
+        };
+        let (vsock, _theirs) = Vsock::new(&dir.path().join("p"))?;
+        let place = |name: &str| Place::at(&dir.path().join(name)).unwrap();
+        let ready = describe(&whose, &vsock, None, &place("config"), &place("data"))?;
+        assert!(dir.path().join("p/vsock.sock_1024").exists());
+        let description: ToolsDescription = serde_json::from_slice(&ready.description).unwrap();
+        assert_eq!(ready.descriptors.len(), 3 + description.directories.len());
+        Ok(description)
+    }
+
+    #[test]
+    fn tools_get_the_directories_and_nothing_else() {
+        let dir = tempdir().unwrap();
+        fs::create_dir(dir.path().join("shared")).unwrap();
+        let shared = dir.path().join("shared");
+        let grants = format!(
+            "\"vsock\", \"tool.call:fs.*\", \"fs.write:{}\"",
+            shared.display()
+        );
+        let description = described(&dir, &grants).unwrap();
+        assert_eq!(description.actor, "s/p");
+        assert_eq!(description.started, 7);
+        assert_eq!(description.limits, Limits::default());
+        let [directory] = description.directories.as_slice() else {
+            panic!("{:?}", description.directories);
+        };
+        assert_eq!((&directory.path, directory.write), (&shared, true));
+        // What they leave is nobody else's, and there when they start again.
+        let backups = dir.path().join("data/s/p");
+        assert_eq!(
+            fs::metadata(&backups).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        fs::write(backups.join("kept"), "").unwrap();
+        described(&dir, &grants).unwrap();
+        assert!(backups.join("kept").exists());
+    }
+
+    #[test]
+    fn the_policy_file_is_read_or_nothing_starts() {
+        let dir = tempdir().unwrap();
+        let config = Place::at(&dir.path().join("config")).unwrap();
+        let path = config.make().unwrap().join(POLICY);
+        fs::write(&path, "confirm = [\"write\"]\n[all]\ncalls = 5\n").unwrap();
+        let limits = described(&dir, "\"vsock\", \"tool.call:*\"")
+            .unwrap()
+            .limits;
+        assert_eq!(
+            (limits.all.calls, limits.confirm.as_slice()),
+            (5, &[Risk::Write][..])
+        );
+        fs::write(&path, "[all]\ncall = 5\n").unwrap();
+        let refused = described(&dir, "\"vsock\", \"tool.call:*\"").unwrap_err();
+        assert_eq!(refused.code(), "tools-policy");
+        assert!(refused.to_string().contains("line 2"), "{refused}");
+    }
+
+    #[test]
+    fn who_may_call_tools_needs_a_way_to_do_it() {
+        let ready = |grants: &str| {
+            let program = "kernel = \"native\"\nprogram = \"/p\"\n";
+            let partition = partition(&format!("{program}grants = [{grants}]"));
+            let whose = Whose {
+                system: "s",
+                partition: &partition,
+                started: UNIX_EPOCH,
+                jail: Jail::Full,
+            };
+            super::ready(&whose, None, None)
+        };
+        assert!(ready("\"console\"").unwrap().is_none());
+        let refused = ready("\"tool.call:*\"").unwrap_err();
+        assert_eq!(refused.code(), "tools-without-vsock");
+    }
+}
