@@ -100,6 +100,9 @@ pub struct Network {
     pub loopback: Vec<Loopback>,
     /// Names of those services, which resolve to the router.
     pub hosts: Vec<String>,
+    /// Files with certificates of authorities that servers are trusted by beside the host's own,
+    /// where requests are looked into.
+    pub trust: Vec<PathBuf>,
     /// Sockets of the host that lead to it.
     pub listen: Vec<Listen>,
     /// Hardware address of the guest's interface.

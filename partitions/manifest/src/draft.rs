@@ -197,6 +197,7 @@ pub struct NetworkDraft {
     pub mtu: Option<At<i64>>,
     pub max_connections: Option<At<i64>>,
     pub hosts: Option<At<Vec<String>>>,
+    pub trust: Option<At<Vec<String>>>,
     pub receive_rate: Option<At<RateDraft>>,
     pub transmit_rate: Option<At<RateDraft>>,
 }

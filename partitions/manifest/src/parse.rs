@@ -81,6 +81,7 @@ pub(crate) const NETWORK_KEYS: &[&str] = &[
     "mtu",
     "max_connections",
     "hosts",
+    "trust",
     "receive_rate",
     "transmit_rate",
 ];
@@ -380,6 +381,7 @@ pub(crate) fn read_network(report: &mut Report<'_>, table: &DeTable<'_>) -> Netw
         mtu: reader.integer("mtu"),
         max_connections: reader.integer("max_connections"),
         hosts: reader.strings("hosts"),
+        trust: reader.strings("trust"),
         receive_rate: reader.table("receive_rate", read_rate),
         transmit_rate: reader.table("transmit_rate", read_rate),
     }

@@ -203,6 +203,7 @@ fn network(key: &str) -> Option<Value> {
         "mtu" => number("Largest IP packet", 576, 65_520),
         "max_connections" => number("TCP connections at a time", 1, 4096),
         "hosts" => strings("Names of the host's own services"),
+        "trust" => strings("Files with authorities of servers beside the host's"),
         "receive_rate" | "transmit_rate" => rate(),
         _ => return None,
     })

@@ -6,10 +6,11 @@ use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::process::{Process, packet_pair};
+use crate::web::{self, Authority};
 use bulkhead_machine::{Fd, Jail};
-use bulkhead_manifest::{Connect, Network, Owner, Share, is_reserved_directory};
+use bulkhead_manifest::{Network, Owner, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
-use bulkhead_network::{Forward, NetworkDescription, Rule};
+use bulkhead_network::{Forward, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -93,6 +94,7 @@ pub(crate) fn network(
     partition: &str,
     device: &str,
     network: &Network,
+    authority: Option<Authority>,
     jail: Jail,
 ) -> Result<(OwnedFd, Ready), Error> {
     let (theirs, link) = packet_pair()?;
@@ -104,7 +106,14 @@ pub(crate) fn network(
     description.mtu = network.mtu;
     description.hostname = Some(partition.to_owned());
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    description.allow = rules(network)?;
+    web::rules(&mut description, network)?;
+    if let Some(authority) = authority {
+        let trust = web::trusted(network)?.into_iter();
+        description.web = Some(Web {
+            authority: descriptors.keep(authority.into_descriptor()),
+            trust: trust.map(|file| descriptors.keep(file)).collect(),
+        });
+    }
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
     description.max_connections = network.max_connections;
@@ -127,26 +136,6 @@ pub(crate) fn network(
         control: Some(control),
     };
     Ok((theirs, ready))
-}
-
-/// What the gateway lets through. It knows of hosts and ports alone, so what is narrowed further
-/// is refused here.
-fn rules(network: &Network) -> Result<Vec<Rule>, Error> {
-    let not_enforced = |what: &str| Error::NotEnforced(what.to_owned());
-    if !network.resolve.is_empty() {
-        return Err(not_enforced("dns.resolve"));
-    }
-    if !network.deny.is_empty() {
-        return Err(not_enforced("deny"));
-    }
-    let plain = |connect: &Connect| match connect.constraints.is_none() {
-        true => Ok(connect.rule.clone()),
-        false => {
-            let what = format!("net.connect:{} with constraints", connect.rule);
-            Err(not_enforced(&what))
-        }
-    };
-    network.connect.iter().map(plain).collect()
 }
 
 /// The first resolvers of a `resolv.conf` (resolv.conf(5)).
@@ -322,41 +311,5 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().next().is_none(),
             "no name is left"
         );
-    }
-
-    #[test]
-    fn what_the_gateway_cannot_hold_a_partition_to_is_refused() {
-        let of = |grants: &str, deny: &str| {
-            let text = format!(
-                "name = \"s\"\n[[partition]]\nname = \"p\"\nkernel = \"linux\"\n\
-                 command = [\"/x\"]\ngrants = [{grants}]\ndeny = [{deny}]\n"
-            );
-            let system = bulkhead_manifest::parse(text.as_bytes(), Path::new("/s.toml")).unwrap();
-            match &system.partitions[0].devices[0].kind {
-                bulkhead_manifest::DeviceKind::Network(network) => rules(network),
-                _ => panic!("a network"),
-            }
-        };
-        let plain = "\"net.connect:a.org:443\"";
-        assert_eq!(of(plain, "").unwrap(), ["tcp:a.org:443".parse().unwrap()]);
-        for (grants, deny) in [
-            (
-                "{ capability = \"net.connect:a.org:443\", methods = [\"GET\"] }",
-                "",
-            ),
-            (
-                "{ capability = \"net.connect:a.org:443\", approval = true }",
-                "",
-            ),
-            (
-                "{ capability = \"net.connect:a.org:443\", calls = \"1/min\" }",
-                "",
-            ),
-            ("\"dns.resolve:a.org\"", ""),
-            (plain, "\"net.connect:a.org:80\""),
-        ] {
-            let refused = of(grants, deny).unwrap_err();
-            assert_eq!(refused.code(), "not-enforced", "{grants} {deny}");
-        }
     }
 }

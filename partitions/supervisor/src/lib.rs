@@ -37,6 +37,7 @@ mod tap;
 mod tools;
 mod vmm;
 mod vsock;
+mod web;
 
 pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_machine::Jail;

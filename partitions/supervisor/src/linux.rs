@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::initramfs::Initramfs;
 use crate::library::{Library, LibraryFile};
+use crate::web::{self, Authority};
 use bulkhead_capability::CapabilityName;
 use bulkhead_guest_agent::{AGENT_PATH, SPEC_PATH, Spec};
 use bulkhead_machine::Transport;
@@ -110,13 +111,22 @@ pub(crate) fn cmdline(partition: &Partition, more: Option<&str>) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
+/// What the guest agent is told beside the partition's program.
+pub(crate) struct Agent<'a> {
+    /// The console is a terminal.
+    pub(crate) tty: bool,
+    /// It says when it is ready for input.
+    pub(crate) announce: bool,
+    /// Whom programs are to trust.
+    pub(crate) authority: Option<&'a Authority>,
+}
+
 /// The initial RAM filesystem.
 pub(crate) fn initramfs(
     partition: &Partition,
     program: &Program,
     library: &Library,
-    tty: bool,
-    announce: bool,
+    agent: Agent<'_>,
 ) -> Result<File, Error> {
     let mut archive = Initramfs::new(partition)?;
     archive.program(program, library)?;
@@ -136,12 +146,19 @@ pub(crate) fn initramfs(
         archive.copy(&module, &name, 0o644)?;
         paths.push(format!("/{name}"));
     }
+    let mut env = program.env.clone();
+    if let Some(authority) = agent.authority {
+        let certificate = authority.certificate.as_bytes();
+        archive.file(web::CERTIFICATE, 0o644, certificate)?;
+        archive.file(web::BUNDLE, 0o644, authority.bundle().as_bytes())?;
+        env = web::with_trust(env);
+    }
     let spec = Spec {
         command: program.command.clone(),
-        env: program.env.clone(),
+        env,
         modules: paths,
-        tty,
-        announce,
+        tty: agent.tty,
+        announce: agent.announce,
     };
     let spec = serde_json::to_vec(&spec).map_err(Error::system("describe a command"))?;
     archive.file(SPEC_PATH, 0o600, &spec)?;

@@ -12,6 +12,7 @@ use crate::library::Library;
 use crate::linux;
 use crate::tap::open_tap;
 use crate::vsock::Vsock;
+use crate::web::{self, Authority};
 use bulkhead_machine::{Boot, Fd, Image, Jail};
 use bulkhead_manifest::{GuestPath, Partition, Program};
 use std::collections::VecDeque;
@@ -49,6 +50,8 @@ pub(crate) struct Opened<'o> {
     pub(crate) backends: Vec<Ready>,
     pub(crate) vsock: Option<Vsock>,
     vsock_connector: Option<OwnedFd>,
+    /// Of the partition that is looked at, until its gateway has it.
+    authority: Option<Authority>,
 }
 
 /// Opens `/dev/kvm`.
@@ -83,6 +86,7 @@ impl<'o> Opened<'o> {
             backends: Vec::new(),
             vsock: None,
             vsock_connector: None,
+            authority: None,
         }
     }
 
@@ -115,6 +119,16 @@ impl<'o> Opened<'o> {
     /// All of them, for the VMM.
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.descriptors)
+    }
+
+    /// The partition's own authority, where one is needed: made when it is asked for first.
+    fn authority(&mut self, partition: &Partition) -> Result<Option<Authority>, Error> {
+        if self.authority.is_none() && web::is_needed(partition) {
+            let made = Authority::create(self.library, &partition.name)?;
+            made.publish(self.directory, &partition.name)?;
+            self.authority = Some(made);
+        }
+        Ok(self.authority.take())
     }
 
     fn take(&mut self, stream: Option<OwnedFd>) -> Result<Fd, Error> {
@@ -166,7 +180,15 @@ impl Descriptors for Opened<'_> {
             }
             Want::AgentFiles(program) => {
                 check_command(program, self.library)?;
-                linux::initramfs(partition, program, self.library, self.tty, self.input)?.into()
+                let authority = self.authority(partition)?;
+                let agent = linux::Agent {
+                    tty: self.tty,
+                    announce: self.input,
+                    authority: authority.as_ref(),
+                };
+                let archive = linux::initramfs(partition, program, self.library, agent)?.into();
+                self.authority = authority;
+                archive
             }
             Want::AcpiTables(pc) => bulkhead_acpi::file(pc)
                 .map_err(Error::system("write the ACPI tables"))?
@@ -195,7 +217,9 @@ impl Descriptors for Opened<'_> {
                 return self.take(queue);
             }
             Want::Network(device, network) => {
-                let (link, ready) = backend::network(&partition.name, device, network, self.jail)?;
+                let authority = self.authority(partition)?;
+                let name = &partition.name;
+                let (link, ready) = backend::network(name, device, network, authority, self.jail)?;
                 self.backends.push(ready);
                 link
             }

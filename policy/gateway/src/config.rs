@@ -3,14 +3,16 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::{
-    Checksums, Host, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES, MIN_MTU,
-    NetworkDescription, VERSION,
+    Checksums, Host, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES, MAX_SECRETS,
+    MAX_TRUST, MIN_MTU, NetworkDescription, Protocol, VERSION,
 };
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::wire::EthernetAddress;
 
 /// Most TCP connections a description may ask for.
 const MAX_CONNECTIONS: u16 = 4096;
+/// Shortest placeholder of a secret, which must not stand for anything else by chance.
+const MIN_PLACEHOLDER: usize = 16;
 
 /// What the parts need to know of the description.
 #[derive(Clone, Debug)]
@@ -67,6 +69,21 @@ pub enum ConfigError {
     /// A name of the loopback services is not one.
     #[error("`{0}` is no host name in lower case")]
     Host(String),
+    /// Something takes the proxy, and the description has none.
+    #[error("{0} takes the proxy, and the description has no `web`")]
+    NoWeb(String),
+    /// A rule for web requests is of UDP.
+    #[error("the rule {0} is no TCP, and narrowed to web requests")]
+    NotTcp(String),
+    /// A quota that is not there, or that allows nothing.
+    #[error("the quota {0} is not there, or allows no calls at all")]
+    Quota(usize),
+    /// A secret's placeholder could be taken for something else, or its host is none.
+    #[error(
+        "the secret {0} has no proper host, header or placeholder of {MIN_PLACEHOLDER} printable \
+         characters or more"
+    )]
+    Secret(String),
     /// Too much of something.
     #[error("{count} {what}; {most} are possible")]
     TooMany {
@@ -114,6 +131,16 @@ impl Config {
             ("rules", d.allow.len(), MAX_RULES),
             ("loopback services", d.loopback.len(), MAX_RULES),
             ("names of loopback services", d.hosts.len(), MAX_HOSTS),
+            ("names that resolve", d.resolve.len(), MAX_RULES),
+            ("denied flows", d.deny.connect.len(), MAX_RULES),
+            ("denied names", d.deny.resolve.len(), MAX_RULES),
+            ("quotas", d.quotas.len(), MAX_RULES),
+            ("secrets", d.secrets.len(), MAX_SECRETS),
+            (
+                "files of certificates",
+                d.web.as_ref().map_or(0, |web| web.trust.len()),
+                MAX_TRUST,
+            ),
             ("forwards", d.forwards.len(), MAX_FORWARDS),
             ("resolvers", d.resolvers.len(), MAX_RESOLVERS),
             (
@@ -130,6 +157,7 @@ impl Config {
         if let Some(name) = d.hosts.iter().find(|name| !is_name(name)) {
             return Err(ConfigError::Host(name.clone()));
         }
+        check_web(d)?;
         if d.forwards.iter().any(|forward| forward.guest_port == 0) {
             return Err(ConfigError::Port("forward"));
         }
@@ -174,6 +202,48 @@ impl Config {
     pub fn max_datagram(&self) -> usize {
         usize::from(self.mtu).saturating_sub(28)
     }
+}
+
+/// Checks what concerns the proxy.
+fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
+    for grant in &d.allow {
+        if grant.http.is_some() && grant.rule.protocol != Protocol::Tcp {
+            return Err(ConfigError::NotTcp(grant.rule.to_string()));
+        }
+        let tcp = grant.rule.protocol == Protocol::Tcp;
+        if tcp && d.web.is_none() && (grant.http.is_some() || !grant.quotas.is_empty()) {
+            return Err(ConfigError::NoWeb(format!("the rule {}", grant.rule)));
+        }
+    }
+    let allow = d.allow.iter().flat_map(|grant| &grant.quotas);
+    let mut used = allow.chain(d.resolve.iter().flat_map(|grant| &grant.quotas));
+    let is_missing = |place: &&usize| {
+        let quota = d.quotas.get(**place);
+        quota.is_none_or(|quota| quota.calls_per_minute == Some(0))
+    };
+    if let Some(place) = used.find(is_missing) {
+        return Err(ConfigError::Quota(*place));
+    }
+    for secret in &d.secrets {
+        if d.web.is_none() {
+            return Err(ConfigError::NoWeb(format!("the secret {}", secret.name)));
+        }
+        let host = secret.host.parse() == Ok(Host::Name(secret.host.clone()));
+        let placeholder = secret.placeholder.len() >= MIN_PLACEHOLDER
+            && secret
+                .placeholder
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic());
+        let header = !secret.header.is_empty()
+            && secret
+                .header
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !host || !placeholder || !header {
+            return Err(ConfigError::Secret(secret.name.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn netmask(prefix: u8) -> Ipv4Addr {

@@ -23,7 +23,6 @@ const HOP_LIMIT: u8 = 64;
 const IPV4_HEADER: usize = 20;
 
 /// What every part works with.
-#[derive(Debug)]
 pub(crate) struct Core<H: Host> {
     /// The description.
     pub config: Config,

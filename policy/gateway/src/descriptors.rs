@@ -32,7 +32,12 @@ impl Descriptors {
     /// The host refuses.
     pub(crate) fn of(description: &NetworkDescription) -> io::Result<Self> {
         let forwards = description.forwards.iter().map(|forward| forward.listener);
+        let web = description.web.iter();
+        let web = web.flat_map(|web| web.trust.iter().copied().chain([web.authority]));
+        let secrets = description.secrets.iter().map(|secret| secret.value);
         let named = forwards
+            .chain(web)
+            .chain(secrets)
             .chain(description.control)
             .chain([description.link]);
         let open = open(named);

@@ -7,6 +7,7 @@ use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES};
 
 use crate::config::ConfigError;
 use crate::jail::JailError;
+use crate::web::WebError;
 
 /// Why the process gives up.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum Error {
     /// The description makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The proxy cannot be set up.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// The host does not give the process what it needs.
     #[error("cannot set up the sockets: {0}")]
     Setup(io::Error),
@@ -51,6 +55,7 @@ impl Error {
                 "network-description"
             }
             Self::Setup(_) => "gateway-setup",
+            Self::Web(_) => "gateway-web",
             Self::Jail(error) => error.code(),
             Self::Wait(_) => "gateway-wait",
         }

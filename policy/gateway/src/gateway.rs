@@ -3,6 +3,7 @@
 
 use bulkhead_network::NetworkDescription;
 use bulkhead_network::control::Stats;
+use bulkhead_proxy::quota::Quotas;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DHCP_SERVER_PORT, EthernetProtocol, Icmpv4DstUnreachable,
@@ -32,12 +33,13 @@ pub struct Gateway<H: Host> {
 }
 
 impl<H: Host> Gateway<H> {
-    /// The network that `description` speaks of.
+    /// The network that `description` speaks of, which counts in `quotas`.
     ///
     /// # Errors
     /// The description makes no sense.
     pub fn new(
         description: &NetworkDescription,
+        quotas: Quotas,
         host: H,
         chatter: Chatter,
     ) -> Result<Self, ConfigError> {
@@ -47,7 +49,7 @@ impl<H: Host> Gateway<H> {
             udp: Udp::new(),
             dns: Dns::new(),
             core: Core {
-                rules: Rules::new(description),
+                rules: Rules::new(description, quotas),
                 host,
                 outbox: Outbox::new(config.own_mac, config.guest_mac),
                 schedule: Schedule::default(),

@@ -7,6 +7,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use bulkhead_proxy::Flow;
+
 use crate::table::Token;
 
 /// The host's side.
@@ -21,6 +23,13 @@ pub trait Host {
     /// # Errors
     /// As of `connect`.
     fn connect(&mut self, to: SocketAddr, token: Token) -> io::Result<Self::Stream>;
+
+    /// Hands a TCP connection of the guest to the proxy, which decides what becomes of it. The
+    /// stream leads there.
+    ///
+    /// # Errors
+    /// As of `socketpair`; there is no proxy.
+    fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<Self::Stream>;
 
     /// Makes a UDP socket.
     ///

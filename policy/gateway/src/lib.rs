@@ -30,12 +30,15 @@ pub mod sockets;
 mod table;
 mod tcp;
 mod udp;
+mod web;
 
+pub use bulkhead_proxy::Flow;
+pub use bulkhead_proxy::quota::Quotas;
 pub use chatter::Chatter;
 pub use config::{Config, ConfigError};
 pub use error::Error;
 pub use gateway::Gateway;
 pub use jail::JailError;
-pub use process::{FAILED, run};
+pub use process::{FAILED, create_authority, run};
 pub use smoltcp::time::Instant;
 pub use table::{Kind, Token};

@@ -1,5 +1,5 @@
-//! The gateway binary: `bulkhead-gateway --description-fd N`. Started by the supervisor, not by
-//! people.
+//! The gateway binary: `bulkhead-gateway --description-fd N`, and `--authority PARTITION`, which
+//! makes a certificate authority. Started by the supervisor, not by people.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use bulkhead_network::Fd;
 use gateway::FAILED;
 
-const USAGE: &str = "usage: bulkhead-gateway --description-fd N\n\
+const USAGE: &str = "usage: bulkhead-gateway --description-fd N | --authority PARTITION\n\
                      started by the supervisor; people use `bulkhead run`";
 
 fn main() -> ExitCode {
@@ -21,6 +21,13 @@ fn main() -> ExitCode {
         ["--description-fd", number] => match number.parse() {
             Ok(fd) => gateway::run(Fd(fd)),
             Err(_) => usage(),
+        },
+        ["--authority", partition] => match gateway::create_authority(partition) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "bulkhead-gateway: {error}");
+                ExitCode::from(FAILED)
+            }
         },
         ["--version"] => {
             let version = env!("CARGO_PKG_VERSION");

@@ -10,6 +10,9 @@ use bulkhead_network::control::{Command, Event};
 use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES, MAX_FRAME_BYTES, NetworkDescription};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use bulkhead_proxy::Records;
+use bulkhead_proxy::quota::Quotas;
+
 use crate::chatter::Chatter;
 use crate::control::{self, Request};
 use crate::descriptors::{self, Descriptors};
@@ -18,6 +21,7 @@ use crate::gateway::Gateway;
 use crate::jail;
 use crate::sockets::Sockets;
 use crate::table::Kind;
+use crate::web;
 
 /// Exit status when the gateway gave up.
 pub const FAILED: u8 = 125;
@@ -36,6 +40,19 @@ pub fn run(description: Fd) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Makes the certificate authority of a partition: its certificate and private key go to standard
+/// output.
+///
+/// # Errors
+/// The host gives no randomness, or nobody takes it.
+pub fn create_authority(partition: &str) -> io::Result<()> {
+    let created = bulkhead_proxy::authority::create(partition).map_err(io::Error::other)?;
+    let mut output = io::stdout().lock();
+    output.write_all(created.certificate.as_bytes())?;
+    output.write_all(created.key.as_bytes())?;
+    output.flush()
 }
 
 fn read(description: Fd) -> Result<NetworkDescription, Error> {
@@ -85,9 +102,18 @@ fn set_up(
         .iter()
         .map(|forward| own.take("a forward", forward.listener))
         .collect::<Result<_, _>>()?;
+    let quotas = Quotas::new(&description.quotas);
+    let chatter = || Chatter::new(&description.name);
+    let web = web::prepare(description, own, &quotas)?;
     let sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
-    let gateway = Gateway::new(description, sockets, Chatter::new(&description.name))?;
-    let gaps = jail::enter(description)?;
+    let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
+    let jail = jail::enter(description)?;
+    // Threads come to be inside the jail, and before the layer that lets nobody make any.
+    if let Some(web) = web {
+        let web = web.start(Records::default(), chatter())?;
+        gateway.host().set_web(web);
+    }
+    let gaps = jail.seal()?;
     Ok((gateway, gaps))
 }
 
@@ -184,7 +210,7 @@ fn obey(gateway: &mut Gateway<Sockets>) -> bool {
 }
 
 /// The gateway's time.
-fn passed(start: Instant) -> smoltcp::time::Instant {
+pub(crate) fn passed(start: Instant) -> smoltcp::time::Instant {
     let micros = i64::try_from(start.elapsed().as_micros()).unwrap_or(i64::MAX);
     smoltcp::time::Instant::from_micros(micros)
 }

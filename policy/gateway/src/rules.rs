@@ -5,17 +5,25 @@ pub(crate) mod pins;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use bulkhead_network::{Host, Loopback, NetworkDescription, Protocol, Rule, range};
+use bulkhead_network::{
+    Connect, Deny, Host, Loopback, NetworkDescription, Protocol, Resolve, range,
+};
+use bulkhead_proxy::quota::{Exhausted, Quotas};
 use smoltcp::time::Instant;
 
 use crate::config::Config;
 use pins::Pins;
 
 /// The rules of the description, and the addresses that names stand for.
-#[derive(Debug)]
 pub(crate) struct Rules {
-    allow: Vec<Rule>,
+    allow: Vec<Connect>,
+    resolve: Vec<Resolve>,
+    deny: Deny,
     loopback: Vec<Loopback>,
+    /// Hosts that secrets are bound to.
+    secret_hosts: Vec<String>,
+    /// What was used; the proxy counts in the same.
+    quotas: Quotas,
     pins: Pins,
 }
 
@@ -44,6 +52,26 @@ pub(crate) enum Refusal {
     Unreachable {
         /// The address.
         to: Ipv4Addr,
+    },
+    /// The partition is denied it, whatever else allows it.
+    Denied {
+        /// Of the flow.
+        protocol: Protocol,
+        /// Where to.
+        to: Ipv4Addr,
+        /// Which port.
+        port: u16,
+    },
+    /// An amount is used up.
+    Exhausted {
+        /// Of the flow.
+        protocol: Protocol,
+        /// Where to.
+        to: Ipv4Addr,
+        /// Which port.
+        port: u16,
+        /// Which.
+        what: Exhausted,
     },
     /// A TLS connection to where a name stands for the address, and that asks for another server.
     ServerName {
@@ -74,6 +102,10 @@ pub(crate) struct Route {
     pub to: SocketAddr,
     /// Which servers a TLS connection may ask for; `None` where the address itself is granted.
     pub names: Option<Names>,
+    /// The proxy takes it, which looks into it further.
+    pub web: bool,
+    /// What its bytes are counted against, where the proxy does not.
+    pub quotas: Vec<usize>,
 }
 
 /// Names for which an address was granted.
@@ -101,6 +133,18 @@ impl fmt::Display for Refusal {
                  {protocol}:{port} would allow it"
             ),
             Self::Unreachable { to } => write!(f, "refused a flow to {to}: no rule can allow it"),
+            Self::Denied { protocol, to, port } => {
+                write!(
+                    f,
+                    "refused {protocol} to {to}:{port}: the partition is denied it"
+                )
+            }
+            Self::Exhausted {
+                protocol,
+                to,
+                port,
+                what,
+            } => write!(f, "refused {protocol} to {to}:{port}: {what}"),
             Self::ServerName { to, port, asked } => {
                 write!(f, "refused tcp to {to}:{port}: ")?;
                 match asked {
@@ -121,13 +165,26 @@ impl fmt::Display for Refusal {
 }
 
 impl Rules {
-    /// The rules of `description`.
-    pub(crate) fn new(description: &NetworkDescription) -> Self {
+    /// The rules of `description`, which count in `quotas`.
+    pub(crate) fn new(description: &NetworkDescription, quotas: Quotas) -> Self {
+        let secrets = description.secrets.iter();
         Self {
             allow: description.allow.clone(),
+            resolve: description.resolve.clone(),
+            deny: description.deny.clone(),
             loopback: description.loopback.clone(),
+            secret_hosts: secrets.map(|secret| secret.host.clone()).collect(),
+            quotas,
             pins: Pins::default(),
         }
+    }
+
+    /// Counts bytes of a flow.
+    ///
+    /// # Errors
+    /// What is used up.
+    pub(crate) fn spend(&self, quotas: &[usize], bytes: usize) -> Result<(), Exhausted> {
+        self.quotas.bytes(quotas, bytes as u64)
     }
 
     /// Where a flow of the guest to `to` goes.
@@ -142,13 +199,47 @@ impl Rules {
         to: Ipv4Addr,
         port: u16,
     ) -> Result<Route, Refusal> {
-        let rules = || {
-            let of_flow = |rule: &&Rule| rule.protocol == protocol && rule.ports.contains(port);
-            self.allow.iter().filter(of_flow)
+        let seconds = u64::try_from(now.secs()).unwrap_or(0);
+        let grants = || {
+            self.allow.iter().filter(move |grant| {
+                let rule = &grant.rule;
+                rule.protocol == protocol && rule.ports.contains(port) && !grant.is_over(seconds)
+            })
         };
-        let granted = |name: &str| {
-            let by_name = |rule: &Rule| rule.host != Host::Any && rule.host.names(name);
-            rules().any(by_name)
+        let by_name = |name: &str| {
+            let denied = self.deny.denies_name(protocol, name, port);
+            let names = move |grant: &&Connect| {
+                !denied && grant.rule.host != Host::Any && grant.rule.host.names(name)
+            };
+            grants().filter(names).collect::<Vec<_>>()
+        };
+        let choose = |socket: SocketAddr, grants: &[&Connect], names: Option<Names>| {
+            let narrowed = |grant: &&Connect| grant.http.is_some() || !grant.quotas.is_empty();
+            let secret = |name: &String| self.secret_hosts.contains(name);
+            let has_secret = names.iter().flatten().any(secret);
+            let web = protocol == Protocol::Tcp && (has_secret || grants.iter().any(narrowed));
+            // Of grants that allow the same, one that has something left.
+            let mut quotas = Vec::new();
+            if !web && let Some(first) = grants.first() {
+                let mut counted = grants.iter().map(|grant| self.quotas.call(&grant.quotas));
+                if let Some(at) = counted.position(|counted| counted.is_ok()) {
+                    quotas = grants.get(at).unwrap_or(first).quotas.clone();
+                } else {
+                    let what = self.quotas.call(&first.quotas);
+                    what.map_err(|what| Refusal::Exhausted {
+                        protocol,
+                        to,
+                        port,
+                        what,
+                    })?;
+                }
+            }
+            Ok(Route {
+                to: socket,
+                names,
+                web,
+                quotas,
+            })
         };
         if to == config.router {
             let service = self
@@ -158,39 +249,68 @@ impl Rules {
             let Some(service) = service else {
                 return Err(Refusal::NoService { protocol, port });
             };
-            let names = config.hosts.iter().filter(|name| granted(name));
-            let names: Names = names.cloned().collect();
-            return Ok(Route {
-                to: (Ipv4Addr::LOCALHOST, service.host_port).into(),
-                names: (!names.is_empty()).then_some(names),
-            });
+            let named: Vec<(&String, Vec<&Connect>)> = config
+                .hosts
+                .iter()
+                .map(|name| (name, by_name(name)))
+                .filter(|(_, grants)| !grants.is_empty())
+                .collect();
+            let names: Names = named.iter().map(|(name, _)| (*name).clone()).collect();
+            let grants: Vec<&Connect> = named.into_iter().flat_map(|(_, grants)| grants).collect();
+            let socket = (Ipv4Addr::LOCALHOST, service.host_port).into();
+            return choose(socket, &grants, (!names.is_empty()).then_some(names));
         }
         if config.is_inside(to) || !range::is_reachable(to) || port == 0 {
             return Err(Refusal::Unreachable { to });
         }
-        let route = |names| Route {
-            to: (to, port).into(),
-            names,
-        };
-        if rules().any(|rule| rule.host.allows(to)) {
-            return Ok(route(None));
+        let pinned = || self.pins.of(to, now);
+        // Whoever is denied a name is denied where it leads.
+        let denied = |name: &str| self.deny.denies_name(protocol, name, port);
+        if self.deny.denies_address(protocol, to, port) {
+            return Err(Refusal::Denied { protocol, to, port });
         }
-        let names = self.pins.of(to, now).filter(|name| granted(name));
-        let names: Names = names.map(str::to_owned).collect();
-        match names.is_empty() {
-            true => Err(Refusal::NoRule {
-                protocol,
-                to,
-                port,
-                name: self.pins.of(to, now).next().map(str::to_owned),
-            }),
-            false => Ok(route(Some(names))),
+        let mut all: Vec<&Connect> = Vec::new();
+        if !pinned().any(denied) {
+            all.extend(grants().filter(|grant| grant.rule.host.allows(to)));
         }
+        let by_address = all.iter().any(|grant| grant.http.is_none());
+        let mut names = Vec::new();
+        for name in pinned() {
+            let grants = by_name(name);
+            if !grants.is_empty() {
+                names.push(name.to_owned());
+                all.extend(grants);
+            }
+        }
+        if all.is_empty() {
+            return Err(match pinned().any(denied) {
+                true => Refusal::Denied { protocol, to, port },
+                false => Refusal::NoRule {
+                    protocol,
+                    to,
+                    port,
+                    name: pinned().next().map(str::to_owned),
+                },
+            });
+        }
+        let mut route = choose((to, port).into(), &all, Some(names.into()))?;
+        if by_address && !route.web {
+            route.names = None;
+        }
+        Ok(route)
     }
 
-    /// Whether the guest may resolve `name`, in lower case without the final dot.
-    pub(crate) fn resolves(&self, name: &str) -> bool {
-        self.allow.iter().any(|rule| rule.host.names(name))
+    /// Whether the guest may resolve `name`, in lower case without the final dot, at `now`.
+    pub(crate) fn resolves(&self, now: Instant, name: &str) -> bool {
+        let seconds = u64::try_from(now.secs()).unwrap_or(0);
+        let connect = |grant: &Connect| grant.rule.host.names(name) && !grant.is_over(seconds);
+        let resolve = |grant: &Resolve| {
+            grant.name.names(name)
+                && grant.lifetime.is_none_or(|lifetime| seconds < lifetime)
+                && self.quotas.call(&grant.quotas).is_ok()
+        };
+        let denied = self.deny.resolve.iter().any(|host| host.names(name));
+        !denied && (self.allow.iter().any(connect) || self.resolve.iter().any(resolve))
     }
 
     /// `name` stands for `address`, a resolver says, and will for `ttl` seconds.

@@ -3,17 +3,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bulkhead_proxy::Flow;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, connect,
-    recv, send, shutdown, socket_with,
+    recv, send, shutdown, socket_with, socketpair,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::host::{Datagrams, Host, Readiness, Stream};
 use crate::table::{Kind, Token};
+use crate::web::Web;
 
 const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
@@ -23,6 +27,7 @@ pub struct Sockets {
     link: OwnedFd,
     control: Option<OwnedFd>,
     listeners: Vec<OwnedFd>,
+    web: Option<Web>,
 }
 
 /// An event of the host.
@@ -52,6 +57,7 @@ impl Sockets {
             link,
             control,
             listeners,
+            web: None,
         };
         sockets.add(&sockets.link, Token::lone(Kind::Link, 0))?;
         if let Some(control) = &sockets.control {
@@ -63,6 +69,11 @@ impl Sockets {
             sockets.add(listener, Token::listener(index))?;
         }
         Ok(sockets)
+    }
+
+    /// Hands connections to the proxy from now on.
+    pub(crate) fn set_web(&mut self, web: Web) {
+        self.web = Some(web);
     }
 
     fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
@@ -149,7 +160,19 @@ impl Host for Sockets {
             Err(error) => return Err(error.into()),
         }
         self.add(&socket, token)?;
-        Ok(TcpSocket(socket))
+        Ok(TcpSocket::new(socket))
+    }
+
+    fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<TcpSocket> {
+        let web = self.web.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        self.add(&own, token)?;
+        let broken = web.hand_over(flow, other)?;
+        Ok(TcpSocket {
+            socket: own,
+            broken: Some(broken),
+        })
     }
 
     fn datagrams(&mut self, to: SocketAddr, token: Token) -> io::Result<UdpSocket> {
@@ -167,7 +190,7 @@ impl Host for Sockets {
         // A listener of another family than TCP has no such option, and no need of it.
         let _ = set_tcp_nodelay(&socket, true);
         self.add(&socket, token)?;
-        Ok(TcpSocket(socket))
+        Ok(TcpSocket::new(socket))
     }
 
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {
@@ -184,13 +207,26 @@ impl Host for Sockets {
     }
 }
 
-/// A TCP socket.
-pub struct TcpSocket(OwnedFd);
+/// A TCP socket, or one that leads to the proxy.
+pub struct TcpSocket {
+    socket: OwnedFd,
+    /// Set by the proxy before it ends a connection otherwise than well.
+    broken: Option<Arc<AtomicBool>>,
+}
+
+impl TcpSocket {
+    fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            broken: None,
+        }
+    }
+}
 
 impl Stream for TcpSocket {
     fn outcome(&mut self) -> io::Result<()> {
-        socket_error(&self.0)?.map_err(io::Error::from)?;
-        match rustix::net::getpeername(&self.0) {
+        socket_error(&self.socket)?.map_err(io::Error::from)?;
+        match rustix::net::getpeername(&self.socket) {
             Ok(_) => Ok(()),
             Err(rustix::io::Errno::NOTCONN) => Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error.into()),
@@ -198,21 +234,29 @@ impl Stream for TcpSocket {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (_, len) = recv(&self.0, buffer, RecvFlags::DONTWAIT)?;
-        Ok(len)
+        let (_, len) = recv(&self.socket, buffer, RecvFlags::DONTWAIT)?;
+        let broken = || {
+            self.broken
+                .as_ref()
+                .is_some_and(|b| b.load(Ordering::Acquire))
+        };
+        match len == 0 && broken() {
+            true => Err(io::ErrorKind::ConnectionReset.into()),
+            false => Ok(len),
+        }
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(&self.0, bytes, SEND)?)
+        Ok(send(&self.socket, bytes, SEND)?)
     }
 
     fn end_output(&mut self) {
         // Fails where the peer has reset the connection, which the next call shows.
-        let _ = shutdown(&self.0, Shutdown::Write);
+        let _ = shutdown(&self.socket, Shutdown::Write);
     }
 
     fn reset(self) {
-        let _ = set_socket_linger(&self.0, Some(std::time::Duration::ZERO));
+        let _ = set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
     }
 }
 

@@ -6,11 +6,13 @@ use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 
 use bulkhead_network::Protocol;
+use bulkhead_proxy::quota::Exhausted;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
 
 use crate::core::Core;
 use crate::host::{Datagrams, Host, Readiness};
+use crate::rules::Refusal;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 
@@ -34,6 +36,8 @@ struct Flow<D> {
     slot: Slot,
     socket: D,
     heard: Instant,
+    /// What its bytes are counted against.
+    quotas: Vec<usize>,
 }
 
 /// All flows.
@@ -82,6 +86,10 @@ impl<H: Host> Udp<H> {
             return;
         };
         flow.heard = core.now;
+        if let Err(what) = core.rules.spend(&flow.quotas, payload.len()) {
+            exhausted(core, key, what);
+            return;
+        }
         match flow.socket.send(payload) {
             Ok(()) => core.stats.bytes_out += payload.len() as u64,
             Err(error) => report(core, key, &error),
@@ -94,8 +102,8 @@ impl<H: Host> Udp<H> {
         let allowed = core
             .rules
             .outbound(config, now, Protocol::Udp, key.address, key.port);
-        let to = match allowed {
-            Ok(route) => route.to,
+        let route = match allowed {
+            Ok(route) => route,
             Err(refusal) => {
                 core.refuse(&refusal);
                 tell(core, key, Icmpv4DstUnreachable::CommProhibited);
@@ -108,7 +116,7 @@ impl<H: Host> Udp<H> {
             core.stats.full += 1;
             self.close(core, oldest);
         }
-        let socket = match core.host.datagrams(to, self.flows.next()?) {
+        let socket = match core.host.datagrams(route.to, self.flows.next()?) {
             Ok(socket) => socket,
             Err(error) => {
                 report(core, key, &error);
@@ -120,6 +128,7 @@ impl<H: Host> Udp<H> {
             slot: Slot::default(),
             socket,
             heard: now,
+            quotas: route.quotas,
         };
         let token = self.flows.insert(flow).ok()?;
         let slot = &mut self.flows.get_mut(token)?.slot;
@@ -173,6 +182,10 @@ impl<H: Host> Udp<H> {
                 }
             };
             flow.heard = core.now;
+            if let Err(what) = core.rules.spend(&flow.quotas, len) {
+                exhausted(core, key, what);
+                continue;
+            }
             core.stats.bytes_in += len as u64;
             let to = (core.config.guest, key.guest_port);
             let payload = self.buffer.get(..len).unwrap_or_default();
@@ -187,6 +200,17 @@ impl<H: Host> Udp<H> {
             self.by_key.remove(&flow.key);
         }
     }
+}
+
+/// An amount that the flow is counted against is used up: says so, and tells the guest.
+fn exhausted<H: Host>(core: &mut Core<H>, key: Key, what: Exhausted) {
+    core.refuse(&Refusal::Exhausted {
+        protocol: Protocol::Udp,
+        to: key.address,
+        port: key.port,
+        what,
+    });
+    tell(core, key, Icmpv4DstUnreachable::CommProhibited);
 }
 
 /// Tells the guest what its own system would have said about an error of the socket, where it

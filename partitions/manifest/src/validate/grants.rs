@@ -627,6 +627,7 @@ impl Builder<'_, '_> {
             deny: Vec::new(),
             loopback: Vec::new(),
             hosts: Vec::new(),
+            trust: Vec::new(),
             listen: Vec::new(),
             mac: stable_mac([self.whose.system, self.whose.partition, name]),
             mtu: MAX_MTU,
@@ -702,6 +703,7 @@ impl Builder<'_, '_> {
     }
 
     fn network_options(&mut self, network: &mut Network, draft: &At<NetworkDraft>) -> Option<()> {
+        let base = self.whose.base;
         let mut options = self.options(&draft.span);
         let draft = &draft.value;
         if let Some(mac) = options.mac(draft.mac.as_ref())? {
@@ -716,6 +718,9 @@ impl Builder<'_, '_> {
         }
         if let Some(hosts) = &draft.hosts {
             network.hosts = options.hosts(hosts)?;
+        }
+        if let Some(trust) = &draft.trust {
+            network.trust = options.trust(trust, base)?;
         }
         network.receive_rate = options.rate(draft.receive_rate.as_ref())?;
         network.transmit_rate = options.rate(draft.transmit_rate.as_ref())?;

@@ -7,7 +7,7 @@ use crate::draft::{At, BackingDraft, GrantDraft, RateDraft};
 use crate::size::{parse_byte_rate, parse_bytes, parse_count, parse_operation_rate};
 use bulkhead_capability::CapabilityName;
 use bulkhead_machine::device::{ImageFormat, MAX_DEVICE_NAME, MAX_QUEUES, RateLimit, TokenBucket};
-use bulkhead_network::{Host, MAX_HOSTS};
+use bulkhead_network::{Host, MAX_HOSTS, MAX_TRUST};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
@@ -216,6 +216,24 @@ impl Options<'_> {
         let most = i64::from(vcpus).min(i64::from(MAX_QUEUES));
         let queues = self.integer("queues", queues, 1..=most)?;
         u16::try_from(queues.unwrap_or(1)).ok()
+    }
+
+    /// Files of certificates.
+    pub(super) fn trust(&mut self, files: &At<Vec<String>>, base: &Path) -> Option<Vec<PathBuf>> {
+        if files.value.len() > MAX_TRUST {
+            let message = format!("`trust` has {} files", files.value.len());
+            let help = format!("name at most {MAX_TRUST}");
+            self.refuse(Code::Device, files.span.clone(), message, help);
+            return None;
+        }
+        let file = |text: &String| {
+            let at = At {
+                value: text.clone(),
+                span: files.span.clone(),
+            };
+            self.file("trust", &at, base)
+        };
+        files.value.iter().map(file).collect()
     }
 
     /// Names of services of the host's loopback, each once.

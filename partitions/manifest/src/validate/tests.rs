@@ -499,6 +499,7 @@ fn each_rule_of_a_grant_has_its_code() {
         ("network = { mac = \"x\" }", Device),
         ("network = { max_connections = 0 }", Device),
         ("network = { hosts = [\"192.0.2.1\"] }", Device),
+        ("network = { trust = [\"\"] }", Code::Path),
         ("network = { hosts = [\"*.a.example\"] }", Device),
         ("network = { receive_rate = {} }", Rate),
     ] {
@@ -548,7 +549,7 @@ fn grants_become_devices_with_every_option_decided() {
         "vsock", "pmem.write:m", "vhost_user.block:/run/b", "vhost_user.net:/run/n",
         "net.loopback:5432"
         "#,
-        "[partition.network]\nmtu = 1500\nhosts = [\"A.example\", \"a.example.\"]\n[partition.memory]\nsize = \"1GiB\"\nmax = \"4GiB\"\n\
+        "[partition.network]\nmtu = 1500\nhosts = [\"A.example\", \"a.example.\"]\ntrust = [\"ca.pem\"]\n[partition.memory]\nsize = \"1GiB\"\nmax = \"4GiB\"\n\
          balloon = true\n[partition.limits]\ncpu = \"150%\"\npids = 64\n",
     );
     let system = parse(text.as_bytes(), Path::new("/m/system.toml")).unwrap();
@@ -584,6 +585,7 @@ fn grants_become_devices_with_every_option_decided() {
     assert_eq!((network.listen.len(), network.loopback.len()), (1, 1));
     assert_eq!((network.mtu, network.mac[0] & 3), (1500, 2));
     assert_eq!(network.hosts, ["a.example"]);
+    assert_eq!(network.trust, [Path::new("/m/ca.pem")]);
     let (DeviceKind::Share(data), DeviceKind::Share(other)) = (&data.kind, &other.kind) else {
         panic!("shares")
     };

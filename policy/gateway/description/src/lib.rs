@@ -17,6 +17,7 @@
 //!    socket; and with the thread that spawned it (`PR_SET_PDEATHSIG`).
 #![forbid(unsafe_code)]
 
+pub mod connect;
 pub mod control;
 pub mod http;
 pub mod range;
@@ -27,6 +28,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 pub use bulkhead_machine::{Fd, Jail};
 use serde::{Deserialize, Serialize};
 
+pub use connect::{Connect, Deny, Quota, Resolve, Secret, Web};
 pub use rule::{Host, Loopback, ParseRuleError, Ports, Protocol, Rule};
 
 /// Version of this format; the gateway refuses any other.
@@ -43,6 +45,14 @@ pub const MAX_FRAME_BYTES: usize = 65_550;
 pub const MAX_RULES: usize = 1024;
 /// Most names of loopback services.
 pub const MAX_HOSTS: usize = 64;
+/// Most secrets.
+pub const MAX_SECRETS: usize = 64;
+/// Largest value of a secret, in bytes.
+pub const MAX_SECRET_BYTES: usize = 16 * 1024;
+/// Largest file of certificates, in bytes.
+pub const MAX_CERTIFICATES_BYTES: u64 = 4 * 1024 * 1024;
+/// Most files of certificates.
+pub const MAX_TRUST: usize = 16;
 /// Most inbound forwards.
 pub const MAX_FORWARDS: usize = 64;
 /// Most resolvers.
@@ -84,7 +94,22 @@ pub struct NetworkDescription {
     pub resolvers: Vec<SocketAddr>,
     /// What the guest may connect or send to.
     #[serde(default)]
-    pub allow: Vec<Rule>,
+    pub allow: Vec<Connect>,
+    /// Names that resolve beside those of [`Self::allow`].
+    #[serde(default)]
+    pub resolve: Vec<Resolve>,
+    /// What is refused all the same.
+    #[serde(default)]
+    pub deny: Deny,
+    /// Amounts that [`Self::allow`] is counted against, at most [`MAX_RULES`].
+    #[serde(default)]
+    pub quotas: Vec<Quota>,
+    /// How web requests are looked into; absent: they are not, and no rule may ask for it.
+    #[serde(default)]
+    pub web: Option<Web>,
+    /// Secrets, at most [`MAX_SECRETS`]; only with [`Self::web`].
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
@@ -123,6 +148,11 @@ impl NetworkDescription {
             hostname: None,
             resolvers: Vec::new(),
             allow: Vec::new(),
+            resolve: Vec::new(),
+            deny: Deny::default(),
+            quotas: Vec::new(),
+            web: None,
+            secrets: Vec::new(),
             loopback: Vec::new(),
             hosts: Vec::new(),
             forwards: Vec::new(),

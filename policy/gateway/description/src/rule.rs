@@ -32,7 +32,8 @@ pub enum Protocol {
 }
 
 /// The host of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Host {
     /// `*`: every unicast address except loopback and those that are [set apart](range::SET_APART),
     /// as private ones are; the host's own public addresses are among them. All names resolve.
@@ -119,6 +120,17 @@ impl Ports {
 }
 
 impl Host {
+    /// Whether `address` is in the subnet; never for other kinds of hosts.
+    pub fn holds(&self, address: Ipv4Addr) -> bool {
+        match *self {
+            Self::Subnet {
+                address: first,
+                prefix,
+            } => Range { first, prefix }.holds(address),
+            Self::Any | Self::Name(_) | Self::Below(_) => false,
+        }
+    }
+
     /// Whether it allows `address` as an address, whatever names stand for it.
     pub fn allows(&self, address: Ipv4Addr) -> bool {
         range::is_reachable(address)
@@ -349,7 +361,7 @@ macro_rules! text_form {
     )*};
 }
 
-text_form!(Rule, Loopback);
+text_form!(Rule, Host, Loopback);
 
 #[cfg(test)]
 mod tests;

@@ -67,11 +67,11 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     if core.config.hosts.contains(&query.name) {
         return Verdict::Answer(query.local(core.config.router));
     }
-    if !core.rules.resolves(&query.name) {
+    if !core.rules.resolves(core.now, &query.name) {
         core.stats.refused += 1;
         // Programs such as apt ask for services of a name before they ask for the name itself, and
         // do without.
-        if !core.rules.resolves(without_service(&query.name)) {
+        if !core.rules.resolves(core.now, without_service(&query.name)) {
             let name = printable(&query.name);
             core.chatter.say(
                 core.now,

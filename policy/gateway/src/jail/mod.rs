@@ -13,7 +13,8 @@ use landlock::{
     RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{
-    Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+    DumpableBehavior, Resource, Rlimit, Signal, getppid, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::CapabilitySet;
 
@@ -25,6 +26,9 @@ const LANDLOCK_ABI: ABI = ABI::V6;
 const MAX_PORTS: usize = 1024;
 /// Descriptors besides those of flows: standard streams, link, control, event queue, some to spare.
 const OTHER_DESCRIPTORS: u64 = 32;
+
+/// Descriptors of a connection that the proxy has: the guest's, and some to the server.
+const PER_WEB_CONNECTION: usize = 16;
 
 /// The jail could not be entered.
 #[derive(Debug, thiserror::Error)]
@@ -58,44 +62,75 @@ impl JailError {
     }
 }
 
-/// Locks the process in. Returns the layers that the host does not offer, by name; with
-/// [`Jail::Full`] a missing layer is an error instead, and with [`Jail::None`] nothing happens.
+/// A process that is locked in except for its system calls: it may still start threads, which are
+/// locked in as it is.
+#[must_use = "seal it"]
+#[derive(Debug)]
+pub struct Entered {
+    jail: Jail,
+    gaps: Vec<String>,
+}
+
+/// Locks the process in, up to its last layer. With [`Jail::None`] nothing happens.
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub fn enter(description: &NetworkDescription) -> Result<Vec<String>, JailError> {
-    if description.jail == Jail::None {
-        return Ok(Vec::new());
-    }
-    let mut gaps = Vec::new();
-    let mut note = |layer: &'static str, outcome: io::Result<()>| match outcome {
-        Ok(()) => Ok(()),
-        Err(source) if description.jail == Jail::Full => Err(JailError::Layer { layer, source }),
-        Err(_) => {
-            gaps.push(layer.to_owned());
-            Ok(())
-        }
+pub fn enter(description: &NetworkDescription) -> Result<Entered, JailError> {
+    let mut entered = Entered {
+        jail: description.jail,
+        gaps: Vec::new(),
     };
+    if description.jail == Jail::None {
+        return Ok(entered);
+    }
     let supervisor = getppid();
-    let filter = seccomp::compile()?;
-    note("no-new-privileges", privileges::no_new_privileges())?;
-    note("landlock", restrict(description))?;
-    note("limits", limit(description))?;
+    entered.note("no-new-privileges", privileges::no_new_privileges())?;
+    entered.note("landlock", restrict(description))?;
+    entered.note("limits", limit(description))?;
     privileges::drop_bounding_set();
-    note("user", privileges::leave_root())?;
+    entered.note("user", privileges::leave_root())?;
     let none = CapabilitySet::empty();
-    note("capabilities", privileges::drop_capabilities(none))?;
+    entered.note("capabilities", privileges::drop_capabilities(none))?;
     // A change of credentials clears the signal that ends the process with its supervisor.
     let signal = set_parent_process_death_signal(Some(Signal::KILL));
-    note("user", signal.map_err(io::Error::from))?;
+    entered.note("user", signal.map_err(io::Error::from))?;
     if getppid() != supervisor {
         return Err(JailError::Orphaned);
     }
-    note(
-        "seccomp",
-        seccompiler::apply_filter(&filter).map_err(io::Error::other),
-    )?;
-    Ok(gaps)
+    if !description.secrets.is_empty() {
+        // Nobody of the same user reads its memory.
+        let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+        entered.note("user", hidden.map_err(io::Error::from))?;
+    }
+    Ok(entered)
+}
+
+impl Entered {
+    fn note(&mut self, layer: &'static str, outcome: io::Result<()>) -> Result<(), JailError> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(source) if self.jail == Jail::Full => Err(JailError::Layer { layer, source }),
+            Err(_) => {
+                self.gaps.push(layer.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes away all system calls but those of the event loop and the proxy, from all threads that
+    /// there are. Returns the layers that the host does not offer, by name; with [`Jail::Full`] a
+    /// missing layer is an error instead.
+    ///
+    /// # Errors
+    /// See [`JailError`]. The process has to end then.
+    pub fn seal(mut self) -> Result<Vec<String>, JailError> {
+        if self.jail != Jail::None {
+            let filter = seccomp::compile()?;
+            let applied = seccompiler::apply_filter_all_threads(&filter);
+            self.note("seccomp", applied.map_err(io::Error::other))?;
+        }
+        Ok(self.gaps)
+    }
 }
 
 /// No file, no abstract socket or foreign process, no port to listen on, and connections to the
@@ -126,7 +161,7 @@ fn restrict(description: &NetworkDescription) -> io::Result<()> {
 
 /// The ports that a TCP connection may go to; nothing when they are too many.
 fn ports(description: &NetworkDescription) -> Option<Vec<u16>> {
-    let rules = description.allow.iter();
+    let rules = description.allow.iter().map(|grant| &grant.rule);
     let rules = rules.filter(|rule| rule.protocol == Protocol::Tcp);
     let mut ports: Vec<u16> = Vec::new();
     for rule in rules {
@@ -146,7 +181,11 @@ fn ports(description: &NetworkDescription) -> Option<Vec<u16>> {
 /// have places.
 fn limit(description: &NetworkDescription) -> io::Result<()> {
     let flows = udp::MAX_FLOWS + dns::MAX_PENDING + usize::from(description.max_connections);
-    let needed = flows as u64 + description.forwards.len() as u64 + OTHER_DESCRIPTORS;
+    let web = match description.web {
+        Some(_) => bulkhead_proxy::MAX_CONNECTIONS * PER_WEB_CONNECTION,
+        None => 0,
+    };
+    let needed = (flows + web) as u64 + description.forwards.len() as u64 + OTHER_DESCRIPTORS;
     let possible = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     for (resource, value) in [
         (Resource::Core, 0),

@@ -90,7 +90,15 @@ const OUTCOME: &[&[Argument]] = &[&[
 ]];
 const ABORT: &[&[Argument]] = &[&[is(1, "SIGABRT", libc::SIGABRT)]];
 const ABORT_THREAD: &[&[Argument]] = &[&[is(2, "SIGABRT", libc::SIGABRT)]];
-const GETFD: &[&[Argument]] = &[&[is(1, "F_GETFD", libc::F_GETFD)]];
+const LOOKED: &[&[Argument]] = &[
+    &[is(1, "F_GETFD", libc::F_GETFD)],
+    &[is(1, "F_GETFL", libc::F_GETFL)],
+];
+/// A pair of streams, which reach nobody else.
+const PAIR: &[&[Argument]] = &[&[
+    is(0, "AF_UNIX", libc::AF_UNIX),
+    kind("SOCK_STREAM", libc::SOCK_STREAM),
+]];
 
 macro_rules! rules {
     ($($number:ident $alternatives:ident $reason:literal)*) => {
@@ -118,8 +126,12 @@ rules! {
     SYS_getsockopt      OUTCOME      "whether a connection was accepted"
     SYS_getpeername     ANY          "whether a connection is still being made"
     SYS_close           ANY          "a flow's end"
-    SYS_fcntl           GETFD        "debug builds look at a descriptor before they close it"
-    SYS_write           ANY          "a line about a refusal, and a panic's message"
+    SYS_fcntl           LOOKED       "debug builds look at a descriptor before they use or close it"
+    SYS_socketpair      PAIR         "a connection that the proxy takes"
+    SYS_read            ANY          "the proxy's streams, and its alarm"
+    SYS_readv           ANY          "the proxy's streams"
+    SYS_write           ANY          "a line about a refusal, a panic's message, the proxy's streams"
+    SYS_writev          ANY          "the proxy's streams"
     SYS_getrandom       ANY          "sequence numbers, DNS ids, seeds of hash maps"
     SYS_clock_gettime   ANY          "the clock, where the vDSO does not serve it"
 
@@ -130,7 +142,7 @@ rules! {
     SYS_madvise         ANY          "the allocator"
     SYS_brk             ANY          "the allocator"
 
-    SYS_futex           ANY          "the lock of standard error"
+    SYS_futex           ANY          "locks, and threads that wait for each other"
     SYS_restart_syscall ANY          "the kernel, after a stop interrupted a timed wait"
     SYS_rt_sigaction    ANY          "abort restores the default action"
     SYS_rt_sigprocmask  ANY          "abort"

@@ -6,7 +6,10 @@ fn rules(allow: &[&str], loopback: &[&str]) -> (Config, Rules) {
     let mut description = NetworkDescription::new("t", Fd(3), [2, 0, 0, 0, 0, 1], Jail::None);
     description.allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
     description.loopback = loopback.iter().map(|s| s.parse().unwrap()).collect();
-    (Config::new(&description).unwrap(), Rules::new(&description))
+    (
+        Config::new(&description).unwrap(),
+        Rules::new(&description, Quotas::new(&description.quotas)),
+    )
 }
 
 const NOW: Instant = Instant::ZERO;
@@ -31,7 +34,7 @@ fn nothing_is_reachable_without_a_rule() {
     ] {
         assert_eq!(goes(&none, flow), None, "{flow}");
     }
-    assert!(!none.1.resolves("example.org"));
+    assert!(!none.1.resolves(NOW, "example.org"));
 }
 
 #[test]
@@ -48,7 +51,7 @@ fn rules_allow_what_they_say() {
     ] {
         assert_eq!(goes(&some, flow).is_some(), allowed, "{flow}");
     }
-    assert!(!some.1.resolves("example.org"));
+    assert!(!some.1.resolves(NOW, "example.org"));
 }
 
 #[test]
@@ -90,8 +93,12 @@ fn any_is_any_but_the_host_itself_link_local_and_private_addresses() {
         None,
         "the guest's own subnet"
     );
-    assert!(rules(&["tcp:*:*"], &[]).1.resolves("example.org"));
-    assert!(!rules(&["tcp:0.0.0.0/0:*"], &[]).1.resolves("example.org"));
+    assert!(rules(&["tcp:*:*"], &[]).1.resolves(NOW, "example.org"));
+    assert!(
+        !rules(&["tcp:0.0.0.0/0:*"], &[])
+            .1
+            .resolves(NOW, "example.org")
+    );
 }
 
 #[test]
@@ -108,8 +115,8 @@ fn loopback_services_are_at_the_router() {
 #[test]
 fn names_allow_what_they_resolved_to() {
     let mut named = rules(&["tcp:a.example:80", "tcp:*.b.example:443"], &[]);
-    assert!(named.1.resolves("a.example") && named.1.resolves("x.b.example"));
-    assert!(!named.1.resolves("b.example") && !named.1.resolves("c.example"));
+    assert!(named.1.resolves(NOW, "a.example") && named.1.resolves(NOW, "x.b.example"));
+    assert!(!named.1.resolves(NOW, "b.example") && !named.1.resolves(NOW, "c.example"));
     assert_eq!(goes(&named, "tcp:192.0.2.1:80"), None);
     let one = Ipv4Addr::new(192, 0, 2, 1);
     named.1.learn(NOW, "a.example", one, 60);

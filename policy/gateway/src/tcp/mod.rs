@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 
 use bulkhead_network::Protocol;
+use bulkhead_proxy::Flow as Web;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, TcpPacket};
 
@@ -139,7 +140,7 @@ impl<H: Host> Tcp<H> {
         let allowed = core
             .rules
             .outbound(config, now, Protocol::Tcp, key.address, key.port);
-        let route = match allowed {
+        let mut route = match allowed {
             Ok(route) => route,
             Err(refusal) => {
                 core.refuse(&refusal);
@@ -148,7 +149,20 @@ impl<H: Host> Tcp<H> {
             }
         };
         core.stats.tcp_out += 1;
-        match core.host.connect(route.to, token) {
+        let opened = match route.web {
+            true => {
+                let address = (key.address != core.config.router).then_some(key.address);
+                let flow = Web {
+                    to: route.to,
+                    port: key.port,
+                    address,
+                    names: route.names.take().unwrap_or_default(),
+                };
+                core.host.hand_over(flow, token)
+            }
+            false => core.host.connect(route.to, token),
+        };
+        match opened {
             Ok(stream) => {
                 let connecting = Connecting {
                     stream: Some(stream),

@@ -41,9 +41,19 @@ pub fn start(
     forwards: Vec<(TcpListener, u16)>,
     change: impl FnOnce(&mut NetworkDescription),
 ) -> (Gateway, Guest) {
+    let mut description = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
+    change(&mut description);
+    start_with(description, forwards, Vec::new())
+}
+
+/// The same with a description that is done but for its link, with files under these numbers.
+pub fn start_with(
+    mut description: NetworkDescription,
+    forwards: Vec<(TcpListener, u16)>,
+    files: Vec<(OwnedFd, i32)>,
+) -> (Gateway, Guest) {
     let (link, guest_link) = pair();
     let (control, our_control) = pair();
-    let mut description = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
     description.control = Some(Fd(5));
     description.hostname = Some("guest".into());
     let mut mappings = Vec::new();
@@ -61,9 +71,12 @@ pub fn start(
             guest_port,
         });
     }
-    change(&mut description);
     let mtu = description.mtu;
-    map(memory_file(&description).into(), 3);
+    let json = serde_json::to_vec(&description).unwrap();
+    map(memory_file(&json).into(), 3);
+    for (file, child_fd) in files {
+        map(file, child_fd);
+    }
     map(link, 4);
     map(control, 5);
     let mut command = Command::new(program());
@@ -78,8 +91,9 @@ pub fn start(
         control: our_control,
         stderr: Some(read.into()),
     };
-    let Event::Running { jail_gaps } = gateway.hear() else {
-        panic!("it did not start");
+    let event = gateway.hear();
+    let Event::Running { jail_gaps } = event else {
+        panic!("it did not start: {event:?}");
     };
     assert!(jail_gaps.is_empty(), "{jail_gaps:?}");
     (gateway, Guest::new(guest_link, mtu))
@@ -101,11 +115,11 @@ fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
-fn memory_file(description: &NetworkDescription) -> File {
+/// A file in memory.
+pub fn memory_file(bytes: &[u8]) -> File {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("description", flags).unwrap());
-    let json = serde_json::to_vec(description).unwrap();
-    file.write_all(&json).unwrap();
+    let mut file = File::from(rustix::fs::memfd_create("file", flags).unwrap());
+    file.write_all(bytes).unwrap();
     file.rewind().unwrap();
     file
 }

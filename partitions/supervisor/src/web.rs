@@ -1,0 +1,267 @@
+//! What it takes to look into a partition's web requests: an authority of its own, which the gateway
+//! signs by and the guest trusts, and the rules as the gateway is told them.
+
+use crate::error::Error;
+use crate::files::open_regular;
+use crate::initramfs::memory_file;
+use crate::library::{Library, LibraryFile};
+use bulkhead_capability::Constraints;
+use bulkhead_manifest::{Denial, DeviceKind, Network, Partition};
+use bulkhead_network::{Connect, NetworkDescription, Quota, Resolve};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where a Linux guest with a command finds the authority's certificate, without leading slash.
+pub(crate) const CERTIFICATE: &str = "bulkhead/ca.pem";
+/// The same with all that this host trusts, for programs that take one file.
+pub(crate) const BUNDLE: &str = "bulkhead/ca-bundle.pem";
+/// What programs are told to trust, where nobody told them otherwise.
+const VARIABLES: [(&str, &str); 5] = [
+    ("SSL_CERT_FILE", BUNDLE),
+    ("CURL_CA_BUNDLE", BUNDLE),
+    ("REQUESTS_CA_BUNDLE", BUNDLE),
+    ("GIT_SSL_CAINFO", BUNDLE),
+    ("NODE_EXTRA_CA_CERTS", CERTIFICATE),
+];
+/// Where hosts keep all that they trust in one file.
+const BUNDLES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+];
+const END: &str = "-----END CERTIFICATE-----\n";
+
+/// A partition's own certificate authority.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    /// What the guest has to trust, in PEM.
+    pub(crate) certificate: String,
+    /// The same with the private key, for the gateway.
+    file: File,
+}
+
+/// Whether a grant of the partition takes looking into what goes over the network.
+pub(crate) fn is_needed(partition: &Partition) -> bool {
+    let narrowed =
+        |constraints: &Constraints| constraints.http.is_some() || !constraints.quotas.is_empty();
+    partition.devices.iter().any(|device| match &device.kind {
+        DeviceKind::Network(network) => {
+            let mut grants = network.connect.iter();
+            grants.any(|connect| narrowed(&connect.constraints))
+        }
+        _ => false,
+    })
+}
+
+impl Authority {
+    /// Has a new one made by a gateway that does nothing else: nothing here knows how to sign.
+    pub(crate) fn create(library: &Library, partition: &str) -> Result<Self, Error> {
+        let path = library.file(LibraryFile::Gateway)?;
+        let mut file = memory_file(c"authority")?;
+        let failed = Error::system("make a certificate authority");
+        let mut make = || -> io::Result<String> {
+            let status = Command::new(&path)
+                .args(["--authority", partition])
+                .env_clear()
+                .stdin(Stdio::null())
+                .stdout(Stdio::from(file.try_clone()?))
+                .stderr(Stdio::null())
+                .status()?;
+            if !status.success() {
+                return Err(io::Error::other(format!(
+                    "{} ended with {status}",
+                    path.display()
+                )));
+            }
+            file.rewind()?;
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            file.rewind()?;
+            let certificate = text.split_inclusive(END).next();
+            let certificate = certificate
+                .filter(|text| text.ends_with(END))
+                .map(str::to_owned);
+            certificate.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        };
+        let certificate = make().map_err(failed)?;
+        Ok(Self { certificate, file })
+    }
+
+    /// For the gateway.
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
+        self.file.into()
+    }
+
+    /// The certificate and what this host trusts.
+    pub(crate) fn bundle(&self) -> String {
+        let host = BUNDLES
+            .iter()
+            .find_map(|path| fs::read_to_string(path).ok());
+        let own = &self.certificate;
+        format!("{own}{}", host.unwrap_or_default())
+    }
+
+    /// Leaves the certificate in the system's directory, for images that are to trust it.
+    pub(crate) fn publish(&self, directory: &Path, partition: &str) -> Result<(), Error> {
+        let path = directory.join(format!("{partition}.ca.pem"));
+        let written = fs::write(&path, &self.certificate);
+        written.map_err(|source| Error::StateDir { path, source })
+    }
+}
+
+/// `env` with what tells programs whom to trust.
+pub(crate) fn with_trust(mut env: Vec<String>) -> Vec<String> {
+    for (name, path) in VARIABLES {
+        let is_set = |variable: &String| variable.split('=').next() == Some(name);
+        if !env.iter().any(is_set) {
+            env.push(format!("{name}=/{path}"));
+        }
+    }
+    env
+}
+
+/// Opens the files of `trust`.
+pub(crate) fn trusted(network: &Network) -> Result<Vec<OwnedFd>, Error> {
+    let open = |path: &std::path::PathBuf| Ok(open_regular("certificates", path)?.into());
+    network.trust.iter().map(open).collect()
+}
+
+/// Tells the gateway what is allowed and denied.
+pub(crate) fn rules(description: &mut NetworkDescription, network: &Network) -> Result<(), Error> {
+    let mut amounts = Amounts::default();
+    for connect in &network.connect {
+        let what = || format!("net.connect:{}", connect.rule);
+        let (quotas, lifetime) = amounts.of(&connect.constraints, what)?;
+        description.allow.push(Connect {
+            rule: connect.rule.clone(),
+            http: connect.constraints.http.clone(),
+            quotas,
+            lifetime,
+        });
+    }
+    for resolve in &network.resolve {
+        let what = || format!("dns.resolve:{}", resolve.name);
+        let (quotas, lifetime) = amounts.of(&resolve.constraints, what)?;
+        description.resolve.push(Resolve {
+            name: resolve.name.clone(),
+            quotas,
+            lifetime,
+        });
+    }
+    for denial in &network.deny {
+        match denial {
+            Denial::Connect(rule) => description.deny.connect.push(rule.clone()),
+            Denial::Resolve(name) => description.deny.resolve.push(name.clone()),
+        }
+    }
+    description.quotas = amounts.0;
+    Ok(())
+}
+
+/// The amounts that grants share, by their names.
+#[derive(Default)]
+struct Amounts(Vec<Quota>);
+
+impl Amounts {
+    /// The places of a grant's amounts, and the seconds that it is left.
+    fn of(
+        &mut self,
+        constraints: &Constraints,
+        what: impl Fn() -> String,
+    ) -> Result<(Vec<usize>, Option<u64>), Error> {
+        if constraints.approval {
+            return Err(Error::NotEnforced(format!("approval of {}", what())));
+        }
+        let mut places = Vec::new();
+        for (name, quota) in &constraints.quotas {
+            let quota = Quota {
+                name: name.clone(),
+                calls_per_minute: quota
+                    .calls_per_minute
+                    .map(|calls| u32::try_from(calls).unwrap_or(u32::MAX)),
+                bytes: quota.bytes,
+            };
+            let known = self.0.iter().position(|known| *known == quota);
+            places.push(known.unwrap_or(self.0.len()));
+            if known.is_none() {
+                self.0.push(quota);
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(u64::MAX, |since| since.as_secs());
+        let left = constraints
+            .expires
+            .map(|expires| expires.saturating_sub(now));
+        let lifetime = left.into_iter().chain(constraints.lifetime).min();
+        Ok((places, lifetime))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::partition;
+    use bulkhead_machine::{Fd, Jail};
+    use bulkhead_network::Protocol;
+
+    fn described(grants: &str) -> (bool, Result<NetworkDescription, Error>) {
+        let partition = partition(&format!(
+            "kernel = \"linux\"\ncommand = [\"/x\"]\ngrants = [{grants}]\n\
+             deny = [\"net.connect:*.evil.example:*\", \"dns.resolve:x.example\"]\n"
+        ));
+        let device = partition.devices.first().map(|device| device.kind.clone());
+        let Some(DeviceKind::Network(network)) = device else {
+            panic!("a network");
+        };
+        let mut description = NetworkDescription::new("t", Fd(3), [2, 0, 0, 0, 0, 1], Jail::None);
+        let done = rules(&mut description, &network);
+        (is_needed(&partition), done.map(|()| description))
+    }
+
+    #[test]
+    fn grants_are_told_with_what_narrows_them() {
+        let (needed, description) = described(
+            r#"{ capability = "net.connect:a.example:443", methods = ["GET"], paths = ["/v1/**"], calls = "60/min" },
+               { capability = "net.connect:b.example:443", lifetime = "1h", expires = "2000-01-01T00:00:00Z" },
+               "net.connect:c.example:22", "dns.resolve:d.example""#,
+        );
+        let description = description.unwrap();
+        assert!(needed);
+        let [a, b, c] = &description.allow[..] else {
+            panic!("{description:?}");
+        };
+        let http = a.http.as_ref().unwrap();
+        assert!(http.allows("GET", "/v1/x") && !http.allows("POST", "/v1/x"));
+        assert_eq!(a.quotas, [0]);
+        assert_eq!(description.quotas[0].calls_per_minute, Some(60));
+        assert_eq!((b.lifetime, b.http.is_none()), (Some(0), true), "long over");
+        assert_eq!(*c, "tcp:c.example:22".parse().unwrap());
+        assert_eq!(description.resolve[0].name.to_string(), "d.example");
+        assert!(
+            description
+                .deny
+                .denies_name(Protocol::Tcp, "x.evil.example", 443)
+        );
+        assert_eq!(description.deny.resolve, ["x.example".parse().unwrap()]);
+        assert!(!described(r#""net.connect:c.example:22""#).0);
+    }
+
+    #[test]
+    fn what_nothing_enforces_is_refused() {
+        let (_, refused) =
+            described(r#"{ capability = "net.connect:a.example:443", approval = true }"#);
+        assert_eq!(refused.unwrap_err().code(), "not-enforced");
+    }
+
+    #[test]
+    fn programs_are_told_whom_to_trust_unless_they_were() {
+        let env = with_trust(vec!["SSL_CERT_FILE=/own.pem".into()]);
+        assert!(env.contains(&"SSL_CERT_FILE=/own.pem".to_owned()));
+        assert!(env.contains(&"NODE_EXTRA_CA_CERTS=/bulkhead/ca.pem".to_owned()));
+        assert_eq!(env.len(), 5);
+    }
+}

@@ -1,0 +1,385 @@
+//! Web requests of a guest through a real gateway: TLS that the partition's authority ends, requests
+//! decided one by one, secrets, and the red team's ways out. The servers are on the host's loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed expectation is the report"
+)]
+
+mod guest;
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bulkhead_network::http::HttpRule;
+use bulkhead_network::{Connect, Fd, NetworkDescription, Quota, Secret, Web};
+use bulkhead_proxy::{authority, certificates, provider};
+use guest::{Gateway, Guest, ROUTER, start_with};
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp;
+
+type Tcp = tcp::Socket<'static>;
+
+const PLACEHOLDER: &str = "bulkhead-secret-0123456789abcdef";
+const VALUE: &str = "the-value-that-no-guest-sees";
+
+/// A server with TLS on the host's loopback that says what it was asked, and what it saw.
+struct Server {
+    port: u16,
+    certificate: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+fn server() -> Server {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["api.example".to_owned(), "free.example".to_owned()];
+    let own = rcgen::CertificateParams::new(names).unwrap();
+    let own = own.self_signed(&key).unwrap();
+    let pair = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], pair.into())
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = seen.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, config) = (stream.unwrap(), config.clone());
+            let heard = heard.clone();
+            thread::spawn(move || {
+                let mut tls = ServerConnection::new(config).unwrap();
+                let mut stream = rustls::Stream::new(&mut tls, &mut stream);
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                }
+                if head.is_empty() {
+                    return;
+                }
+                let head = String::from_utf8(head).unwrap();
+                let first = head.lines().next().unwrap().to_owned();
+                heard.lock().unwrap().push(head);
+                let text = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{first}",
+                    first.len()
+                );
+                let _ = stream.write_all(text.as_bytes());
+            });
+        }
+    });
+    Server {
+        port,
+        certificate: own.pem(),
+        seen,
+    }
+}
+
+/// What a gateway is given beside its description.
+struct Given {
+    files: Vec<(OwnedFd, i32)>,
+}
+
+impl Given {
+    fn file(&mut self, text: &str) -> Fd {
+        let number = 40 + self.files.len() as i32;
+        self.files
+            .push((guest::memory_file(text.as_bytes()).into(), number));
+        Fd(number)
+    }
+}
+
+fn narrowed(rule: &str, methods: &[&str], paths: &[&str]) -> Connect {
+    let mut connect: Connect = rule.parse().unwrap();
+    connect.http = Some(HttpRule {
+        methods: methods.iter().map(|m| m.parse().unwrap()).collect(),
+        paths: paths.iter().map(|p| p.parse().unwrap()).collect(),
+    });
+    connect
+}
+
+/// A gateway before `server`, a guest that trusts the partition's authority, and that trust.
+fn begin(
+    server: &Server,
+    change: impl FnOnce(&mut NetworkDescription, &mut Given),
+) -> (Gateway, Guest, RootCertStore) {
+    let created = authority::create("test").unwrap();
+    let mut trust = RootCertStore::empty();
+    for certificate in certificates(&created.certificate).unwrap() {
+        trust.add(certificate).unwrap();
+    }
+    let mut given = Given { files: Vec::new() };
+    let mut described = NetworkDescription::new(
+        "test",
+        Fd(4),
+        guest::MAC,
+        bulkhead_network::Jail::BestEffort,
+    );
+    described.web = Some(Web {
+        authority: given.file(&format!("{}{}", created.certificate, *created.key)),
+        trust: vec![given.file(&server.certificate)],
+    });
+    described.allow = vec![
+        narrowed("tcp:api.example:443", &["GET"], &["/v1/**"]),
+        "tcp:free.example:443".parse().unwrap(),
+    ];
+    described.loopback = vec![format!("tcp:443={}", server.port).parse().unwrap()];
+    described.hosts = vec!["api.example".into(), "free.example".into()];
+    change(&mut described, &mut given);
+    let (gateway, mut guest) = start_with(described, Vec::new(), given.files);
+    guest.configure();
+    (gateway, guest, trust)
+}
+
+/// A connection of the guest as a blocking stream.
+struct Stream<'g> {
+    guest: &'g mut Guest,
+    handle: SocketHandle,
+}
+
+impl<'g> Stream<'g> {
+    fn connect(guest: &'g mut Guest, port: u16) -> Self {
+        let handle = guest.connect(1 << 16, ROUTER, port);
+        guest.until("a connection", |guest| {
+            guest.get::<Tcp>(handle).may_send().then_some(())
+        });
+        Self { guest, handle }
+    }
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let handle = self.handle;
+        self.guest.until("something to read", |guest| {
+            let socket = guest.get::<Tcp>(handle);
+            match socket.recv_slice(buffer) {
+                Ok(0) if socket.state() == tcp::State::Closed => {
+                    Some(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+                Ok(0) => None,
+                Ok(count) => Some(Ok(count)),
+                Err(tcp::RecvError::Finished) => Some(Ok(0)),
+                Err(tcp::RecvError::InvalidState) => {
+                    Some(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+            }
+        })
+    }
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let handle = self.handle;
+        self.guest.until("room to write", |guest| {
+            let socket = guest.get::<Tcp>(handle);
+            match socket.send_slice(bytes) {
+                Ok(0) => None,
+                Ok(count) => Some(Ok(count)),
+                Err(_) => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            }
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.guest.poll();
+        Ok(())
+    }
+}
+
+/// Says `text` to `name` by TLS; what is answered.
+fn says(guest: &mut Guest, trust: &RootCertStore, name: &str, text: &str) -> io::Result<String> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(trust.clone())
+        .with_no_client_auth();
+    let server = ServerName::try_from(name.to_owned()).unwrap();
+    let mut tls = ClientConnection::new(Arc::new(config), server).unwrap();
+    let mut stream = Stream::connect(guest, 443);
+    let mut stream = rustls::Stream::new(&mut tls, &mut stream);
+    stream.write_all(text.as_bytes())?;
+    let mut heard = Vec::new();
+    match stream.read_to_end(&mut heard) {
+        // A server that does not say goodbye in TLS.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        _ => Ok(String::from_utf8(heard).unwrap()),
+    }
+}
+
+fn get(host: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+}
+
+#[test]
+fn requests_are_decided_where_the_rule_says_so_and_bytes_elsewhere() {
+    let server = server();
+    let (gateway, mut guest, trust) = begin(&server, |_, _| {});
+    let answer = says(
+        &mut guest,
+        &trust,
+        "api.example",
+        &get("api.example", "/v1/a"),
+    )
+    .unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /v1/a HTTP/1.1"),
+        "{answer}"
+    );
+    let answer = says(
+        &mut guest,
+        &trust,
+        "api.example",
+        &get("api.example", "/v2"),
+    )
+    .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert!(
+        answer.contains("no rule allows GET /v2 at api.example:443"),
+        "{answer}"
+    );
+    // Not narrowed: the guest speaks with the server itself, whose certificate it does not trust.
+    assert!(
+        says(
+            &mut guest,
+            &trust,
+            "free.example",
+            &get("free.example", "/")
+        )
+        .is_err()
+    );
+    let mut own = RootCertStore::empty();
+    own.add(certificates(&server.certificate).unwrap().remove(0))
+        .unwrap();
+    let answer = says(&mut guest, &own, "free.example", &get("free.example", "/x")).unwrap();
+    assert!(answer.ends_with("GET /x HTTP/1.1"), "{answer}");
+    assert_eq!(server.seen.lock().unwrap().len(), 2);
+    assert!(
+        gateway
+            .end()
+            .contains("refused GET https://api.example/v2: no rule allows")
+    );
+}
+
+#[test]
+fn the_ways_out_that_are_known_are_closed() {
+    let server = server();
+    let (gateway, mut guest, trust) = begin(&server, |_, _| {});
+    // SNI of another host, and of an address.
+    for name in ["evil.example", "192.0.2.1"] {
+        assert!(
+            says(&mut guest, &trust, name, &get(name, "/v1/a")).is_err(),
+            "{name}"
+        );
+    }
+    for (text, reason) in [
+        // The right SNI, and another Host.
+        (get("free.example", "/v1/a"), "the connection was made to api.example"),
+        // A proxy inside of the partition.
+        ("CONNECT api.example:443 HTTP/1.1\r\nHost: api.example:443\r\nConnection: close\r\n\r\n".into(), "CONNECT"),
+        ("GET http://evil.example/ HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n".into(), "evil.example"),
+        // One request in another.
+        (
+            "POST /v1/a HTTP/1.1\r\nHost: api.example\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG".into(),
+            "both Content-Length and Transfer-Encoding",
+        ),
+        ("GET /v1/a HTTP/1.1\nHost: api.example\n\n".into(), "CR LF"),
+        ("GET /v1/a HTTP/1.1\r\nHost: api.example\r\nX: y\r\n z\r\n\r\n".into(), "folded"),
+        // The path in another spelling.
+        (get("api.example", "/v1/%2e%2e/v2"), "no rule allows"),
+    ] {
+        let answer = says(&mut guest, &trust, "api.example", &text).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 40") && answer.contains(reason), "{answer}");
+    }
+    // What is no TLS, where it is looked for, is HTTP or nothing.
+    let mut plain = Stream::connect(&mut guest, 443);
+    plain.write_all(b"SSH-2.0-x\r\n\r\n").unwrap();
+    let mut heard = String::new();
+    plain.read_to_string(&mut heard).unwrap();
+    assert!(heard.starts_with("HTTP/1.1 400"), "{heard}");
+    assert!(
+        server.seen.lock().unwrap().is_empty(),
+        "the server heard of none of them"
+    );
+    let said = gateway.end();
+    assert!(
+        said.contains("evil.example did not resolve to this address"),
+        "{said}"
+    );
+}
+
+#[test]
+fn secrets_are_with_the_gateway_alone() {
+    let server = server();
+    let (gateway, mut guest, trust) = begin(&server, |described, given| {
+        described.secrets = vec![Secret {
+            name: "key".into(),
+            placeholder: PLACEHOLDER.into(),
+            value: given.file(VALUE),
+            host: "api.example".into(),
+            header: "authorization".into(),
+            paths: vec!["/v1/chat".parse().unwrap()],
+        }];
+    });
+    let ask = |path: &str, header: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: api.example\r\n{header}: Bearer {PLACEHOLDER}\r\nConnection: close\r\n\r\n"
+        )
+    };
+    for (path, header) in [
+        ("/v1/chat", "authorization"),
+        ("/v1/chat", "x-copy"),
+        ("/v1/other", "authorization"),
+    ] {
+        let answer = says(&mut guest, &trust, "api.example", &ask(path, header)).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && !answer.contains(VALUE),
+            "{answer}"
+        );
+    }
+    let seen = server.seen.lock().unwrap();
+    let has_value: Vec<bool> = seen.iter().map(|head| head.contains(VALUE)).collect();
+    assert_eq!(has_value, [true, false, false], "{seen:?}");
+    assert!(!gateway.end().contains(VALUE));
+}
+
+#[test]
+fn amounts_run_out_for_requests_and_connections() {
+    let server = server();
+    let (gateway, mut guest, trust) = begin(&server, |described, _| {
+        let quota = |name: &str, calls_per_minute| Quota {
+            name: name.into(),
+            calls_per_minute: Some(calls_per_minute),
+            bytes: None,
+        };
+        described.quotas = vec![quota("api", 2), quota("free", 1)];
+        described.allow[0].quotas = vec![0];
+        described.allow[1].quotas = vec![1];
+    });
+    let mut own = RootCertStore::empty();
+    own.add(certificates(&server.certificate).unwrap().remove(0))
+        .unwrap();
+    let mut ask = |trust: &RootCertStore, name: &str| {
+        let answer = says(&mut guest, trust, name, &get(name, "/v1/a"));
+        answer.map(|answer| answer[9..12].to_owned())
+    };
+    for expected in ["200", "200", "429"] {
+        assert_eq!(ask(&trust, "api.example").unwrap(), expected);
+    }
+    assert_eq!(ask(&own, "free.example").unwrap(), "200");
+    assert!(ask(&own, "free.example").is_err(), "a reset");
+    assert!(
+        gateway
+            .end()
+            .contains("the calls per minute of free are used up")
+    );
+}

@@ -1,0 +1,493 @@
+//! The proxy between a guest and a real server on the host's loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed expectation is the report"
+)]
+#![allow(clippy::await_holding_lock, reason = "tests run alone on their thread")]
+
+mod world;
+
+use std::sync::atomic::Ordering;
+
+use bulkhead_network::Quota;
+use bulkhead_record::{Kind, Verdict};
+use hyper::{Request, Version};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use world::{PLACEHOLDER, Setup, VALUE, World, converse, narrowed, run, secret};
+
+const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
+
+/// A request as either version has it.
+fn request(
+    version: Version,
+    method: &str,
+    path: &str,
+    text: &'static str,
+) -> Request<&'static str> {
+    let uri = match version {
+        Version::HTTP_2 => format!("https://api.example{path}"),
+        _ => path.to_owned(),
+    };
+    let mut request = Request::builder().method(method).uri(uri);
+    if version != Version::HTTP_2 {
+        request = request.header("host", "api.example");
+    }
+    request.body(text).unwrap()
+}
+
+#[test]
+fn what_is_granted_goes_through_and_what_is_not_is_a_403() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        for version in VERSIONS {
+            let granted = request(version, "POST", "/v1/chat?x=y", "hello");
+            let (status, text) = world.asks(version, granted).await;
+            assert_eq!(status, 200, "{text}");
+            assert!(text.starts_with("POST api.example /v1/chat\n"), "{text}");
+            assert!(text.ends_with("hello"), "{text}");
+            for (method, path) in [("DELETE", "/v1/chat"), ("GET", "/v2"), ("GET", "/v1/../v2")] {
+                let (status, text) = world
+                    .asks(version, request(version, method, path, "x"))
+                    .await;
+                assert_eq!(status, 403, "{text}");
+                assert!(text.contains("no rule allows"), "{text}");
+                assert!(text.contains("tcp:api.example:443"), "{text}");
+            }
+        }
+        let versions: Vec<Version> = world.seen.borrow().iter().map(|(v, _)| *v).collect();
+        assert_eq!(versions, VERSIONS, "nothing else reached the server");
+        assert_eq!(world.refusals.borrow().len(), 6);
+    });
+}
+
+#[test]
+fn a_refusal_leaves_the_connection_usable() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: api.example\r\n\r\n");
+        let post = "POST /v2 HTTP/1.1\r\nHost: api.example\r\nContent-Length: 5\r\n\r\nhello";
+        let last = "GET /v1/b HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n";
+        let heard = world
+            .says(&[&get("/v1/a"), &get("/v2"), post, last].concat())
+            .await;
+        let statuses: Vec<&str> = heard
+            .match_indices("HTTP/1.1 ")
+            .map(|(at, _)| &heard[at + 9..at + 12])
+            .collect();
+        assert_eq!(statuses, ["200", "403", "403", "200"], "{heard}");
+        assert_eq!(world.paths(), ["/v1/a", "/v1/b"]);
+        assert_eq!(
+            world.accepted.load(Ordering::SeqCst),
+            1,
+            "one connection served both"
+        );
+        assert!(!heard.contains("alt-svc"), "no other way is offered");
+    });
+}
+
+#[test]
+fn a_request_is_for_the_host_that_tls_asked_for() {
+    run(async {
+        let allow = vec![
+            narrowed("tcp:api.example:443", &[], &[]),
+            narrowed("tcp:other.example:443", &[], &[]),
+        ];
+        let mut world = World::new(Setup {
+            allow,
+            ..Setup::default()
+        })
+        .await;
+        world.flow.names = Box::new(["api.example".into(), "other.example".into()]);
+        for (head, reason) in [
+            (
+                "GET / HTTP/1.1\r\nHost: other.example\r\n",
+                "the connection was made to api.example",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example:8443\r\n",
+                "the connection was made to port 443",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: evil.example\r\n",
+                "for evil.example",
+            ),
+            (
+                "GET https://evil.example/ HTTP/1.1\r\nHost: api.example\r\n",
+                "for evil.example",
+            ),
+            (
+                "GET http://api.example/ HTTP/1.1\r\nHost: evil.example\r\n",
+                "made to evil.example",
+            ),
+            ("GET / HTTP/1.1\r\nHost: x@api.example\r\n", "has a user"),
+            (
+                "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n",
+                "made to api.example",
+            ),
+            (
+                "CONNECT api.example:443 HTTP/1.1\r\nHost: api.example:443\r\n",
+                "CONNECT",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example\r\nUpgrade: h2c\r\nConnection: upgrade\r\n",
+                "an upgrade",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example\r\nHTTP2-Settings: x\r\n",
+                "HTTP/2",
+            ),
+        ] {
+            let heard = world
+                .says(&format!("{head}Connection: close\r\n\r\n"))
+                .await;
+            assert!(heard.starts_with("HTTP/1.1 40"), "{head} {heard}");
+            assert!(heard.contains(reason), "{head} {heard}");
+        }
+        let wrong = Request::builder()
+            .uri("https://other.example/")
+            .body("")
+            .unwrap();
+        let (status, _) = world.asks(Version::HTTP_2, wrong).await;
+        assert_eq!(status, 403);
+        let mut two = request(Version::HTTP_2, "GET", "/", "");
+        two.headers_mut()
+            .insert("host", "other.example".parse().unwrap());
+        assert_eq!(world.asks(Version::HTTP_2, two).await.0, 403);
+        let proper =
+            world.says("GET / HTTP/1.1\r\nHost: API.example.:443\r\nConnection: close\r\n\r\n");
+        assert!(proper.await.starts_with("HTTP/1.1 200"));
+        assert_eq!(world.paths(), ["/"]);
+    });
+}
+
+#[test]
+fn smuggled_requests_are_refused_whole() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        let hidden = "GET /v2/secret HTTP/1.1\r\nHost: api.example\r\n\r\n";
+        for (headers, body, reason) in [
+            (
+                "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+                "0\r\n\r\n",
+                "both",
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+                "0\r\n\r\n",
+                "both",
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n",
+                "0\r\n\r\n",
+                "chunked alone",
+            ),
+            ("Transfer-Encoding: chunked\r\n", "0;x\r\n\r\n", "extension"),
+            ("X: y\r\n Transfer-Encoding: chunked\r\n", "", "folded"),
+            ("X: y\nContent-Length: 60\r\n", "", "CR LF"),
+        ] {
+            let text =
+                format!("POST /v1/a HTTP/1.1\r\nHost: api.example\r\n{headers}\r\n{body}{hidden}");
+            let heard = world.says(&text).await;
+            let statuses = heard.matches("HTTP/1.1 ").count();
+            assert!(heard.contains("HTTP/1.1 400"), "{headers} {heard}");
+            assert!(statuses <= 2 && heard.contains(reason), "{headers} {heard}");
+            assert!(world.refusals.borrow().last().unwrap().contains(reason));
+        }
+        assert!(!world.paths().contains(&"/v2/secret".to_owned()));
+    });
+}
+
+#[test]
+fn tls_for_another_name_ends_before_the_server_hears_of_it() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        for name in ["evil.example", "x.api.example", "192.0.2.1"] {
+            assert!(world.tls(name, "h2").await.is_err(), "{name}");
+        }
+        assert_eq!(world.accepted.load(Ordering::SeqCst), 0);
+        let refusals = world.refusals.borrow();
+        assert!(
+            refusals[0].contains("evil.example did not resolve"),
+            "{refusals:?}"
+        );
+    });
+}
+
+#[test]
+fn what_is_not_narrowed_is_handed_on_as_it_is() {
+    run(async {
+        let allow = vec!["tcp:api.example:443".parse().unwrap()];
+        let world = World::new(Setup {
+            allow,
+            record: true,
+            ..Setup::default()
+        })
+        .await;
+        // The server shows itself, and the guest does not trust it.
+        assert!(world.tls("api.example", "h2").await.is_err());
+        assert_eq!(world.accepted.load(Ordering::SeqCst), 1);
+        assert!(world.tls("evil.example", "h2").await.is_err());
+        assert_eq!(world.accepted.load(Ordering::SeqCst), 1);
+        world.recorded(3).await;
+        let entries = world.ledger.entries.lock().unwrap();
+        let kinds: Vec<Kind> = entries.iter().map(|entry| entry.kind).collect();
+        assert!(kinds.starts_with(&[Kind::Intent]), "{entries:?}");
+        assert!(
+            kinds.contains(&Kind::Outcome) && kinds.contains(&Kind::Refusal),
+            "{entries:?}"
+        );
+        assert_eq!(entries[0].object, "tcp api.example:443");
+    });
+}
+
+#[test]
+fn plain_http_is_looked_into_as_well() {
+    run(async {
+        let allow = vec![narrowed("tcp:api.example:80", &["GET"], &["/v1/**"])];
+        let mut world = World::new(Setup {
+            allow,
+            tls: false,
+            ..Setup::default()
+        })
+        .await;
+        world.flow.port = 80;
+        let mut says = Vec::new();
+        for (path, host) in [
+            ("/v1/a", "api.example"),
+            ("/v2", "api.example"),
+            ("/v1/a", "evil.example"),
+        ] {
+            let (guest, _) = world.connect();
+            let text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            says.push(converse(guest, text.as_bytes()).await[9..12].to_owned());
+        }
+        assert_eq!(says, ["200", "403", "403"]);
+        // HTTP/2 without TLS, and no HTTP at all.
+        for text in [
+            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+            b"\0\x01\x02\r\n\r\n",
+        ] {
+            let (guest, _) = world.connect();
+            assert!(converse(guest, text).await.starts_with("HTTP/1.1 400"));
+        }
+        assert_eq!(world.paths(), ["/v1/a"]);
+    });
+}
+
+#[test]
+fn a_redirect_is_the_guests_to_follow() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        let text = "GET /v1/elsewhere HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n";
+        let heard = world.says(text).await;
+        assert!(heard.starts_with("HTTP/1.1 302"), "{heard}");
+        assert!(heard.contains("https://evil.example/v1/x"));
+        assert!(world.tls("evil.example", "http/1.1").await.is_err());
+    });
+}
+
+#[test]
+fn websocket_goes_through_where_get_does() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        let upgrade = |path: &str| {
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: api.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n"
+            )
+        };
+        let mut guest = world.tls("api.example", "http/1.1").await.unwrap();
+        guest
+            .write_all(upgrade("/v1/live").as_bytes())
+            .await
+            .unwrap();
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"\r\n\r\n") {
+            heard.push(guest.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(heard).unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 101") && head.contains("websocket"),
+            "{head}"
+        );
+        // No HTTP, and not looked into.
+        guest.write_all(b"a\nb\0c").await.unwrap();
+        let mut word = [0; 5];
+        guest.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"A\nB\0C");
+        let refused = format!(
+            "{}x",
+            upgrade("/v2/live").replace("Connection: Upgrade", "Connection: close, Upgrade")
+        );
+        assert!(world.says(&refused).await.starts_with("HTTP/1.1 403"));
+    });
+}
+
+#[test]
+fn secrets_reach_the_server_and_never_the_guest() {
+    run(async {
+        let mut secret = secret();
+        secret.paths = vec!["/v1/chat".parse().unwrap()];
+        let allow = vec!["tcp:api.example:443".parse().unwrap()];
+        let setup = Setup {
+            allow,
+            secrets: vec![secret],
+            record: true,
+            ..Setup::default()
+        };
+        let world = World::new(setup).await;
+        let get = |path: &str, header: &str| {
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: api.example\r\n{header}: Bearer {PLACEHOLDER}\r\nConnection: close\r\n\r\n"
+            )
+        };
+        let used = world.says(&get("/v1/chat", "Authorization")).await;
+        // The server's body is its own affair; what it repeats in a header is hidden.
+        assert!(
+            used.contains(&format!("authorization: Bearer {VALUE}")),
+            "{used}"
+        );
+        let (head, _) = used.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("x-echo: Bearer {PLACEHOLDER}")),
+            "{head}"
+        );
+        assert!(!head.contains(VALUE));
+        for (path, header) in [("/v1/other", "Authorization"), ("/v1/chat", "X-Copy")] {
+            let left = world.says(&get(path, header)).await;
+            assert!(
+                left.contains(PLACEHOLDER) && !left.contains(VALUE),
+                "{left}"
+            );
+        }
+        let refused = world
+            .says("DELETE /v1/chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(refused.starts_with("HTTP/1.1 403"));
+        let entries = world.ledger.entries.lock().unwrap();
+        let texts = format!("{entries:?} {:?}", world.refusals.borrow());
+        assert!(!texts.contains(VALUE), "no record has it");
+        let intents: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.kind == Kind::Intent)
+            .collect();
+        assert_eq!(intents[0].detail["secrets"], "key");
+        assert_eq!(intents[1].detail["placeholders"], "key");
+    });
+}
+
+#[test]
+fn nothing_is_sent_that_is_not_on_record() {
+    run(async {
+        let world = World::new(Setup {
+            record: true,
+            ..Setup::default()
+        })
+        .await;
+        let text = "GET /v1/a HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n";
+        assert!(world.says(text).await.starts_with("HTTP/1.1 200"));
+        world.recorded(2).await;
+        world.ledger.full.store(true, Ordering::SeqCst);
+        let refused = world.says(text).await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        assert!(refused.contains("the ledger cannot be written"));
+        assert_eq!(world.paths(), ["/v1/a"]);
+        let entries = world.ledger.entries.lock().unwrap();
+        let [intent, outcome] = &entries[..] else {
+            panic!("{entries:?}");
+        };
+        assert_eq!(
+            (intent.kind, intent.verdict),
+            (Kind::Intent, Verdict::Allowed)
+        );
+        assert_eq!(intent.object, "GET https://api.example/v1/a");
+        assert_eq!(intent.reason, "net.connect:tcp:api.example:443");
+        assert_eq!((outcome.kind, outcome.intent), (Kind::Outcome, Some(0)));
+        assert_eq!(
+            (outcome.verdict, outcome.reason.as_str()),
+            (Verdict::Done, "200")
+        );
+        assert!(outcome.detail["received"].parse::<u64>().unwrap() > 10);
+    });
+}
+
+#[test]
+fn amounts_run_out() {
+    run(async {
+        let mut allow = narrowed("tcp:api.example:443", &[], &[]);
+        allow.quotas = vec![0];
+        let quota = |calls_per_minute, bytes| Quota {
+            name: "net.connect:api.example:443".into(),
+            calls_per_minute,
+            bytes,
+        };
+        let setup = |quota| Setup {
+            allow: vec![allow.clone()],
+            quotas: vec![quota],
+            ..Setup::default()
+        };
+        let world = World::new(setup(quota(Some(2), None))).await;
+        let text = "GET /v1/a HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n";
+        assert!(world.says(text).await.starts_with("HTTP/1.1 200"));
+        assert!(world.says(text).await.starts_with("HTTP/1.1 200"));
+        let refused = world.says(text).await;
+        assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+        assert!(refused.contains("calls per minute"), "{refused}");
+
+        let world = World::new(setup(quota(None, Some(10)))).await;
+        let post = "POST /v1/a HTTP/1.1\r\nHost: api.example\r\nContent-Length: 20\r\n\r\n01234567890123456789";
+        world
+            .says(&post.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))
+            .await;
+        let refused = world.says(text).await;
+        assert!(
+            refused.starts_with("HTTP/1.1 429") && refused.contains("bytes"),
+            "{refused}"
+        );
+    });
+}
+
+#[test]
+fn bodies_are_not_gathered() {
+    run(async {
+        let world = World::new(Setup::default()).await;
+        let mut guest = world.tls("api.example", "http/1.1").await.unwrap();
+        let head = "POST /v1/a HTTP/1.1\r\nHost: api.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+        guest.write_all(head.as_bytes()).await.unwrap();
+        guest.write_all(b"5\r\nhello\r\n").await.unwrap();
+        guest.flush().await.unwrap();
+        // The server has the request before its body has ended.
+        while world.paths().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        guest.write_all(b"6\r\n world\r\n0\r\n\r\n").await.unwrap();
+        let mut heard = vec![0; 4096];
+        let mut len = 0;
+        while !String::from_utf8_lossy(&heard[..len]).contains("hello world") {
+            let count = guest.read(&mut heard[len..]).await.unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&heard[..len]));
+            len += count;
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_not_who_it_should_be_is_not_spoken_to() {
+    run(async {
+        let allow = vec![narrowed("tcp:wrong.example:443", &[], &[])];
+        let mut world = World::new(Setup {
+            allow,
+            ..Setup::default()
+        })
+        .await;
+        world.flow.names = Box::new(["wrong.example".into()]);
+        let guest = world.tls("wrong.example", "http/1.1").await.unwrap();
+        let text = "GET / HTTP/1.1\r\nHost: wrong.example\r\nConnection: close\r\n\r\n";
+        let heard = converse(guest, text.as_bytes()).await;
+        assert!(heard.starts_with("HTTP/1.1 502"), "{heard}");
+        assert!(heard.contains("cannot agree on TLS"), "{heard}");
+        assert!(world.paths().is_empty());
+    });
+}
