@@ -132,6 +132,25 @@ depth = 1
         let second = fs::read(text.with_extension("json")).unwrap();
         let second: serde_json::Value = serde_json::from_slice(&second).unwrap();
         assert_eq!(first, second);
+        // And what will be enforced of either is the same, byte by byte.
+        for format in ["table", "json"] {
+            let plan = |file: &str| {
+                let ended = house.run(&["manifest", "plan", file, "--format", format]);
+                ended.expect_status(0).expect_stdout("agent");
+                ended.stdout()
+            };
+            let signed = plan(&file);
+            assert_eq!(signed, plan(&file));
+            assert_eq!(signed, plan(text.to_str().unwrap()));
+        }
+        let same = ["manifest", "diff", file.as_str(), text.to_str().unwrap()];
+        house.run(&same).expect_status(0);
+        let wider = MANIFEST.replace("64MiB", "65MiB");
+        let wider = house.scratch.file("wider.toml", wider);
+        let diff = ["manifest", "diff", file.as_str(), wider.to_str().unwrap()];
+        let diff = house.run(&diff);
+        diff.expect_status(1);
+        assert_eq!(diff.stdout(), "more resources.memory: 65 MiB\n");
         house.census.expect_nothing_new();
     }
 

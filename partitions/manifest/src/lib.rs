@@ -9,6 +9,7 @@
 mod admission;
 mod device;
 mod diagnostic;
+mod diff;
 mod document;
 mod draft;
 mod guest_path;
@@ -16,6 +17,7 @@ mod mandate;
 mod manifest;
 mod parse;
 mod partition_toml;
+mod plan;
 mod reader;
 mod schema;
 mod size;
@@ -31,6 +33,7 @@ pub use device::{
     Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,
 };
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
+pub use diff::{Change, Difference};
 pub use document::PAYLOAD_TYPE;
 pub use draft::{
     At, BackingDraft, BalloonDraft, GrantDraft, LimitsDraft, MemoryDraft, MountDraft, NetworkDraft,
@@ -40,6 +43,7 @@ pub use guest_path::GuestPath;
 pub use mandate::{Budget, Lifetime, Mandate, SecretBinding, SpawnBudget};
 pub use manifest::{Manifest, Submission, parse_document, parse_manifest, parse_submission};
 pub use parse::{MAX_BYTES, parse, parse_with};
+pub use plan::{Plan, PlanRow};
 pub use schema::schema;
 pub use size::parse_memory_mib;
 pub use source::Source;

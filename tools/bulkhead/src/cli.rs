@@ -379,8 +379,26 @@ pub(crate) enum ManifestCommand {
         /// The signed manifest; - for standard input
         file: PathBuf,
     },
+    /// Print what will be enforced of a manifest, by whom and where
+    Plan(ManifestPlanArgs),
+    /// Print what a manifest may more and less than another; status 1 if they differ
+    Diff {
+        /// The one
+        old: PathBuf,
+        /// The other
+        new: PathBuf,
+    },
     /// Print the JSON Schema of partition.toml, for editors
     Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManifestPlanArgs {
+    /// The manifest; - for standard input
+    pub(crate) file: PathBuf,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: ListFormat,
 }
 
 #[derive(Debug, Args)]

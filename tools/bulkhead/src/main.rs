@@ -80,7 +80,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Resize(args) => done(act::resize(&args)),
         Command::Stats(args) => done(stats::run(&args)),
         Command::Dump(args) => done(act::dump(&args)),
-        Command::Manifest(command) => done(manifest::run(&command)),
+        Command::Manifest(command) => manifest::run(&command).map(ExitCode::from),
         Command::Key(command) => done(key::run(&command)),
         Command::Ledger(command) => done(ledger::run(&command)),
         Command::Secret(args) => done(secret::run(&args)),

@@ -1,9 +1,11 @@
 //! `bulkhead manifest`: checks, signs and shows the manifests of partitions.
 
-use crate::cli::{ManifestCommand, ManifestSignArgs};
+use crate::cli::{ListFormat, ManifestCommand, ManifestPlanArgs, ManifestSignArgs};
 use crate::failure::Failure;
-use crate::{input, key};
-use bulkhead_manifest::{PAYLOAD_TYPE, Submission, parse_submission, schema};
+use crate::{input, key, table};
+use bulkhead_manifest::{
+    Change, Difference, PAYLOAD_TYPE, Plan, Submission, parse_submission, schema,
+};
 use bulkhead_signature::{Envelope, MAX_ENVELOPE_BYTES};
 use bulkhead_supervisor::reason;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -11,17 +13,60 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub(crate) fn run(command: &ManifestCommand) -> Result<(), Failure> {
+/// Exit status of `diff` when the two are not the same, as that of diff(1).
+const STATUS_DIFFERENT: u8 = 1;
+
+pub(crate) fn run(command: &ManifestCommand) -> Result<u8, Failure> {
     match command {
-        ManifestCommand::Check { file } => read(file).map(drop),
-        ManifestCommand::Sign(args) => sign(args),
-        ManifestCommand::Verify { file } => verify(file),
-        ManifestCommand::Schema => {
-            let json = serde_json::to_string_pretty(&schema());
-            let json = json.map_err(|error| Failure::new("output", error.to_string()))?;
-            crate::print(format!("{json}\n").as_bytes())
-        }
+        ManifestCommand::Check { file } => read(file).map(|_| 0),
+        ManifestCommand::Sign(args) => sign(args).map(|()| 0),
+        ManifestCommand::Verify { file } => verify(file).map(|()| 0),
+        ManifestCommand::Plan(args) => plan(args).map(|()| 0),
+        ManifestCommand::Diff { old, new } => diff(old, new),
+        ManifestCommand::Schema => print_json(&schema()).map(|()| 0),
     }
+}
+
+fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(value);
+    let json = json.map_err(|error| Failure::new("output", error.to_string()))?;
+    crate::print(format!("{json}\n").as_bytes())
+}
+
+fn plan(args: &ManifestPlanArgs) -> Result<(), Failure> {
+    let Submission { manifest, .. } = read(&args.file)?;
+    let plan = Plan::of(&manifest);
+    if args.format == ListFormat::Json {
+        return print_json(&plan.to_json());
+    }
+    let mut text = format!("partition {}, role {}", plan.identity, plan.role);
+    if let Some(parent) = &plan.parent {
+        text += &format!(", child of {parent}");
+    }
+    let rows = plan
+        .rows
+        .into_iter()
+        .map(|row| [row.what, row.by.to_owned(), row.at]);
+    text += "\n\n";
+    text += &table::lines(["WHAT", "BY", "WHERE"], rows);
+    crate::print(text.as_bytes())
+}
+
+fn diff(old: &Path, new: &Path) -> Result<u8, Failure> {
+    let (old, new) = (read(old)?.manifest, read(new)?.manifest);
+    let difference = Difference::between(&old, &new);
+    let lines = |word: &str, changes: &[Change]| -> String {
+        let line = |change: &Change| format!("{word} {}: {}\n", change.field, change.what);
+        changes.iter().map(line).collect()
+    };
+    let text = lines("more", &difference.more)
+        + &lines("less", &difference.less)
+        + &lines("other", &difference.other);
+    crate::print(text.as_bytes())?;
+    Ok(match difference.is_none() {
+        true => 0,
+        false => STATUS_DIFFERENT,
+    })
 }
 
 /// Reads a `partition.toml`, or an envelope.
