@@ -8,10 +8,13 @@
 use crate::cgroup;
 use crate::error::Error;
 use crate::record::SystemRecord;
+use bulkhead_capability::Grants;
+use bulkhead_manifest::System;
 use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +22,9 @@ use std::path::{Path, PathBuf};
 /// 108 bytes of a Unix socket address.
 const MAX_PATH: usize = 50;
 const RECORD: &str = "system.json";
+const GRANTS: &str = "grants.json";
+/// Longest file of grants that is read, in bytes.
+const MAX_GRANTS: u64 = 64 * 1024 * 1024;
 const SOCKET: &str = "control.sock";
 /// Exists while everything is halted. No system is called so.
 const HALTED: &str = ".halted";
@@ -65,6 +71,24 @@ impl Found {
     /// The supervisor's socket.
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
+    }
+
+    /// What each partition was granted when it started, by its name.
+    ///
+    /// # Errors
+    /// There is no such file, or none that makes sense.
+    pub fn grants(&self) -> Result<BTreeMap<String, Grants>, Error> {
+        let path = self.path.join(GRANTS);
+        let failed = |source| Error::StateDir {
+            path: path.clone(),
+            source,
+        };
+        let mut json = Vec::new();
+        let file = File::open(&path).map_err(failed)?;
+        file.take(MAX_GRANTS)
+            .read_to_end(&mut json)
+            .map_err(failed)?;
+        serde_json::from_slice(&json).map_err(|error| failed(error.into()))
     }
 }
 
@@ -393,6 +417,16 @@ impl SystemDir {
         fs::rename(&new, self.path.join(RECORD)).map_err(failed)
     }
 
+    /// Writes down what the partitions are granted.
+    pub(crate) fn write_grants(&self, system: &System) -> Result<(), Error> {
+        let path = self.path.join(GRANTS);
+        let all: BTreeMap<&str, &Grants> = (system.partitions.iter())
+            .map(|partition| (partition.name.as_str(), &partition.grants))
+            .collect();
+        let json = serde_json::to_vec(&all).map_err(Error::system("describe grants"))?;
+        fs::write(&path, json).map_err(|source| Error::StateDir { path, source })
+    }
+
     /// Leaves the directory behind, with its logs.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
@@ -424,6 +458,23 @@ mod tests {
             .into_iter()
             .map(|found| found.name)
             .collect()
+    }
+
+    #[test]
+    fn what_was_granted_is_written_down() {
+        let dir = tempdir().unwrap();
+        let root = StateRoot::at(&dir.path().join("s")).unwrap();
+        let directory = root.create("web").unwrap();
+        assert!(root.find("web").unwrap().grants().is_err());
+        let text = "name = \"web\"\n[[partition]]\nname = \"a\"\nkernel = \"linux\"\n\
+                    command = [\"/x\"]\ngrants = [\"net.connect:a.org:443\"]\n\
+                    deny = [\"tool.call:*\"]\n";
+        let system = bulkhead_manifest::parse(text.as_bytes(), Path::new("/s.toml")).unwrap();
+        directory.write_grants(&system).unwrap();
+        let grants = root.find("web").unwrap().grants().unwrap();
+        assert_eq!(grants["a"], system.partitions[0].grants);
+        fs::write(directory.path().join(GRANTS), "{").unwrap();
+        assert!(root.find("web").unwrap().grants().is_err());
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Supervisor {
     ) -> Result<Self, Error> {
         let directory = root.create(&system.name)?;
         write_documents(system, root, &directory)?;
+        directory.write_grants(system)?;
         let launcher = Launcher::new(library, kvm, cpu, network, &options, directory.path())?;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))

@@ -3,7 +3,8 @@
 //! [`Capability`] is a name and its object, [`Grant`] that under [`Constraints`], [`Grants`] all
 //! that a partition holds and is denied. The manifest parses them; the supervisor, the gateway and
 //! the tools enforce them; nobody else decides what a name means. The order "narrower than" and
-//! [`Grants::intersect`] are what delegation uses: neither ever widens.
+//! [`Grants::intersect`] are what delegation uses: neither ever widens. A [`table::Table`] decides
+//! on single acts.
 #![forbid(unsafe_code)]
 
 mod capability;
@@ -12,6 +13,7 @@ mod grant;
 mod grants;
 mod name;
 mod object;
+pub mod table;
 
 pub use capability::{Capability, ParseCapabilityError};
 pub use constraints::{Constraints, Quota, http_rule, is_plain_directory};

@@ -287,6 +287,18 @@ impl fmt::Display for CapabilityName {
     }
 }
 
+impl fmt::Display for Enforcer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Machine => "machine",
+            Self::Gateway => "gateway",
+            Self::Tools => "tools",
+            Self::Supervisor => "supervisor",
+            Self::Nobody => "nobody",
+        })
+    }
+}
+
 /// A name that Bulkhead does not know. It grants nothing; the caller refuses it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown capability `{name}`")]

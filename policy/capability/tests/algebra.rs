@@ -7,10 +7,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+use bulkhead_capability::table::{self, Table};
 use bulkhead_capability::{
     Capability, CapabilityName, Constraints, Grant, Grants, ObjectKind, Quota,
 };
-use bulkhead_network::Host;
+use bulkhead_network::{Host, Protocol};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -121,7 +122,8 @@ fn any_quota() -> impl Strategy<Value = Option<Quota>> {
 fn any_constraints(capability: &Capability) -> impl Strategy<Value = Constraints> + use<> {
     let name = capability.to_string();
     let fits = capability.name().constraints();
-    let is_tcp = !matches!(capability, Capability::NetConnect(rule) if rule.protocol != bulkhead_network::Protocol::Tcp);
+    let is_tcp =
+        !matches!(capability, Capability::NetConnect(rule) if rule.protocol != Protocol::Tcp);
     let web = (
         prop::sample::select(&METHODS[..]),
         prop::sample::select(&WEB_PATHS[..]),
@@ -324,7 +326,6 @@ fn apart(address: Ipv4Addr) -> Option<(Ipv4Addr, u8)> {
 
 /// Whether the capability speaks of the act.
 fn matches(capability: &Capability, act: &Act) -> bool {
-    use bulkhead_network::Protocol;
     let is_pattern = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),
         None => pattern == name,
@@ -408,7 +409,7 @@ fn denies(denied: &Capability, act: &Act) -> bool {
                 Host::Subnet { address, prefix } => holds(address, prefix, *to),
                 _ => false,
             };
-            let tcp = (rule.protocol == bulkhead_network::Protocol::Tcp) == *tcp;
+            let tcp = (rule.protocol == Protocol::Tcp) == *tcp;
             host && tcp && rule.ports.contains(*port)
         }
         (denied, Act::Same(wanted)) => match (denied.path(), wanted.path()) {
@@ -519,6 +520,53 @@ proptest! {
         for request in requests {
             let expected = allows(&a, &request) && allows(&b, &request);
             prop_assert_eq!(allows(&both, &request), expected, "{:?}", request);
+        }
+    }
+
+    #[test]
+    fn a_table_decides_as_the_grants_say(
+        a in any_grants(), requests in prop::collection::vec(any_request(), 40)
+    ) {
+        let table = Table::compile(&a);
+        for request in requests {
+            let act = &request.act;
+            let paths: Vec<PathBuf> = match act {
+                Act::Tool(_, path) => path.iter().map(PathBuf::from).collect(),
+                _ => Vec::new(),
+            };
+            let asked = match act {
+                Act::Connect(tcp, host, port, http) => table::Request::Connect {
+                    protocol: if *tcp { Protocol::Tcp } else { Protocol::Udp },
+                    name: host.err(),
+                    address: host.ok(),
+                    port: *port,
+                    http: *http,
+                },
+                Act::Resolve(name) => table::Request::Resolve(name),
+                Act::Tool(tool, _) => table::Request::Tool(tool, &paths),
+                Act::Model(model) => table::Request::Model(model),
+                Act::Exec(program) => table::Request::Exec(program),
+                Act::Spawn(role, count) => table::Request::Spawn(role, *count),
+                Act::Same(Capability::SecretUse(name)) => table::Request::Secret(name),
+                Act::Accept(..) | Act::Path(..) | Act::Same(_) => continue,
+            };
+            let seconds = Duration::from_secs;
+            let moment = table::Moment { now: seconds(request.now), age: seconds(request.age) };
+            let is_left = |grant: &Grant| {
+                let quota = grant.constraints().quota();
+                let most = [quota.calls_per_minute, quota.bytes];
+                most.into_iter().flatten().all(|most| request.used < most)
+            };
+            let decision = table.decide_among(&asked, moment, is_left);
+            let verdicts = [true, false].map(|consent| {
+                allows(&a, &Request { consent, ..request.clone() })
+            });
+            let expected = match verdicts {
+                [_, true] => table::Verdict::Allowed,
+                [true, false] => table::Verdict::Ask,
+                [false, false] => table::Verdict::Denied,
+            };
+            prop_assert_eq!(decision.verdict, expected, "{:?} {:?}", request, decision);
         }
     }
 

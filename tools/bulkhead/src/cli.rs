@@ -61,6 +61,11 @@ pub(crate) enum Command {
     /// List the models that partitions can be granted
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Test, explain and learn what a manifest and its conditions allow
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Say what decides on an act of a partition, and what would allow it
+    Why(Box<WhyArgs>),
     /// Say what this host can run, and why not
     Doctor(DoctorArgs),
     /// Print the version
@@ -542,6 +547,91 @@ impl From<JailChoice> for bulkhead_supervisor::Jail {
             JailChoice::None => Self::None,
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Run a file of cases, each an act and what policy is expected to say of it
+    Test {
+        /// The file
+        file: PathBuf,
+    },
+    /// Print what each partition is granted and denied, and the conditions
+    Explain {
+        /// The manifest; conditions are in policy.cedar beside it
+        #[arg(default_value = "system.toml")]
+        manifest: PathBuf,
+        /// Only this partition
+        #[arg(long)]
+        partition: Option<String>,
+    },
+    /// Print the narrowest grants and conditions for the acts of a file of cases that are denied
+    Learn {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// An act, and of whom.
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// SYSTEM/PARTITION that runs, or a manifest
+    pub(crate) target: String,
+    /// The partition, of a manifest with several
+    #[arg(long)]
+    pub(crate) partition: Option<String>,
+    #[command(flatten)]
+    pub(crate) act: ActArgs,
+    /// Seconds since 1970; else now
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) time: Option<u64>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+}
+
+/// Exactly one of net, dns, tool, secret, model, file, exec and spawn.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ActArgs {
+    /// Connect or send there
+    #[arg(long, value_name = "[tcp:|udp:]HOST:PORT")]
+    pub(crate) net: Option<String>,
+    /// The address that the name stands for
+    #[arg(long, requires = "net")]
+    pub(crate) address: Option<std::net::Ipv4Addr>,
+    /// Method of the web request
+    #[arg(long, requires = "net")]
+    pub(crate) method: Option<String>,
+    /// Path of the web request
+    #[arg(long, requires = "net")]
+    pub(crate) path: Option<String>,
+    /// Resolve a name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dns: Option<String>,
+    /// Call a tool
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tool: Option<String>,
+    /// A path among the tool's arguments
+    #[arg(long, value_name = "PATH", requires = "tool")]
+    pub(crate) argument: Vec<PathBuf>,
+    /// Have a secret used
+    #[arg(long, value_name = "NAME")]
+    pub(crate) secret: Option<String>,
+    /// Talk to a model
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Read a file or directory of the host
+    #[arg(long, value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Change it
+    #[arg(long, requires = "file")]
+    pub(crate) write: bool,
+    /// Have a program run
+    #[arg(long, value_name = "PATH")]
+    pub(crate) exec: Option<String>,
+    /// Start partitions of a role
+    #[arg(long, value_name = "ROLE[=COUNT]")]
+    pub(crate) spawn: Option<String>,
 }
 
 #[cfg(test)]

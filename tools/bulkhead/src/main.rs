@@ -16,6 +16,7 @@ mod ledger;
 mod logs;
 mod manifest;
 mod model;
+mod policy;
 mod prompt;
 mod ps;
 mod recorder;
@@ -27,6 +28,7 @@ mod stop;
 mod table;
 mod terminal;
 mod up;
+mod why;
 
 use bulkhead_supervisor::{Act, reason};
 use clap::{CommandFactory, Parser};
@@ -85,6 +87,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Ledger(command) => done(ledger::run(&command)),
         Command::Secret(args) => done(secret::run(&args)),
         Command::Model(command) => done(model::run(&command)),
+        Command::Policy(command) => done(policy::run(&command)),
+        Command::Why(args) => done(why::run(&args)),
         Command::Doctor(args) => doctor::run(&args, bulkhead_supervisor::Library::location()?),
         Command::Version => {
             print(concat!("bulkhead ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())?;

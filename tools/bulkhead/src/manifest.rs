@@ -70,7 +70,7 @@ fn diff(old: &Path, new: &Path) -> Result<u8, Failure> {
 }
 
 /// Reads a `partition.toml`, or an envelope.
-fn read(file: &Path) -> Result<Submission, Failure> {
+pub(crate) fn read(file: &Path) -> Result<Submission, Failure> {
     let bytes = input::read(file, MAX_ENVELOPE_BYTES, "manifest", "manifest-unreadable")?;
     // What is signed has absolute paths, wherever we were called.
     let place = std::path::absolute(file).map_err(|error| {

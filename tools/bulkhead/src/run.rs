@@ -5,6 +5,7 @@ use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
 use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND};
 use crate::gdb;
+use crate::policy;
 use crate::recorder;
 use crate::signals;
 use crate::terminal::{self, RawMode};
@@ -48,6 +49,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .unwrap_or_else(|| format!("run-{}", std::process::id()));
     let partition = match &args.manifest {
         Some(manifest) => {
+            policy::refuse_conditions(manifest)?;
             let admitted = admissions()?.admit(manifest, args.unsigned)?;
             admitted.into_draft()
         }

@@ -2,7 +2,7 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::{input, run, signals};
+use crate::{input, policy, run, signals};
 use bulkhead_manifest::{MAX_BYTES, System, Validated, parse_with};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
@@ -22,6 +22,7 @@ const STATUS_BROKEN_PIPE: u8 = 141;
 /// Starts the system; its exit status: 0, or that of the first partition that has another.
 pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
     let system = read(&args.manifest)?.only(&args.only)?;
+    policy::refuse_conditions(&args.manifest)?;
     if args.detach && !args.in_background {
         return start_in_background(&system.name);
     }
@@ -72,6 +73,7 @@ fn read(path: &Path) -> Result<Validated<System>, Failure> {
         .map_err(|failure| failure.help("name a file: bulkhead up path/to/system.toml"))?;
     let mut judge = None;
     let checked = parse_with(&bytes, path, |manifest, unsigned| {
+        policy::refuse_conditions(manifest)?;
         let judge = match &mut judge {
             Some(judge) => judge,
             // Only a system that names manifests has them judged.

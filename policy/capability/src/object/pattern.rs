@@ -49,6 +49,11 @@ impl NamePattern {
         }
     }
 
+    /// What all names that are meant start with; the whole name where it is one.
+    pub fn start(&self) -> &str {
+        &self.start
+    }
+
     /// The one name that is meant, if it is one.
     pub fn exact(&self) -> Option<&str> {
         (!self.open).then_some(self.start.as_str())

@@ -1,0 +1,191 @@
+//! Conditions in Cedar (<https://www.cedarpolicy.com>), checked strictly against one fixed schema.
+
+use crate::act::Act;
+use crate::entities::{self, Circumstances};
+use crate::world::World;
+use cedar_policy::{
+    Authorizer, Decision, Effect, PolicyId, PolicySet, Schema, ValidationMode, Validator,
+};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// The schema, in Cedar's own form.
+pub const SCHEMA: &str = include_str!("schema.cedarschema");
+/// Longest file of conditions in bytes.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// The conditions of a manifest's partitions.
+#[derive(Debug)]
+pub struct Conditions {
+    policies: PolicySet,
+    /// What people call each: its `@id`, else its number in the file.
+    names: BTreeMap<String, String>,
+    schema: Schema,
+    authorizer: Authorizer,
+}
+
+/// Why conditions are refused, or cannot be asked; whatever it is, nothing is permitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConditionsError {
+    /// The text is too long.
+    #[error("the conditions are {0} bytes long; {MAX_BYTES} are possible")]
+    TooLong(usize),
+    /// The text is no Cedar.
+    #[error("the conditions are no Cedar: {0}")]
+    Syntax(String),
+    /// A policy does not fit the schema.
+    #[error("condition `{policy}`: {problem}")]
+    Invalid {
+        /// Which.
+        policy: String,
+        /// What Cedar says.
+        problem: String,
+    },
+    /// It names something that there is not.
+    #[error("the conditions speak of {kind} `{id}`, {why}")]
+    Unknown {
+        /// Type of the entity.
+        kind: String,
+        /// Its id.
+        id: String,
+        /// Why it is not known.
+        why: &'static str,
+    },
+    /// The act cannot be put as a question.
+    #[error("the conditions cannot be asked: {0}")]
+    NotAsked(String),
+}
+
+/// What conditions say of an act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// These permit it, and none forbids it.
+    Permitted(Vec<String>),
+    /// These forbid it, whatever else permits it.
+    Forbidden(Vec<String>),
+    /// None permits it.
+    NotPermitted,
+    /// One of them could not be evaluated, so that nothing is permitted.
+    Failed(String),
+}
+
+impl Ruling {
+    /// Whether the act may be done.
+    pub fn is_permitted(&self) -> bool {
+        matches!(self, Self::Permitted(_))
+    }
+}
+
+impl fmt::Display for Ruling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Permitted(by) => write!(f, "permitted by condition {}", by.join(", ")),
+            Self::Forbidden(by) => write!(f, "forbidden by condition {}", by.join(", ")),
+            Self::NotPermitted => f.write_str("permitted by no condition"),
+            Self::Failed(why) => write!(f, "a condition could not be evaluated: {why}"),
+        }
+    }
+}
+
+/// A message on one line.
+fn one_line(error: &dyn fmt::Display) -> String {
+    error
+        .to_string()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+impl Conditions {
+    /// Parses and checks conditions for the partitions of `world`. Actions and kinds of entities
+    /// that the schema does not have, and tools, hosts and other things that no grant is about, are
+    /// refused: such a condition would never hold.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
+        if text.len() > MAX_BYTES {
+            return Err(ConditionsError::TooLong(text.len()));
+        }
+        let policies = PolicySet::from_str(text);
+        let policies = policies.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
+        let schema = Schema::from_cedarschema_str(SCHEMA);
+        let (schema, _) = schema.map_err(|error| ConditionsError::NotAsked(one_line(&error)))?;
+        if policies.templates().next().is_some() {
+            return Err(ConditionsError::Syntax(
+                "templates mean nothing here".to_owned(),
+            ));
+        }
+        let name = |policy: &cedar_policy::Policy| {
+            let id = policy.id().to_string();
+            let name = policy
+                .annotation("id")
+                .map_or_else(|| id.clone(), str::to_owned);
+            (id, name)
+        };
+        let names: BTreeMap<String, String> = policies.policies().map(name).collect();
+        let checked = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
+        if let Some(error) = checked.validation_errors().next() {
+            let id = error.policy_id().to_string();
+            return Err(ConditionsError::Invalid {
+                policy: names.get(&id).cloned().unwrap_or(id),
+                problem: one_line(error),
+            });
+        }
+        // A warning is of a policy that never holds, or that reads as another than it is.
+        if let Some(warning) = checked.validation_warnings().next() {
+            let id = warning.policy_id().to_string();
+            return Err(ConditionsError::Invalid {
+                policy: names.get(&id).cloned().unwrap_or(id),
+                problem: one_line(warning),
+            });
+        }
+        for policy in policies.policies() {
+            let json = policy.to_json();
+            let json = json.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
+            world.check(&json)?;
+        }
+        Ok(Self {
+            policies,
+            names,
+            schema,
+            authorizer: Authorizer::new(),
+        })
+    }
+
+    /// Asks about an act.
+    pub fn ask(&self, act: &Act, who: &Circumstances) -> Ruling {
+        let (request, entities) = match entities::build(act, who, &self.schema) {
+            Ok(question) => question,
+            Err(error) => return Ruling::Failed(error.to_string()),
+        };
+        let response = self
+            .authorizer
+            .is_authorized(&request, &self.policies, &entities);
+        // Cedar leaves out a policy that fails, and it may be the one that forbids.
+        if let Some(error) = response.diagnostics().errors().next() {
+            return Ruling::Failed(one_line(error));
+        }
+        let name = |id: &PolicyId| {
+            let id = id.to_string();
+            self.names.get(&id).cloned().unwrap_or(id)
+        };
+        let mut by: Vec<String> = response.diagnostics().reason().map(name).collect();
+        by.sort();
+        match response.decision() {
+            Decision::Allow => Ruling::Permitted(by),
+            Decision::Deny if by.is_empty() => Ruling::NotPermitted,
+            Decision::Deny => Ruling::Forbidden(by),
+        }
+    }
+
+    /// Each condition by its name: whether it permits, and its text.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, bool, String)> {
+        self.policies.policies().map(|policy| {
+            let name = self.names.get(&policy.id().to_string());
+            let permits = policy.effect() == Effect::Permit;
+            (name.map_or("", String::as_str), permits, policy.to_string())
+        })
+    }
+}

@@ -1,0 +1,373 @@
+//! Conditions: what is refused before anything runs, and what is decided then.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use bulkhead_capability::table::{Moment, Verdict};
+use bulkhead_capability::{Capability, Grants};
+use bulkhead_decision::{
+    Act, ActDraft, Circumstances, Conditions, ConditionsError, Policy, Ruling, World, propose,
+};
+use proptest::prelude::*;
+use std::path::PathBuf;
+use std::time::Duration;
+
+fn grants() -> Grants {
+    let all = [
+        "net.connect:*.example.org:443",
+        "net.connect:203.0.113.0/24:80",
+        "dns.resolve:example.net",
+        "tool.call:fs.*",
+        "tool.call:git.log",
+        "secret.use:key",
+        "model.chat:gpt-*",
+        "partition.spawn:worker=4",
+        "exec:/usr/bin/*",
+        "fs.read:/srv",
+    ];
+    all.into_iter()
+        .map(|text| text.parse::<Capability>().unwrap())
+        .collect()
+}
+
+fn parse(text: &str) -> Result<Conditions, ConditionsError> {
+    let grants = grants();
+    let world = World {
+        partitions: vec![("web", &grants)],
+    };
+    Conditions::parse(text, &world)
+}
+
+fn who(time: u64) -> Circumstances {
+    Circumstances {
+        system: "shop".to_owned(),
+        partition: "web".to_owned(),
+        lineage: vec!["root".to_owned()],
+        moment: Moment {
+            now: Duration::from_secs(time),
+            age: Duration::from_secs(10),
+        },
+        bytes: Some(100),
+    }
+}
+
+fn web(host: &str, method: &str, path: &str) -> Act {
+    let draft = ActDraft {
+        net: Some(host.to_owned()),
+        method: Some(method.to_owned()),
+        path: Some(path.to_owned()),
+        ..ActDraft::default()
+    };
+    draft.try_into().unwrap()
+}
+
+fn tool(name: &str, paths: &[&str]) -> Act {
+    Act::Tool(name.to_owned(), paths.iter().map(PathBuf::from).collect())
+}
+
+#[test]
+fn what_can_never_hold_is_refused() {
+    for (text, says) in [
+        ("permit(principal, action, resource", "no Cedar"),
+        (
+            "permit(principal == ?principal, action, resource);",
+            "templates",
+        ),
+        (
+            r#"permit(principal, action == Action::"net.conect", resource);"#,
+            "net.conect",
+        ),
+        (
+            r#"permit(principal == User::"x", action, resource);"#,
+            "User",
+        ),
+        (
+            r#"@id("late") permit(principal, action == Action::"tool.call", resource) when { context.method == "GET" };"#,
+            "condition `late`",
+        ),
+        (
+            r#"permit(principal, action == Action::"net.connect", resource) when { context.method == "GET" };"#,
+            "method",
+        ),
+        (
+            r#"permit(principal, action == Action::"net.connect", resource) when { context.port == "443" };"#,
+            "condition `policy0`",
+        ),
+        (
+            r#"permit(principal, action == Action::"tool.call", resource == Host::"a.example.org");"#,
+            "condition `policy0`",
+        ),
+        (
+            r#"permit(principal, action, resource == Tool::"fs.red");permit(principal, action, resource == Tool::"gti.log");"#,
+            "`gti.log`, which no grant is about",
+        ),
+        (
+            r#"permit(principal, action, resource in ToolFamily::"process");"#,
+            "ToolFamily `process`",
+        ),
+        (
+            r#"permit(principal, action, resource == Secret::"kye");"#,
+            "Secret `kye`",
+        ),
+        (
+            r#"permit(principal, action, resource == Model::"claude");"#,
+            "Model `claude`",
+        ),
+        (
+            r#"permit(principal, action, resource == Host::"example.com");"#,
+            "Host `example.com`",
+        ),
+        (
+            r#"permit(principal, action, resource == Host::"10.0.0.1");"#,
+            "Host `10.0.0.1`",
+        ),
+        (
+            r#"permit(principal, action, resource in Domain::"com");"#,
+            "Domain `com`",
+        ),
+        (
+            r#"permit(principal, action, resource == Role::"king");"#,
+            "Role `king`",
+        ),
+        (
+            r#"permit(principal == Partition::"wbe", action, resource);"#,
+            "no partition",
+        ),
+        (
+            r#"permit(principal, action, resource in Directory::"srv");"#,
+            "no absolute path",
+        ),
+        (
+            r#"forbid(principal, action, resource) when { resource == Tool::"hg.log" };"#,
+            "Tool `hg.log`",
+        ),
+    ] {
+        let error = parse(text)
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let long = "//".repeat(1024 * 1024);
+    assert!(matches!(parse(&long), Err(ConditionsError::TooLong(_))));
+}
+
+#[test]
+fn forbid_wins_and_nothing_is_permitted_by_silence() {
+    let conditions = parse(
+        r#"
+        @id("reads") permit(principal, action == Action::"net.connect", resource in Domain::"example.org")
+            when { context has method && ["GET", "HEAD"].contains(context.method) };
+        @id("writes by day") permit(principal, action == Action::"net.connect", resource == Host::"api.example.org")
+            when { context has method && context.method == "POST" && context.hour >= 8 && context.hour < 18
+                && context.weekday <= 5 && context has bytes && context.bytes <= 1000 };
+        @id("not the admin's") forbid(principal, action == Action::"net.connect", resource)
+            when { context has path && context.path like "/admin*" };
+        @id("tools") permit(principal == Partition::"web", action == Action::"tool.call", resource in ToolFamily::"fs")
+            unless { context.paths.contains("/srv/secret") };
+        @id("children") forbid(principal, action, resource) when { principal.lineage.contains("untrusted") };
+        "#,
+    )
+    .unwrap();
+    // 2026-11-27, a Friday, at noon and at night; the day after at noon.
+    let (noon, night, weekend) = (1_795_780_800, 1_795_827_600, 1_795_867_200);
+    let permitted = |by: &str| Ruling::Permitted(vec![by.to_owned()]);
+    let forbidden = |by: &str| Ruling::Forbidden(vec![by.to_owned()]);
+    for (act, time, ruling) in [
+        (
+            web("api.example.org:443", "GET", "/"),
+            noon,
+            permitted("reads"),
+        ),
+        (
+            web("a.b.example.org:443", "HEAD", "/"),
+            night,
+            permitted("reads"),
+        ),
+        (
+            web("api.example.org:443", "GET", "/admin/x"),
+            noon,
+            forbidden("not the admin's"),
+        ),
+        (
+            web("api.example.org:443", "POST", "/"),
+            noon,
+            permitted("writes by day"),
+        ),
+        (
+            web("api.example.org:443", "POST", "/"),
+            night,
+            Ruling::NotPermitted,
+        ),
+        (
+            web("api.example.org:443", "POST", "/"),
+            weekend,
+            Ruling::NotPermitted,
+        ),
+        (
+            web("www.example.org:443", "POST", "/"),
+            noon,
+            Ruling::NotPermitted,
+        ),
+        (tool("fs.read", &["/srv/a"]), noon, permitted("tools")),
+        (
+            tool("fs.read", &["/srv/a", "/srv/secret"]),
+            noon,
+            Ruling::NotPermitted,
+        ),
+        (tool("git.log", &[]), noon, Ruling::NotPermitted),
+        (Act::Secret("key".to_owned()), noon, Ruling::NotPermitted),
+    ] {
+        assert_eq!(conditions.ask(&act, &who(time)), ruling, "{act:?}");
+    }
+    let mut child = who(noon);
+    child.lineage.push("untrusted".to_owned());
+    let ruling = conditions.ask(&web("api.example.org:443", "GET", "/"), &child);
+    assert_eq!(ruling, forbidden("children"));
+    let mut many = who(noon);
+    many.bytes = Some(1001);
+    let post = web("api.example.org:443", "POST", "/");
+    assert_eq!(conditions.ask(&post, &many), Ruling::NotPermitted);
+}
+
+#[test]
+fn a_condition_that_fails_permits_nothing() {
+    // The sum overflows, and Cedar would go on without the forbid.
+    let conditions = parse(
+        r#"permit(principal, action, resource);
+           forbid(principal, action == Action::"model.chat", resource)
+               when { context has bytes && context.bytes + 9223372036854775807 > 0 };"#,
+    )
+    .unwrap();
+    let act = Act::Model("gpt-5".to_owned());
+    assert!(matches!(conditions.ask(&act, &who(0)), Ruling::Failed(_)));
+}
+
+#[test]
+fn conditions_narrow_grants_and_never_widen_them() {
+    let grants = grants();
+    let all = parse("permit(principal, action, resource);").unwrap();
+    let none = parse("forbid(principal, action, resource);").unwrap();
+    for (act, granted) in [
+        (web("api.example.org:443", "GET", "/"), true),
+        (web("api.example.com:443", "GET", "/"), false),
+        (tool("fs.read", &[]), true),
+        (tool("git.push", &[]), false),
+        (Act::Secret("other".to_owned()), false),
+        (Act::Exec("/usr/bin/git".to_owned()), true),
+        (Act::Exec("/bin/sh".to_owned()), false),
+        (Act::Spawn("worker".to_owned(), 4), true),
+        (Act::Spawn("worker".to_owned(), 5), false),
+        (Act::Resolve("example.net".to_owned()), true),
+        (
+            Act::File {
+                path: "/srv/a".into(),
+                write: false,
+            },
+            true,
+        ),
+        (
+            Act::File {
+                path: "/srv/a".into(),
+                write: true,
+            },
+            false,
+        ),
+    ] {
+        let decide = |conditions| {
+            Policy::new(&grants, conditions)
+                .decide(&act, &who(0))
+                .verdict
+        };
+        let expected = if granted {
+            Verdict::Allowed
+        } else {
+            Verdict::Denied
+        };
+        assert_eq!(decide(None), expected, "{act:?}");
+        assert_eq!(decide(Some(&all)), expected, "{act:?}");
+        assert_eq!(decide(Some(&none)), Verdict::Denied, "{act:?}");
+    }
+}
+
+#[test]
+fn what_is_proposed_allows_what_was_denied_and_no_more() {
+    let none = Grants::none();
+    let policy = Policy::new(&none, None);
+    let acts = [
+        web("api.example.org:443", "GET", "/v1/x"),
+        web("api.example.org:443", "POST", "/v1/y"),
+        tool("fs.read", &["/srv/a"]),
+        Act::Secret("key".to_owned()),
+    ];
+    let at = who(0);
+    let denied: Vec<_> = acts
+        .iter()
+        .map(|act| (act, policy.decide(act, &at)))
+        .collect();
+    let (lines, conditions) = propose("web", &denied);
+    assert_eq!(
+        lines,
+        [
+            r#"{ capability = "net.connect:tcp:api.example.org:443", methods = ["GET", "POST"], paths = ["/v1/x", "/v1/y"] }"#,
+            r#""secret.use:key""#,
+            r#"{ capability = "tool.call:fs.read", below = ["/srv/a"] }"#,
+        ]
+    );
+    assert!(conditions.is_empty());
+
+    let grants = grants();
+    let silent = parse(r#"forbid(principal, action == Action::"exec", resource);"#).unwrap();
+    let policy = Policy::new(&grants, Some(&silent));
+    let acts = [
+        web("api.example.org:443", "GET", "/v1/x"),
+        tool("fs.read", &[]),
+        Act::Resolve("Example.NET.".to_owned()),
+    ];
+    let denied: Vec<_> = acts
+        .iter()
+        .map(|act| (act, policy.decide(act, &at)))
+        .collect();
+    let (lines, conditions) = propose("web", &denied);
+    assert!(lines.is_empty());
+    let learned = parse(&conditions.join("\n")).unwrap();
+    let policy = Policy::new(&grants, Some(&learned));
+    for act in &acts {
+        assert_eq!(policy.decide(act, &at).verdict, Verdict::Allowed, "{act:?}");
+    }
+    for act in [
+        web("api.example.org:443", "POST", "/v1/x"),
+        web("api.example.org:443", "GET", "/v1/z"),
+        tool("fs.write", &[]),
+    ] {
+        assert_eq!(policy.decide(&act, &at).verdict, Verdict::Denied, "{act:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn text_from_a_partition_is_never_syntax(text in "\\PC{0,40}", path in "(/[^/]{0,8}){0,200}") {
+        let conditions = parse(
+            r#"permit(principal, action, resource == Tool::"fs.read");
+               permit(principal, action == Action::"exec", resource in Directory::"/usr/bin");"#,
+        )
+        .unwrap();
+        let ruling = conditions.ask(&tool(&text, &[&path]), &who(0));
+        prop_assert_eq!(ruling.is_permitted(), text == "fs.read");
+        let file = Act::Exec(path.clone());
+        let inside = std::path::Path::new(&path).ancestors().skip(1).any(|up| up == std::path::Path::new("/usr/bin"));
+        prop_assert_eq!(conditions.ask(&file, &who(0)).is_permitted(), inside);
+        // What is proposed for any act is Cedar.
+        let act = Act::Secret(text.clone());
+        let secret: Option<Grants> = format!("secret.use:{text}").parse::<Capability>().ok().map(|c| [c].into_iter().collect());
+        if let Some(grants) = secret {
+            let world = World { partitions: vec![("web", &grants)] };
+            let none = Conditions::parse("", &world).unwrap();
+            let policy = Policy::new(&grants, Some(&none));
+            let (_, lines) = propose("web", &[(&act, policy.decide(&act, &who(0)))]);
+            let learned = Conditions::parse(&lines.join("\n"), &world).unwrap();
+            prop_assert!(learned.ask(&act, &who(0)).is_permitted());
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `bulkhead why`: which grant, denial or condition decides on an act of a partition, and what would
+//! allow it.
+
+use crate::act;
+use crate::cli::{ActArgs, ListFormat, WhyArgs};
+use crate::failure::Failure;
+use crate::policy::{Loaded, word};
+use bulkhead_capability::Grants;
+use bulkhead_capability::table::Moment;
+use bulkhead_decision::{Act, ActDraft, Circumstances, Policy, propose};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Report {
+    verdict: &'static str,
+    act: String,
+    partition: String,
+    reason: String,
+    /// Lines of a manifest and conditions, where it is denied.
+    would_allow: Vec<String>,
+}
+
+pub(crate) fn run(args: &WhyArgs) -> Result<(), Failure> {
+    let act = Act::try_from(draft(&args.act)).map_err(|error| {
+        Failure::new("usage", error.to_string()).help("see bulkhead why --help")
+    })?;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = args
+        .time
+        .map_or(clock.unwrap_or_default(), Duration::from_secs);
+    let report = match Path::new(&args.target).is_file() {
+        true => of_manifest(args, &act, now)?,
+        false => of_running(args, &act, now)?,
+    };
+    match args.format {
+        ListFormat::Json => {
+            let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+            crate::print(format!("{json}\n").as_bytes())
+        }
+        ListFormat::Table => crate::print(report.text().as_bytes()),
+    }
+}
+
+fn draft(args: &ActArgs) -> ActDraft {
+    ActDraft {
+        net: args.net.clone(),
+        address: args.address,
+        method: args.method.clone(),
+        path: args.path.clone(),
+        dns: args.dns.clone(),
+        tool: args.tool.clone(),
+        paths: args.argument.clone(),
+        secret: args.secret.clone(),
+        model: args.model.clone(),
+        file: args.file.clone(),
+        write: args.write,
+        exec: args.exec.clone(),
+        spawn: args.spawn.clone(),
+    }
+}
+
+/// As it would be decided if the manifest were started.
+fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failure> {
+    let loaded = Loaded::read(Path::new(&args.target))?;
+    let partition = loaded.partition(args.partition.as_deref())?;
+    let who = Circumstances {
+        system: loaded.system.clone(),
+        partition: partition.name.clone(),
+        lineage: Vec::new(),
+        moment: Moment {
+            now,
+            age: Duration::ZERO,
+        },
+        bytes: None,
+    };
+    let policy = Policy::new(&partition.grants, loaded.conditions.as_ref());
+    Ok(report(&policy, act, &who))
+}
+
+/// As it is decided for a partition that runs, by what it was granted when it started.
+fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failure> {
+    let (found, partition) = act::find(&args.target)?;
+    let none = Grants::none();
+    let all = found.grants()?;
+    let started = Duration::from_secs(found.record.started);
+    let who = Circumstances {
+        system: found.name.clone(),
+        partition: partition.clone(),
+        lineage: Vec::new(),
+        moment: Moment {
+            now,
+            age: now.saturating_sub(started),
+        },
+        bytes: None,
+    };
+    let policy = Policy::new(all.get(&partition).unwrap_or(&none), None);
+    Ok(report(&policy, act, &who))
+}
+
+fn report(policy: &Policy<'_>, act: &Act, who: &Circumstances) -> Report {
+    let answer = policy.decide(act, who);
+    let (verdict, reason) = (word(answer.verdict), answer.reason());
+    let (mut would_allow, conditions) = propose(&who.partition, &[(act, answer)]);
+    would_allow.extend(conditions);
+    Report {
+        verdict,
+        act: act.request().to_string(),
+        partition: format!("{}/{}", who.system, who.partition),
+        reason,
+        would_allow,
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let Self {
+            verdict,
+            act,
+            partition,
+            reason,
+            would_allow,
+        } = self;
+        let mut text = format!("{verdict}: {act}, of {partition}\n  {reason}\n");
+        for line in would_allow {
+            let _ = writeln!(text, "  would allow it: {line}");
+        }
+        text
+    }
+}

@@ -1,0 +1,297 @@
+//! `bulkhead policy` and `bulkhead why`: what a manifest and its conditions say, before anything runs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::tempdir;
+
+const SYSTEM: &str = r#"
+    name = "shop"
+    [[partition]]
+    name = "web"
+    kernel = "linux"
+    command = ["/bin/agent"]
+    grants = [
+        { capability = "net.connect:api.example.org:443", methods = ["GET", "POST"], paths = ["/v1/**"] },
+        "tool.call:fs.*", "secret.use:key", "fs.write:/srv/work",
+    ]
+    deny = ["tool.call:fs.delete"]
+    [[partition]]
+    name = "db"
+    kernel = "linux"
+    command = ["/bin/db"]
+"#;
+
+const CONDITIONS: &str = r#"
+    permit(principal, action, resource);
+    @id("by day") forbid(principal, action == Action::"net.connect", resource)
+        when { context has method && context.method == "POST" && context.hour < 8 };
+"#;
+
+const CASES: &str = r#"
+    manifest = "system.toml"
+    partition = "web"
+    [[case]]
+    expect = "allow"
+    act = { net = "api.example.org:443", method = "GET", path = "/v1/x" }
+    [[case]]
+    name = "no posts at night"
+    time = 3600
+    expect = "deny"
+    act = { net = "api.example.org:443", method = "POST", path = "/v1/x" }
+    [[case]]
+    time = 36000
+    expect = "allow"
+    act = { net = "api.example.org:443", method = "POST", path = "/v1/x" }
+    [[case]]
+    expect = "deny"
+    act = { tool = "fs.delete" }
+    [[case]]
+    partition = "db"
+    expect = "deny"
+    act = { secret = "key" }
+"#;
+
+fn bulkhead(directory: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+    let state = directory.join("s");
+    let command = command.args(args).current_dir(directory);
+    command.env("BULKHEAD_STATE_DIR", state).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A directory with these files.
+fn place(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+#[test]
+fn cases_are_tried_and_the_wrong_ones_named() {
+    let files = [
+        ("system.toml", SYSTEM),
+        ("policy.cedar", CONDITIONS),
+        ("cases.toml", CASES),
+    ];
+    let place = place(&files);
+    let tried = bulkhead(place.path(), &["policy", "test", "cases.toml"]);
+    assert_eq!(tried.status.code(), Some(0), "{tried:?}");
+    assert_eq!(
+        text(&tried.stdout),
+        "ok      net.connect tcp:api.example.org:443 GET /v1/x\n\
+         ok      no posts at night\n\
+         ok      net.connect tcp:api.example.org:443 POST /v1/x\n\
+         ok      tool.call fs.delete\n\
+         ok      secret.use key\n"
+    );
+    // Without the conditions one of them is wrong.
+    fs::remove_file(place.path().join("policy.cedar")).unwrap();
+    let tried = bulkhead(place.path(), &["policy", "test", "cases.toml"]);
+    assert_eq!(tried.status.code(), Some(1));
+    assert!(text(&tried.stdout).contains(
+        "FAILED  no posts at night: allow instead of deny: granted by net.connect:tcp:api.example.org:443, \
+         methods GET POST, paths /v1/**\n"
+    ));
+    assert!(text(&tried.stderr).contains("error[policy-test]: 1 of 5 cases failed"));
+}
+
+#[test]
+fn conditions_that_can_never_hold_are_refused() {
+    let wrong = r#"permit(principal, action, resource == Tool::"fs.red");
+                   forbid(principal, action, resource == Secret::"kye");"#;
+    let place = place(&[
+        ("system.toml", SYSTEM),
+        ("policy.cedar", wrong),
+        ("cases.toml", CASES),
+    ]);
+    for args in [
+        &["policy", "test", "cases.toml"][..],
+        &["policy", "explain"],
+        &[
+            "why",
+            "system.toml",
+            "--partition",
+            "web",
+            "--secret",
+            "key",
+        ],
+    ] {
+        let refused = bulkhead(place.path(), args);
+        assert_eq!(refused.status.code(), Some(125));
+        let said = text(&refused.stderr);
+        assert!(said.contains("error[conditions]: policy.cedar: "), "{said}");
+        assert!(said.contains("`kye`, which no grant is about"), "{said}");
+    }
+}
+
+#[test]
+fn nothing_starts_with_conditions_that_nobody_enforces() {
+    let place = place(&[("system.toml", SYSTEM), ("policy.cedar", CONDITIONS)]);
+    let other = "name = \"other\"\n[[partition]]\nmanifest = \"../system.toml\"\n";
+    fs::create_dir(place.path().join("systems")).unwrap();
+    fs::write(place.path().join("systems/other.toml"), other).unwrap();
+    for args in [
+        &["up"][..],
+        &["run", "--manifest", "system.toml"],
+        &["up", "systems/other.toml"],
+    ] {
+        let refused = bulkhead(place.path(), args);
+        assert_eq!(refused.status.code(), Some(125));
+        let said = text(&refused.stderr);
+        assert!(
+            said.contains("error[not-enforced]: nothing enforces the conditions of"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn why_names_the_rule_and_what_would_allow_it() {
+    let place = place(&[("system.toml", SYSTEM), ("policy.cedar", CONDITIONS)]);
+    let why = |args: &[&str]| {
+        let target = ["why", "system.toml", "--partition", "web", "--time", "3600"];
+        let asked = bulkhead(place.path(), &[&target, args].concat());
+        assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+        text(&asked.stdout)
+    };
+    let web = |method, path| {
+        why(&[
+            "--net",
+            "api.example.org:443",
+            "--method",
+            method,
+            "--path",
+            path,
+        ])
+    };
+    assert_eq!(
+        web("GET", "/v1/x"),
+        "allow: net.connect tcp:api.example.org:443 GET /v1/x, of shop/web\n  \
+         granted by net.connect:tcp:api.example.org:443, methods GET POST, paths /v1/**, permitted by \
+         condition policy0\n"
+    );
+    assert_eq!(
+        web("DELETE", "/v1/x"),
+        "deny: net.connect tcp:api.example.org:443 DELETE /v1/x, of shop/web\n  \
+         granted by net.connect:tcp:api.example.org:443, methods GET POST, paths /v1/**, but it has other \
+         methods\n  would allow it: { capability = \"net.connect:tcp:api.example.org:443\", methods = \
+         [\"DELETE\"], paths = [\"/v1/x\"] }\n"
+    );
+    assert!(web("POST", "/v1/x").contains("\n  forbidden by condition by day\n"));
+    let denied = why(&["--tool", "fs.delete"]);
+    assert!(
+        denied.contains("\n  denied by tool.call:fs.delete\n"),
+        "{denied}"
+    );
+    assert!(why(&["--file", "/srv/work/a", "--write"]).starts_with("allow: "));
+    assert!(why(&["--file", "/srv/a"]).contains("would allow it: \"fs.read:/srv\""));
+    assert!(why(&["--dns", "a.org"]).contains("would allow it: \"dns.resolve:a.org\""));
+    let json = why(&["--secret", "key", "--format", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["verdict"], "allow");
+    assert_eq!(json["partition"], "shop/web");
+
+    let file = place.path();
+    for (args, code) in [
+        (
+            &["why", "system.toml", "--secret", "key"][..],
+            "no-such-partition",
+        ),
+        (
+            &["why", "system.toml", "--partition", "x", "--secret", "key"],
+            "no-such-partition",
+        ),
+        (&["why", "system.toml", "--partition", "web"], "usage"),
+        (
+            &[
+                "why",
+                "system.toml",
+                "--partition",
+                "web",
+                "--secret",
+                "a",
+                "--tool",
+                "b",
+            ],
+            "usage",
+        ),
+        (
+            &["why", "system.toml", "--partition", "web", "--net", "*:443"],
+            "usage",
+        ),
+        (&["why", "shop/web", "--secret", "key"], "no-such-system"),
+    ] {
+        let refused = bulkhead(file, args);
+        assert_eq!(refused.status.code(), Some(125), "{args:?}");
+        let said = text(&refused.stderr);
+        assert!(said.contains(&format!("error[{code}]")), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_learned_makes_the_cases_pass() {
+    let cases = r#"
+        manifest = "system.toml"
+        partition = "db"
+        [[case]]
+        expect = "allow"
+        act = { net = "api.example.org:443", method = "GET", path = "/v2/x" }
+        [[case]]
+        expect = "allow"
+        act = { tool = "git.log", paths = ["/srv/a"] }
+    "#;
+    let place = place(&[("system.toml", SYSTEM), ("cases.toml", cases)]);
+    let test = || {
+        bulkhead(place.path(), &["policy", "test", "cases.toml"])
+            .status
+            .code()
+    };
+    assert_eq!(test(), Some(1));
+    let learned = bulkhead(place.path(), &["policy", "learn", "cases.toml"]);
+    let learned = text(&learned.stdout);
+    assert!(
+        learned.starts_with("# grants of partition db:\ngrants = [\n"),
+        "{learned}"
+    );
+    fs::write(
+        place.path().join("system.toml"),
+        format!("{SYSTEM}\n{learned}"),
+    )
+    .unwrap();
+    assert_eq!(test(), Some(0));
+    let nothing = bulkhead(place.path(), &["policy", "learn", "cases.toml"]);
+    assert_eq!(text(&nothing.stdout), "# nothing is denied\n");
+}
+
+#[test]
+fn a_policy_is_explained() {
+    let place = place(&[("system.toml", SYSTEM), ("policy.cedar", CONDITIONS)]);
+    let explained = bulkhead(place.path(), &["policy", "explain"]);
+    let explained = text(&explained.stdout);
+    for line in [
+        "shop/web\n  grants net.connect:tcp:api.example.org:443, methods GET POST, paths /v1/** (gateway)\n",
+        "\n  grants tool.call:fs.* (tools)\n",
+        "\n  denies tool.call:fs.delete\n",
+        "\nshop/db\n  grants nothing\n",
+        "\ncondition by day forbids\n",
+    ] {
+        assert!(explained.contains(line), "{line}: {explained}");
+    }
+    let manifest = "grants = [\"secret.use:key\"]\n[identity]\nname = \"a\"\nrole = \"r\"\n\
+                    [boot]\nkernel = \"linux\"\ncommand = [\"/x\"]\n[lifetime]\nmax = \"1h\"\n";
+    fs::write(place.path().join("partition.toml"), manifest).unwrap();
+    fs::remove_file(place.path().join("policy.cedar")).unwrap();
+    let explained = bulkhead(place.path(), &["policy", "explain", "partition.toml"]);
+    assert_eq!(
+        text(&explained.stdout),
+        "a/a\n  grants secret.use:key (gateway)\n",
+        "{explained:?}"
+    );
+}
