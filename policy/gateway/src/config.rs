@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::{
-    Checksums, Host, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES, MAX_SECRETS,
-    MAX_TRUST, MIN_MTU, NetworkDescription, Protocol, VERSION,
+    Checksums, Host, Loopback, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES,
+    MAX_SECRETS, MAX_TRUST, MIN_MTU, MODEL_HOST, MODEL_PORT, NetworkDescription, Protocol, VERSION,
 };
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::wire::EthernetAddress;
@@ -72,6 +72,9 @@ pub enum ConfigError {
     /// Something takes the proxy, and the description has none.
     #[error("{0} takes the proxy, and the description has no `web`")]
     NoWeb(String),
+    /// Models and something else at one place, or models and nobody who records.
+    #[error("the router's port {MODEL_PORT} is that of the models, which take a ledger")]
+    Models,
     /// A rule for web requests is of UDP.
     #[error("the rule {0} is no TCP, and narrowed to web requests")]
     NotTcp(String),
@@ -158,6 +161,7 @@ impl Config {
             return Err(ConfigError::Host(name.clone()));
         }
         check_web(d)?;
+        check_models(d)?;
         if d.forwards.iter().any(|forward| forward.guest_port == 0) {
             return Err(ConfigError::Port("forward"));
         }
@@ -182,7 +186,10 @@ impl Config {
             checksums,
             hostname: d.hostname.clone(),
             resolvers: d.resolvers.clone(),
-            hosts: d.hosts.clone(),
+            hosts: {
+                let models = d.models.iter().map(|_| MODEL_HOST.to_owned());
+                d.hosts.iter().cloned().chain(models).collect()
+            },
             forwards: d.forwards.iter().map(|f| f.guest_port).collect(),
             max_connections: usize::from(d.max_connections.max(1)),
         })
@@ -244,6 +251,23 @@ fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Checks what concerns models.
+fn check_models(d: &NetworkDescription) -> Result<(), ConfigError> {
+    let here =
+        |service: &&Loopback| (service.protocol, service.port) == (Protocol::Tcp, MODEL_PORT);
+    match &d.models {
+        Some(_) if d.ledger.is_none() || d.loopback.iter().any(|service| here(&service)) => {
+            Err(ConfigError::Models)
+        }
+        Some(models) if models.ports.len() > MAX_RULES => Err(ConfigError::TooMany {
+            what: "ports of models",
+            count: models.ports.len(),
+            most: MAX_RULES,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn netmask(prefix: u8) -> Ipv4Addr {
@@ -327,6 +351,20 @@ mod tests {
                 ConfigError::Host(name.to_owned())
             );
         }
+        let models = || {
+            let file = Fd(9);
+            Some(bulkhead_network::ModelAccess {
+                file,
+                ports: vec![443],
+                spent: Fd(11),
+            })
+        };
+        assert_eq!(error(|d| d.models = models()), ConfigError::Models);
+        let both = error(|d| {
+            (d.models, d.ledger) = (models(), Some(Fd(10)));
+            d.loopback.push("tcp:80=8080".parse().unwrap());
+        });
+        assert_eq!(both, ConfigError::Models);
         let forward = |guest_port| Forward {
             listener: Fd(4),
             guest_port,

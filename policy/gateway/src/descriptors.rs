@@ -38,6 +38,13 @@ impl Descriptors {
         let named = forwards
             .chain(web)
             .chain(secrets)
+            .chain(
+                description
+                    .models
+                    .iter()
+                    .flat_map(|models| [models.file, models.spent]),
+            )
+            .chain(description.ledger)
             .chain(description.control)
             .chain([description.link]);
         let open = open(named);

@@ -7,6 +7,7 @@ use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES};
 
 use crate::config::ConfigError;
 use crate::jail::JailError;
+use crate::models::ModelsError;
 use crate::web::WebError;
 
 /// Why the process gives up.
@@ -35,6 +36,9 @@ pub enum Error {
     /// The proxy cannot be set up.
     #[error(transparent)]
     Web(#[from] WebError),
+    /// The router of models cannot be set up.
+    #[error(transparent)]
+    Models(#[from] ModelsError),
     /// The host does not give the process what it needs.
     #[error("cannot set up the sockets: {0}")]
     Setup(io::Error),
@@ -56,6 +60,7 @@ impl Error {
             }
             Self::Setup(_) => "gateway-setup",
             Self::Web(_) => "gateway-web",
+            Self::Models(_) => "gateway-models",
             Self::Jail(error) => error.code(),
             Self::Wait(_) => "gateway-wait",
         }

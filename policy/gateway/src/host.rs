@@ -31,6 +31,12 @@ pub trait Host {
     /// As of `socketpair`; there is no proxy.
     fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<Self::Stream>;
 
+    /// Hands a TCP connection of the guest to the router of models. The stream leads there.
+    ///
+    /// # Errors
+    /// As of `socketpair`; there are no models.
+    fn hand_to_models(&mut self, token: Token) -> io::Result<Self::Stream>;
+
     /// Makes a UDP socket.
     ///
     /// # Errors

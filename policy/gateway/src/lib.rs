@@ -22,6 +22,7 @@ mod frame;
 mod gateway;
 pub mod host;
 pub mod jail;
+mod models;
 mod outbox;
 mod process;
 mod rules;

@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_network::control::{Command, Event};
@@ -12,6 +13,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use bulkhead_proxy::Records;
 use bulkhead_proxy::quota::Quotas;
+use bulkhead_record::{Client, Recorder};
 
 use crate::chatter::Chatter;
 use crate::control::{self, Request};
@@ -19,6 +21,7 @@ use crate::descriptors::{self, Descriptors};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::jail;
+use crate::models;
 use crate::sockets::Sockets;
 use crate::table::Kind;
 use crate::web;
@@ -105,13 +108,29 @@ fn set_up(
     let quotas = Quotas::new(&description.quotas);
     let chatter = || Chatter::new(&description.name);
     let web = web::prepare(description, own, &quotas)?;
+    let models = models::prepare(description, own)?;
+    let recorder = match description.ledger {
+        Some(fd) => Some(Client::new(own.take("the socket of the ledger", fd)?)),
+        None => None,
+    };
+    let recorder = recorder.map(|client| Arc::new(client) as Arc<dyn Recorder>);
     let sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
     let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
     let jail = jail::enter(description)?;
     // Threads come to be inside the jail, and before the layer that lets nobody make any.
     if let Some(web) = web {
-        let web = web.start(Records::default(), chatter())?;
+        let records = match &recorder {
+            Some(recorder) => {
+                Records::start(recorder, &description.name).map_err(web::WebError::Start)?
+            }
+            None => Records::default(),
+        };
+        let web = web.start(records, chatter())?;
         gateway.host().set_web(web);
+    }
+    if let (Some(models), Some(recorder)) = (models, recorder) {
+        let models = models.start(recorder, chatter())?;
+        gateway.host().set_models(models);
     }
     let gaps = jail.seal()?;
     Ok((gateway, gaps))

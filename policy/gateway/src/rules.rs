@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::{
-    Connect, Deny, Host, Loopback, NetworkDescription, Protocol, Resolve, range,
+    Connect, Deny, Host, Loopback, MODEL_PORT, NetworkDescription, Protocol, Resolve, range,
 };
 use bulkhead_proxy::quota::{Exhausted, Quotas};
 use smoltcp::time::Instant;
@@ -20,6 +20,8 @@ pub(crate) struct Rules {
     resolve: Vec<Resolve>,
     deny: Deny,
     loopback: Vec<Loopback>,
+    /// There are models at the router's address.
+    models: bool,
     /// Hosts that secrets are bound to.
     secret_hosts: Vec<String>,
     /// What was used; the proxy counts in the same.
@@ -104,6 +106,8 @@ pub(crate) struct Route {
     pub names: Option<Names>,
     /// The proxy takes it, which looks into it further.
     pub web: bool,
+    /// It is a request for a model.
+    pub models: bool,
     /// What its bytes are counted against, where the proxy does not.
     pub quotas: Vec<usize>,
 }
@@ -173,6 +177,7 @@ impl Rules {
             resolve: description.resolve.clone(),
             deny: description.deny.clone(),
             loopback: description.loopback.clone(),
+            models: description.models.is_some(),
             secret_hosts: secrets.map(|secret| secret.host.clone()).collect(),
             quotas,
             pins: Pins::default(),
@@ -238,9 +243,19 @@ impl Rules {
                 to: socket,
                 names,
                 web,
+                models: false,
                 quotas,
             })
         };
+        if to == config.router && self.models && (protocol, port) == (Protocol::Tcp, MODEL_PORT) {
+            return Ok(Route {
+                to: (to, port).into(),
+                names: None,
+                web: false,
+                models: true,
+                quotas: Vec::new(),
+            });
+        }
         if to == config.router {
             let service = self
                 .loopback

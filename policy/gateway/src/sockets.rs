@@ -16,6 +16,7 @@ use rustix::net::{
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::host::{Datagrams, Host, Readiness, Stream};
+use crate::models::Models;
 use crate::table::{Kind, Token};
 use crate::web::Web;
 
@@ -28,6 +29,7 @@ pub struct Sockets {
     control: Option<OwnedFd>,
     listeners: Vec<OwnedFd>,
     web: Option<Web>,
+    models: Option<Models>,
 }
 
 /// An event of the host.
@@ -58,6 +60,7 @@ impl Sockets {
             control,
             listeners,
             web: None,
+            models: None,
         };
         sockets.add(&sockets.link, Token::lone(Kind::Link, 0))?;
         if let Some(control) = &sockets.control {
@@ -74,6 +77,19 @@ impl Sockets {
     /// Hands connections to the proxy from now on.
     pub(crate) fn set_web(&mut self, web: Web) {
         self.web = Some(web);
+    }
+
+    /// Hands connections to the router of models from now on.
+    pub(crate) fn set_models(&mut self, models: Models) {
+        self.models = Some(models);
+    }
+
+    /// Two ends of a stream, the first of which is waited for.
+    fn pair(&self, token: Token) -> io::Result<(OwnedFd, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        self.add(&own, token)?;
+        Ok((own, other))
     }
 
     fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
@@ -165,14 +181,19 @@ impl Host for Sockets {
 
     fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<TcpSocket> {
         let web = self.web.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (own, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        self.add(&own, token)?;
+        let (own, other) = self.pair(token)?;
         let broken = web.hand_over(flow, other)?;
         Ok(TcpSocket {
             socket: own,
             broken: Some(broken),
         })
+    }
+
+    fn hand_to_models(&mut self, token: Token) -> io::Result<TcpSocket> {
+        let models = self.models.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let (own, other) = self.pair(token)?;
+        models.hand_over(other)?;
+        Ok(TcpSocket::new(own))
     }
 
     fn datagrams(&mut self, to: SocketAddr, token: Token) -> io::Result<UdpSocket> {

@@ -2,6 +2,7 @@
 //! a socketpair. What it needs of the host's files is read before the jail; the thread is started
 //! inside of it, before seccomp takes the possibility away. Used by the process and by the sockets.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -222,7 +223,7 @@ impl Ready {
                 Ok(proxy) => LocalSet::new().block_on(&runtime, async {
                     // From here on the thread needs nothing that seccomp refuses.
                     let _ = began.send(Ok(()));
-                    serve(proxy, queue).await;
+                    match serve(proxy, queue).await {}
                 }),
                 Err(error) => drop(began.send(Err(error.into()))),
             }
@@ -235,7 +236,7 @@ impl Ready {
     }
 }
 
-async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) {
+async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) -> Infallible {
     while let Some(handover) = queue.recv().await {
         let proxy = proxy.clone();
         tokio::task::spawn_local(async move {
@@ -256,4 +257,7 @@ async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) {
             drop(own);
         });
     }
+    // The process is about to end. A thread that ended first would make system calls for which it
+    // has no other use, and which seccomp refuses.
+    std::future::pending().await
 }

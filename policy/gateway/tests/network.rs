@@ -13,8 +13,8 @@ use std::thread;
 
 use bulkhead_network::control::Event;
 use guest::{DNS, GUEST, Guest, ROUTER, start};
-use smoltcp::socket::{dns, icmp, tcp, udp};
-use smoltcp::wire::{DnsQueryType, Icmpv4Packet, Icmpv4Repr, IpAddress};
+use smoltcp::socket::{icmp, tcp, udp};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress};
 
 type Tcp = tcp::Socket<'static>;
 
@@ -588,24 +588,6 @@ fn resolver(queries: usize, over_tcp: bool) -> (u16, thread::JoinHandle<Vec<Vec<
     (port, serving)
 }
 
-fn resolve(guest: &mut Guest, name: &str) -> Result<Vec<IpAddress>, dns::GetQueryResultError> {
-    let servers = [IpAddress::from(DNS)];
-    let queries: Vec<Option<dns::DnsQuery>> = vec![None];
-    let handle = guest.sockets.add(dns::Socket::new(&servers, queries));
-    let context = guest.interface.context();
-    let socket = guest.sockets.get_mut::<dns::Socket<'_>>(handle);
-    let query = socket.start_query(context, name, DnsQueryType::A).unwrap();
-    let result = guest.until("an answer", |guest| {
-        let socket = guest.get::<dns::Socket<'_>>(handle);
-        match socket.get_query_result(query) {
-            Err(dns::GetQueryResultError::Pending) => None,
-            result => Some(result.map(|addresses| addresses.to_vec())),
-        }
-    });
-    guest.sockets.remove(handle);
-    result
-}
-
 #[test]
 fn names_resolve_that_a_rule_speaks_of() {
     let (port, resolver) = resolver(1, false);
@@ -614,10 +596,10 @@ fn names_resolve_that_a_rule_speaks_of() {
         d.resolvers = vec![(Ipv4Addr::LOCALHOST, port).into()];
     });
     guest.configure();
-    let found = resolve(&mut guest, "a.example").unwrap();
+    let found = guest.resolve("a.example").unwrap();
     assert_eq!(found, [IpAddress::v4(192, 0, 2, 5)]);
-    assert!(resolve(&mut guest, "b.example").is_err());
-    assert!(resolve(&mut guest, "_http._tcp.a.example").is_err());
+    assert!(guest.resolve("b.example").is_err());
+    assert!(guest.resolve("_http._tcp.a.example").is_err());
     assert_eq!(
         resolver.join().unwrap().len(),
         1,
@@ -702,7 +684,7 @@ fn tls_asks_for_a_server_that_was_granted_or_is_reset() {
         d.hosts = vec!["a.example".into(), "b.example".into()];
     });
     guest.configure();
-    let found = resolve(&mut guest, "a.example").unwrap();
+    let found = guest.resolve("a.example").unwrap();
     assert_eq!(found, [IpAddress::from(ROUTER)]);
     let hello = client_hello("a.example");
     let (first, second) = hello.split_at(hello.len() / 2);
@@ -743,7 +725,7 @@ fn a_resolver_that_is_not_there_is_not_waited_for() {
         d.resolvers = vec![(Ipv4Addr::LOCALHOST, port).into()];
     });
     guest.configure();
-    assert!(resolve(&mut guest, "a.example").is_err());
+    assert!(guest.resolve("a.example").is_err());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! each reserves the most that it can cost before it is made, and settles when it is known what it
 //! did cost. A reservation whose cost never becomes known stays spent.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_models::{Budget, Money, Spent};
@@ -43,10 +44,14 @@ pub enum Exhausted {
     },
 }
 
+/// Who is told what is spent and reserved together, whenever that changes and before anybody acts on
+/// it.
+pub type Carry = Arc<dyn Fn(Spent) + Send + Sync>;
+
 /// The account of one partition.
-#[derive(Debug)]
 pub struct Account {
     limits: Budget,
+    carry: Option<Carry>,
     state: Mutex<State>,
 }
 
@@ -58,8 +63,9 @@ struct State {
 }
 
 impl Account {
-    /// An account of which `spent` is gone already.
-    pub fn new(limits: Budget, spent: Spent) -> Arc<Self> {
+    /// An account of which `spent` is gone already. What `carry` is told last is what the next account
+    /// begins with, however this one ends.
+    pub fn new(limits: Budget, spent: Spent, carry: Option<Carry>) -> Arc<Self> {
         let spent = Cost {
             tokens: spent.tokens,
             money: spent.money,
@@ -71,7 +77,17 @@ impl Account {
             reserved: Cost::default(),
             alerted,
         });
-        Arc::new(Self { limits, state })
+        Arc::new(Self {
+            limits,
+            carry,
+            state,
+        })
+    }
+
+    fn tell(&self, state: &State) {
+        if let Some(carry) = &self.carry {
+            carry(state.snapshot());
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -107,6 +123,7 @@ impl Account {
             }
         }
         state.reserved = state.reserved.plus(worst);
+        self.tell(&state);
         drop(state);
         Ok(Reservation {
             account: Arc::clone(self),
@@ -118,8 +135,7 @@ impl Account {
     /// What is spent, and what calls that have not ended may still cost. Handed to the account of
     /// the next process, nothing is forgotten.
     pub fn spent(&self) -> Spent {
-        let Cost { tokens, money } = self.state().taken();
-        Spent { tokens, money }
+        self.state().snapshot()
     }
 
     /// True once: when [`ALERT_PERCENT`] of a limit is spent for the first time.
@@ -143,6 +159,11 @@ fn alarming(limits: Budget, spent: Cost) -> bool {
 }
 
 impl State {
+    fn snapshot(&self) -> Spent {
+        let Cost { tokens, money } = self.taken();
+        Spent { tokens, money }
+    }
+
     fn taken(&self) -> Cost {
         self.spent.plus(self.reserved)
     }
@@ -167,12 +188,17 @@ impl Cost {
 }
 
 /// What one call has set aside. Dropped, it is spent.
-#[derive(Debug)]
 #[must_use = "a reservation that is dropped is spent"]
 pub struct Reservation {
     account: Arc<Account>,
     worst: Cost,
     open: bool,
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reservation").field(&self.worst).finish()
+    }
 }
 
 impl Reservation {
@@ -191,6 +217,7 @@ impl Reservation {
             let mut state = self.account.state();
             state.reserved = state.reserved.minus(self.worst);
             state.spent = state.spent.plus(actual);
+            self.account.tell(&state);
         }
     }
 }
@@ -215,7 +242,7 @@ mod tests {
 
     fn account(tokens: Option<u64>, micro_cents: Option<u64>) -> Arc<Account> {
         let money = micro_cents.map(Money::from_micro_cents);
-        Account::new(Budget { tokens, money }, Spent::default())
+        Account::new(Budget { tokens, money }, Spent::default(), None)
     }
 
     #[test]
@@ -249,6 +276,27 @@ mod tests {
             account.reserve(cost(0, 0)).is_ok(),
             "what costs nothing is always possible"
         );
+    }
+
+    #[test]
+    fn what_is_carried_on_is_never_less_than_what_may_be_spent() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let hears = told.clone();
+        let carry: Carry = Arc::new(move |spent: Spent| hears.lock().unwrap().push(spent.tokens));
+        let limits = Budget {
+            tokens: Some(100),
+            money: None,
+        };
+        let account = Account::new(limits, Spent::default(), Some(carry));
+        let first = account.reserve(cost(60, 0)).unwrap();
+        let second = account.reserve(cost(30, 0)).unwrap();
+        assert!(account.reserve(cost(11, 0)).is_err());
+        first.settle(cost(5, 0));
+        drop(second);
+        assert_eq!(*told.lock().unwrap(), [60, 90, 35, 35]);
+        let next = Account::new(limits, account.spent(), None);
+        assert!(next.reserve(cost(66, 0)).is_err());
+        assert!(next.reserve(cost(65, 0)).is_ok());
     }
 
     #[test]

@@ -2,16 +2,26 @@
 //! refusals. A call whose intent is not recorded is not made.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
+use tokio::sync::oneshot;
 
 /// The clear name of what is done.
 const ACTION: &str = "model.chat";
 
+/// Threads that wait for the ledger, which makes durable together what comes at once.
+const WAITERS: usize = 4;
+
+/// An entry, and who waits for it.
+type Job = (Entry, oneshot::Sender<Result<u64, RecordError>>);
+
 /// Records for one partition.
 pub(crate) struct Recording {
-    recorder: Arc<dyn Recorder>,
+    jobs: Sender<Job>,
     actor: String,
 }
 
@@ -27,8 +37,25 @@ pub(crate) fn detail<const N: usize>(pairs: [(&str, String); N]) -> Detail {
 }
 
 impl Recording {
-    pub(crate) fn new(recorder: Arc<dyn Recorder>, actor: String) -> Self {
-        Self { recorder, actor }
+    /// Records what `actor` does, by `recorder`, on threads that are there from the start: the
+    /// process may not be able to make any later.
+    pub(crate) fn start(recorder: &Arc<dyn Recorder>, actor: String) -> io::Result<Self> {
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let (began, begun) = channel();
+        for _ in 0..WAITERS {
+            let (recorder, queue, began) = (recorder.clone(), queue.clone(), began.clone());
+            let thread = thread::Builder::new().name("model records".to_owned());
+            thread.spawn(move || {
+                let _ = began.send(());
+                wait(&*recorder, &queue);
+            })?;
+        }
+        for _ in 0..WAITERS {
+            let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+            begun.recv().map_err(gone)?;
+        }
+        Ok(Self { jobs, actor })
     }
 
     /// A provider is about to be asked.
@@ -126,10 +153,22 @@ impl Recording {
             intent,
             detail,
         };
-        let recorder = Arc::clone(&self.recorder);
-        // A recorder waits for the disk, which other calls need not.
-        let recorded = tokio::task::spawn_blocking(move || recorder.record(&entry)).await;
-        recorded.unwrap_or_else(|error| Err(RecordError::NotWritten(error.to_string())))
+        let (heard, hear) = oneshot::channel();
+        let sent = self.jobs.send((entry, heard));
+        sent.map_err(|_| RecordError::WriterGone)?;
+        hear.await.unwrap_or(Err(RecordError::WriterGone))
+    }
+}
+
+/// Records what comes, until nobody can send any more.
+fn wait(recorder: &dyn Recorder, queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((entry, heard)) = next else {
+            return;
+        };
+        // Nobody waits any more where a call was given up.
+        let _ = heard.send(recorder.record(&entry));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The front of the router: what a guest may ask, read and checked, and to whom it goes.
 
 use std::error::Error;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::budget::{Account, Exhausted};
+use crate::budget::{Account, Carry, Exhausted};
 use crate::cache::Cache;
 use crate::call::{Attempt, Tried};
 use crate::chat::{Asked, Chat};
@@ -44,6 +45,8 @@ pub struct Outside {
     pub recorder: Arc<dyn Recorder>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Who keeps what is spent for the router that comes after this one.
+    pub carry: Option<Carry>,
     /// Where lines for people go: of refusals and failures.
     pub log: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -93,12 +96,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Router {
     /// A router that works with `models`.
-    pub fn new(models: Models, outside: Outside) -> Self {
+    ///
+    /// # Errors
+    /// The host gives no threads for the records.
+    pub fn new(models: Models, outside: Outside) -> io::Result<Self> {
         let standings = models.providers.iter().map(Standing::new).collect();
         let window = Window::new(models.requests_per_minute.into());
-        Self(Arc::new(Inner {
-            account: Account::new(models.budget, models.spent),
-            recording: Recording::new(Arc::clone(&outside.recorder), models.actor.clone()),
+        Ok(Self(Arc::new(Inner {
+            account: Account::new(models.budget, models.spent, outside.carry.clone()),
+            recording: Recording::start(&outside.recorder, models.actor.clone())?,
             standings: Mutex::new(standings),
             rate: Mutex::new(Rate {
                 window,
@@ -108,7 +114,7 @@ impl Router {
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             models,
             outside,
-        }))
+        })))
     }
 
     /// What was spent, calls that have not ended counted as dear as they can become.

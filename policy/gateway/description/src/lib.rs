@@ -53,6 +53,12 @@ pub const MAX_SECRET_BYTES: usize = 16 * 1024;
 pub const MAX_CERTIFICATES_BYTES: u64 = 4 * 1024 * 1024;
 /// Most files of certificates.
 pub const MAX_TRUST: usize = 16;
+/// The name under which a guest finds its models: the router's address, in plain HTTP.
+pub const MODEL_HOST: &str = "model.bulkhead";
+/// Port of [`MODEL_HOST`].
+pub const MODEL_PORT: u16 = 80;
+/// Largest file of models, in bytes.
+pub const MAX_MODELS_BYTES: u64 = 4 * 1024 * 1024;
 /// Most inbound forwards.
 pub const MAX_FORWARDS: usize = 64;
 /// Most resolvers.
@@ -110,6 +116,12 @@ pub struct NetworkDescription {
     /// Secrets, at most [`MAX_SECRETS`]; only with [`Self::web`].
     #[serde(default)]
     pub secrets: Vec<Secret>,
+    /// The models that the guest finds at [`MODEL_HOST`]; absent: none. Only with [`Self::ledger`].
+    #[serde(default)]
+    pub models: Option<ModelAccess>,
+    /// A socket to the ledger's writer, where acts are recorded before they are done.
+    #[serde(default)]
+    pub ledger: Option<Fd>,
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
@@ -153,6 +165,8 @@ impl NetworkDescription {
             quotas: Vec::new(),
             web: None,
             secrets: Vec::new(),
+            models: None,
+            ledger: None,
             loopback: Vec::new(),
             hosts: Vec::new(),
             forwards: Vec::new(),
@@ -160,6 +174,28 @@ impl NetworkDescription {
             jail,
         }
     }
+}
+
+/// Bytes of tokens and money in millionths of a cent, both little-endian.
+pub const SPENT_BYTES: usize = 16;
+
+/// What was spent on models, as a file has it.
+pub fn spent(tokens: u64, micro_cents: u64) -> [u8; SPENT_BYTES] {
+    let both = u128::from(tokens) | u128::from(micro_cents) << 64;
+    both.to_le_bytes()
+}
+
+/// The way to a partition's models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelAccess {
+    /// What the router of models works with, as JSON, to be read to the end: it has keys.
+    pub file: Fd,
+    /// TCP ports of the providers.
+    pub ports: Vec<u16>,
+    /// A file in which the gateway keeps what was spent, at its beginning, as [`spent`] has it: for
+    /// the gateway that comes after this one.
+    pub spent: Fd,
 }
 
 /// Checksums of TCP and UDP in frames to the guest. Those in frames from the guest are never

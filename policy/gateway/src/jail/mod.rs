@@ -18,7 +18,7 @@ use rustix::process::{
 };
 use rustix::thread::CapabilitySet;
 
-use crate::{dns, udp};
+use crate::{dns, models, udp};
 
 /// Newest Landlock ABI whose rights are denied. A host that knows fewer enforces those.
 const LANDLOCK_ABI: ABI = ABI::V6;
@@ -29,6 +29,9 @@ const OTHER_DESCRIPTORS: u64 = 32;
 
 /// Descriptors of a connection that the proxy has: the guest's, and some to the server.
 const PER_WEB_CONNECTION: usize = 16;
+
+/// Descriptors of a connection that the router of models has: the guest's, and one to a provider.
+const PER_MODEL_CONNECTION: usize = 2;
 
 /// The jail could not be entered.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +100,7 @@ pub fn enter(description: &NetworkDescription) -> Result<Entered, JailError> {
     if getppid() != supervisor {
         return Err(JailError::Orphaned);
     }
-    if !description.secrets.is_empty() {
+    if !description.secrets.is_empty() || description.models.is_some() {
         // Nobody of the same user reads its memory.
         let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
         entered.note("user", hidden.map_err(io::Error::from))?;
@@ -173,6 +176,7 @@ fn ports(description: &NetworkDescription) -> Option<Vec<u16>> {
     }
     let services = description.loopback.iter().map(|service| service.host_port);
     ports.extend(services);
+    ports.extend(description.models.iter().flat_map(|models| &models.ports));
     ports.extend(description.resolvers.iter().map(|resolver| resolver.port()));
     Some(ports)
 }
@@ -185,7 +189,12 @@ fn limit(description: &NetworkDescription) -> io::Result<()> {
         Some(_) => bulkhead_proxy::MAX_CONNECTIONS * PER_WEB_CONNECTION,
         None => 0,
     };
-    let needed = (flows + web) as u64 + description.forwards.len() as u64 + OTHER_DESCRIPTORS;
+    let models = match description.models {
+        Some(_) => models::MAX_CONNECTIONS * PER_MODEL_CONNECTION,
+        None => 0,
+    };
+    let needed =
+        (flows + web + models) as u64 + description.forwards.len() as u64 + OTHER_DESCRIPTORS;
     let possible = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     for (resource, value) in [
         (Resource::Core, 0),

@@ -149,8 +149,9 @@ impl<H: Host> Tcp<H> {
             }
         };
         core.stats.tcp_out += 1;
-        let opened = match route.web {
-            true => {
+        let opened = match (route.models, route.web) {
+            (true, _) => core.host.hand_to_models(token),
+            (false, true) => {
                 let address = (key.address != core.config.router).then_some(key.address);
                 let flow = Web {
                     to: route.to,
@@ -160,7 +161,7 @@ impl<H: Host> Tcp<H> {
                 };
                 core.host.hand_over(flow, token)
             }
-            false => core.host.connect(route.to, token),
+            (false, false) => core.host.connect(route.to, token),
         };
         match opened {
             Ok(stream) => {

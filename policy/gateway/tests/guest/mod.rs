@@ -19,8 +19,8 @@ use rustix::net::{
 };
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
-use smoltcp::socket::{AnySocket, dhcpv4, tcp};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::socket::{AnySocket, dhcpv4, dns, tcp};
+use smoltcp::wire::{DnsQueryType, EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -317,6 +317,25 @@ impl Guest {
         });
         self.sockets.remove(handle);
         config
+    }
+
+    /// Asks the DNS server for the addresses of `name`.
+    pub fn resolve(&mut self, name: &str) -> Result<Vec<IpAddress>, dns::GetQueryResultError> {
+        let servers = [IpAddress::from(DNS)];
+        let queries: Vec<Option<dns::DnsQuery>> = vec![None];
+        let handle = self.sockets.add(dns::Socket::new(&servers, queries));
+        let context = self.interface.context();
+        let socket = self.sockets.get_mut::<dns::Socket<'_>>(handle);
+        let query = socket.start_query(context, name, DnsQueryType::A).unwrap();
+        let result = self.until("an answer", |guest| {
+            let socket = guest.get::<dns::Socket<'_>>(handle);
+            match socket.get_query_result(query) {
+                Err(dns::GetQueryResultError::Pending) => None,
+                result => Some(result.map(|addresses| addresses.to_vec())),
+            }
+        });
+        self.sockets.remove(handle);
+        result
     }
 
     /// Sends bytes as a frame.

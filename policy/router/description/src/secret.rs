@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// A key's value.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
 pub struct KeyValue(Zeroizing<String>);
 
 impl KeyValue {
@@ -23,9 +23,10 @@ impl From<String> for KeyValue {
     }
 }
 
-impl From<KeyValue> for String {
-    fn from(value: KeyValue) -> Self {
-        value.0.as_str().to_owned()
+impl Serialize for KeyValue {
+    /// Without a copy that nobody would wipe.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -254,10 +254,11 @@ impl World {
             tls: Arc::new(tls),
             recorder: Arc::clone(&memory) as Arc<dyn Recorder>,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            carry: None,
             log: Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
         };
         Self {
-            router: Router::new(models, outside),
+            router: Router::new(models, outside).unwrap(),
             memory,
             clock,
             log,
