@@ -6,9 +6,10 @@ use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::process::{Process, packet_pair};
+use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
 use bulkhead_machine::{Fd, Jail};
-use bulkhead_manifest::{Network, Owner, Share, is_reserved_directory};
+use bulkhead_manifest::{Network, Owner, SecretBinding, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
 use bulkhead_network::{Forward, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
@@ -94,7 +95,7 @@ pub(crate) fn network(
     partition: &str,
     device: &str,
     network: &Network,
-    authority: Option<Authority>,
+    (authority, secrets): (Option<Authority>, &[PartitionSecret]),
     jail: Jail,
 ) -> Result<(OwnedFd, Ready), Error> {
     let (theirs, link) = packet_pair()?;
@@ -112,6 +113,19 @@ pub(crate) fn network(
         description.web = Some(Web {
             authority: descriptors.keep(authority.into_descriptor()),
             trust: trust.map(|file| descriptors.keep(file)).collect(),
+        });
+    }
+    for secret in secrets {
+        let SecretBinding {
+            host, header, path, ..
+        } = &secret.target;
+        description.secrets.push(bulkhead_network::Secret {
+            name: secret.name.to_string(),
+            placeholder: secret.placeholder.clone(),
+            value: descriptors.keep(secrets::file(secret)?),
+            host: host.clone(),
+            header: header.clone(),
+            paths: path.iter().cloned().collect(),
         });
     }
     description.loopback.clone_from(&network.loopback);
@@ -279,6 +293,34 @@ mod tests {
             resolvers(&text.repeat(10)).len(),
             bulkhead_network::MAX_RESOLVERS
         );
+    }
+
+    #[test]
+    fn a_gateway_has_secrets_that_its_description_does_not_say() {
+        let agent = secrets::tests::agent(
+            "\"net.connect:api.example.com:443\", \"secret.use:peer\"",
+            vec![secrets::tests::binding("peer", true)],
+        );
+        let bound = crate::Secrets::default().resolve("web", &agent).unwrap();
+        let bulkhead_manifest::DeviceKind::Network(plan) = &agent.devices[0].kind else {
+            panic!("a network")
+        };
+        let (_link, ready) = network("agent", "net0", plan, (None, &bound), Jail::Full).unwrap();
+        let text = String::from_utf8(ready.description).unwrap();
+        assert!(!text.contains(str::from_utf8(bound[0].value.expose()).unwrap()));
+        let description: NetworkDescription = serde_json::from_str(&text).unwrap();
+        let [secret] = &description.secrets[..] else {
+            panic!("{text}")
+        };
+        assert_eq!(secret.placeholder, bound[0].placeholder);
+        assert_eq!(
+            (secret.host.as_str(), secret.header.as_str()),
+            ("api.example.com", "authorization")
+        );
+        let mut descriptors = ready.descriptors.into_iter();
+        let file = descriptors.find(|descriptor| descriptor.as_raw_fd() == secret.value.0);
+        let value = std::io::read_to_string(fs::File::from(file.unwrap())).unwrap();
+        assert_eq!(value.as_bytes(), bound[0].value.expose());
     }
 
     #[test]

@@ -30,6 +30,12 @@ pub(crate) enum Request {
     Halt,
     /// Let every partition that was halted go on. The answer is a [`SystemRecord`].
     GoOn,
+    /// Whose is this token, which was made for one start of a partition? The answer is a
+    /// [`TokenOwner`], or nothing.
+    Whose {
+        /// The token.
+        token: String,
+    },
     /// Something with one partition. The answer is an [`Answer`].
     Partition {
         /// Its name.
@@ -76,6 +82,15 @@ pub enum Act {
         /// Its absolute path.
         file: PathBuf,
     },
+}
+
+/// Who holds a token that was made for one start of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenOwner {
+    /// The partition, with its system before it.
+    pub partition: String,
+    /// The secret that it was made for.
+    pub secret: String,
 }
 
 /// A device as it was typed, still unchecked.
@@ -198,6 +213,20 @@ pub fn act(found: &Found, partition: &str, act: Act) -> Result<Answer, Error> {
         act,
     };
     ask(found, &request, patience).ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
+/// Whose a token is that was made for one start of a partition; nothing where it is not of this
+/// system, or is good no more.
+///
+/// # Errors
+/// The supervisor does not answer.
+pub fn whose(found: &Found, token: &str) -> Result<Option<TokenOwner>, Error> {
+    if found.standing == Standing::Finished {
+        return Ok(None);
+    }
+    let token = token.to_owned();
+    let answer = ask(found, &Request::Whose { token }, PATIENCE);
+    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,15 @@
 //! What of a manifest nobody holds a partition to yet: it is refused, not ignored.
 
 use crate::error::Error;
-use bulkhead_manifest::Partition;
+use bulkhead_manifest::{Kernel, LinuxBoot, Partition};
+
+/// Whether the guest learns of environment variables.
+fn tells_environment(partition: &Partition) -> bool {
+    let Kernel::Linux { boot, .. } = &partition.kernel else {
+        return false;
+    };
+    matches!(boot, LinuxBoot::Command(_))
+}
 
 /// Refuses a partition whose mandate says something that nothing would enforce.
 pub(crate) fn check(partition: &Partition) -> Result<(), Error> {
@@ -10,8 +18,9 @@ pub(crate) fn check(partition: &Partition) -> Result<(), Error> {
     };
     let budget = mandate.budget.amounts();
     let amount = budget.into_iter().find(|(_, amount)| amount.is_some());
-    let what = if !mandate.secrets.is_empty() {
-        "secrets".to_owned()
+    let has_variable = mandate.secrets.iter().any(|secret| secret.env.is_some());
+    let what = if has_variable && !tells_environment(partition) {
+        "secrets.env of a partition without a command".to_owned()
     } else if mandate.tool_limits.is_some() {
         "tools.limits".to_owned()
     } else if let Some((key, _)) = amount {

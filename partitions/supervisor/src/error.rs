@@ -21,6 +21,9 @@ const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 /// Why the supervisor refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A partition's secrets.
+    #[error(transparent)]
+    Secret(bulkhead_vault::VaultError),
     /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm: {}", reason(.0))]
     Kvm(io::Error),
@@ -375,6 +378,7 @@ impl Error {
             Self::StateDirUnsafe { .. } => "state-dir-unsafe",
             Self::AlreadyRunning(_) => "already-running",
             Self::Halted => "halted",
+            Self::Secret(error) => error.code(),
             Self::NoSuchSystem(_) => "no-such-system",
             Self::NoSuchLog { .. } => "no-such-log",
             Self::NotRunning(_) => "not-running",
@@ -456,6 +460,7 @@ impl Error {
                 return Some(format!("end it with `bulkhead down {name}`"));
             }
             Self::Halted => HALTED_HELP,
+            Self::Secret(error) => return error.help(),
             Self::NoAnswer(_) => "it may have just ended: see `bulkhead ps`",
             Self::NoSuchSystem(_) | Self::NotRunning(_) => "list them with `bulkhead ps`",
             Self::NoSuchLog { .. } => {

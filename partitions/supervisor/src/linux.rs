@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::initramfs::Initramfs;
 use crate::library::{Library, LibraryFile};
+use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
 use bulkhead_capability::CapabilityName;
 use bulkhead_guest_agent::{AGENT_PATH, SPEC_PATH, Spec};
@@ -119,6 +120,8 @@ pub(crate) struct Agent<'a> {
     pub(crate) announce: bool,
     /// Whom programs are to trust.
     pub(crate) authority: Option<&'a Authority>,
+    /// Its secrets, of which the guest gets placeholders.
+    pub(crate) secrets: &'a [PartitionSecret],
 }
 
 /// The initial RAM filesystem.
@@ -146,7 +149,7 @@ pub(crate) fn initramfs(
         archive.copy(&module, &name, 0o644)?;
         paths.push(format!("/{name}"));
     }
-    let mut env = program.env.clone();
+    let mut env = secrets::with_placeholders(program.env.clone(), agent.secrets);
     if let Some(authority) = agent.authority {
         let certificate = authority.certificate.as_bytes();
         archive.file(web::CERTIFICATE, 0o644, certificate)?;

@@ -10,6 +10,7 @@ use crate::files::open_regular;
 use crate::initramfs::Initramfs;
 use crate::library::Library;
 use crate::linux;
+use crate::secrets::PartitionSecret;
 use crate::tap::open_tap;
 use crate::vsock::Vsock;
 use crate::web::{self, Authority};
@@ -52,6 +53,8 @@ pub(crate) struct Opened<'o> {
     vsock_connector: Option<OwnedFd>,
     /// Of the partition that is looked at, until its gateway has it.
     authority: Option<Authority>,
+    /// Its secrets.
+    pub(crate) secrets: Vec<PartitionSecret>,
 }
 
 /// Opens `/dev/kvm`.
@@ -87,6 +90,7 @@ impl<'o> Opened<'o> {
             vsock: None,
             vsock_connector: None,
             authority: None,
+            secrets: Vec::new(),
         }
     }
 
@@ -185,6 +189,7 @@ impl Descriptors for Opened<'_> {
                     tty: self.tty,
                     announce: self.input,
                     authority: authority.as_ref(),
+                    secrets: &self.secrets,
                 };
                 let archive = linux::initramfs(partition, program, self.library, agent)?.into();
                 self.authority = authority;
@@ -219,7 +224,8 @@ impl Descriptors for Opened<'_> {
             Want::Network(device, network) => {
                 let authority = self.authority(partition)?;
                 let name = &partition.name;
-                let (link, ready) = backend::network(name, device, network, authority, self.jail)?;
+                let (link, ready) =
+                    backend::network(name, device, network, (authority, &self.secrets), self.jail)?;
                 self.backends.push(ready);
                 link
             }

@@ -18,6 +18,7 @@ use crate::library::Library;
 use crate::lifecycle::{Lifecycle, State};
 use crate::open::open_kvm;
 use crate::record::SystemRecord;
+use crate::secrets::Secrets;
 use crate::state_dir::{StateRoot, SystemDir};
 use bulkhead_cpu::HostCpu;
 use bulkhead_machine::Jail;
@@ -60,6 +61,8 @@ pub struct Options {
     pub jail: Jail,
     /// Leave the logs when the system has ended by itself.
     pub keep_logs: bool,
+    /// Where secrets come from.
+    pub secrets: Arc<Secrets>,
     /// A listening stream socket on which every partition waits for a debugger.
     pub gdb: Option<Arc<OwnedFd>>,
 }

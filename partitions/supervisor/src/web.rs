@@ -48,6 +48,10 @@ pub(crate) struct Authority {
 pub(crate) fn is_needed(partition: &Partition) -> bool {
     let narrowed =
         |constraints: &Constraints| constraints.http.is_some() || !constraints.quotas.is_empty();
+    let mandate = partition.mandate.as_ref();
+    if mandate.is_some_and(|mandate| !mandate.secrets.is_empty()) {
+        return true;
+    }
     partition.devices.iter().any(|device| match &device.kind {
         DeviceKind::Network(network) => {
             let mut grants = network.connect.iter();

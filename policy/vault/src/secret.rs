@@ -7,7 +7,7 @@ use std::str::FromStr;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Most bytes of a value.
-pub const MAX_VALUE_BYTES: usize = 32 * 1024;
+pub const MAX_VALUE_BYTES: usize = 16 * 1024;
 /// Most bytes of a name.
 const MAX_NAME_BYTES: usize = 64;
 

@@ -7,6 +7,7 @@ use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND
 use crate::gdb;
 use crate::policy;
 use crate::recorder;
+use crate::secret;
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{
@@ -69,6 +70,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         jail,
         keep_logs: false,
         gdb: gdb.as_ref().map(|gdb| gdb.socket.clone()),
+        secrets: secret::of(&system)?,
     };
     if let Some(gdb) = &gdb {
         // Without anybody to read it, they know already.

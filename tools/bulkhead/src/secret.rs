@@ -4,7 +4,9 @@
 use crate::cli::ListFormat;
 use crate::failure::Failure;
 use crate::{prompt, ps, recorder, table};
+use bulkhead_manifest::{Mandate, System};
 use bulkhead_places::Place;
+use bulkhead_supervisor::{Secrets, StateRoot};
 use bulkhead_vault::{
     Editor, KeyMaterial, Listed, MAX_VALUE_BYTES, Secret, SecretName, Vault, VaultError,
 };
@@ -15,6 +17,7 @@ use std::env;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Names the file that holds the vault's key.
@@ -54,6 +57,8 @@ enum SecretCommand {
         /// What it is called
         name: String,
     },
+    /// Say which partition holds a token that was made for it; the token comes from standard input
+    Whose,
     /// Seal the vault anew, for another key
     Rekey {
         /// Where the new key is: file:PATH, keyring or prompt
@@ -111,6 +116,7 @@ pub(crate) fn run(args: &SecretArgs) -> Result<(), Failure> {
             let ledger = recorder::open()?;
             Ok(Editor::open(&place, &key, &ledger)?.remove(&name)?)
         }
+        SecretCommand::Whose => whose(),
         SecretCommand::Rekey { to } => {
             let old = existing_key(&place, source)?;
             let new = read_key(to, "new passphrase of the vault", true)?;
@@ -118,6 +124,40 @@ pub(crate) fn run(args: &SecretArgs) -> Result<(), Failure> {
             Ok(Editor::open(&place, &old, &ledger)?.rekey(&new)?)
         }
     }
+}
+
+/// For whatever accepts such tokens: which partition has it, as long as that runs.
+fn whose() -> Result<(), Failure> {
+    let token = prompt::read_line(MAX_PASSPHRASE)?;
+    let token = String::from_utf8_lossy(token.expose());
+    for system in StateRoot::locate()?.list()? {
+        // One that ends just now has no tokens any more.
+        if let Ok(Some(owner)) = bulkhead_supervisor::whose(&system, &token) {
+            return crate::print(format!("{} {}\n", owner.partition, owner.secret).as_bytes());
+        }
+    }
+    let failure = Failure::new("no-such-token", "no partition that runs holds this token");
+    Err(failure.status(1))
+}
+
+/// Where the secrets of a system come from: the vault, if one of its partitions asks for something
+/// in there. Nobody is asked for a key that nothing needs.
+pub(crate) fn of(system: &System) -> Result<Arc<Secrets>, Failure> {
+    let mandates = system
+        .partitions
+        .iter()
+        .filter_map(|one| one.mandate.as_ref());
+    let kept = |mandate: &Mandate| mandate.secrets.iter().any(|secret| !secret.ephemeral);
+    if !mandates.into_iter().any(kept) {
+        return Ok(Arc::default());
+    }
+    let place = Vault::place(&Place::data()?);
+    let vault = match Vault::exists(&place)? {
+        true => Some(Vault::open(&place, &key(None, false)?)?),
+        // As good as one that lacks what they ask for.
+        false => None,
+    };
+    Ok(Arc::new(Secrets::new(vault)))
 }
 
 /// No core file of this process, and no other process of this user that reads its memory.

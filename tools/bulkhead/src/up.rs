@@ -2,7 +2,7 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::{input, policy, run, signals};
+use crate::{input, policy, run, secret, signals};
 use bulkhead_manifest::{MAX_BYTES, System, Validated, parse_with};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
@@ -28,6 +28,8 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
     }
     let library = Library::find()?;
     let root = StateRoot::locate()?;
+    // Before we leave the terminal, on which somebody may have to be asked.
+    let secrets = secret::of(&system)?;
     let signals = signals::catch()?;
     let consoles = if args.in_background {
         // The session of whoever typed the command is not ours to be in.
@@ -43,6 +45,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         jail: args.jail.into(),
         keep_logs: args.in_background,
         gdb: None,
+        secrets,
     };
     raise_open_files();
     let supervisor = Supervisor::start(&system, &root, &library, options)?;

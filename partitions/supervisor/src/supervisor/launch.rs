@@ -15,6 +15,7 @@ use crate::vsock::Vsock;
 use bulkhead_cpu::HostCpu;
 use bulkhead_machine::MachineDescription;
 use bulkhead_manifest::Partition;
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -84,6 +85,14 @@ impl Launcher {
         })
     }
 
+    /// The system's name.
+    pub(super) fn system(&self) -> Cow<'_, str> {
+        self.directory
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+    }
+
     /// Opens everything that the partition's processes need; `streams` are the VMM's ends of its
     /// console.
     pub(super) fn prepare(
@@ -114,16 +123,13 @@ impl Launcher {
             gdb: self.options.gdb.as_deref().map(duplicate).transpose()?,
         };
         let mut opened = Opened::new(&self.library, &self.directory, given, settings);
+        opened.secrets = self.options.secrets.resolve(&self.system(), partition)?;
         let mut description = compile(partition, settings, cpuid, &mut opened)?;
         if let Some(network) = &self.network {
             description.network_namespace = Some(opened.keep(duplicate(network)?));
         }
         let whose = tools::Whose {
-            system: &self
-                .directory
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy(),
+            system: &self.system(),
             partition,
             started: self.started,
             jail: self.options.jail,

@@ -274,6 +274,7 @@ impl Member {
         let how = self.vmm.process.reap();
         self.abandon();
         self.backends.clear();
+        launcher.options.secrets.end(&self.system, self.name());
         self.vsock = None;
         let unsaid = if self.asked_to_stop {
             End::Ended(Ended::Stopped)

@@ -117,6 +117,7 @@ impl House {
             jail: Jail::None,
             keep_logs,
             gdb: None,
+            secrets: Arc::default(),
         };
         let cpu = HostCpu::from_iter([]);
         let (root, library) = (&self.root, &self.library);

@@ -231,6 +231,9 @@ impl Supervisor {
                 reply(&client, &self.record(false));
                 return Some(Cause::Request);
             }
+            Request::Whose { token } => {
+                reply(&client, &self.launcher.options.secrets.whose(&token))
+            }
             Request::Halt => self.halt(client),
             Request::GoOn => {
                 self.go_on();
