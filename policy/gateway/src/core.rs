@@ -13,6 +13,7 @@ use crate::chatter::Chatter;
 use crate::config::Config;
 use crate::frame::Packet;
 use crate::host::Host;
+use crate::journal::Journal;
 use crate::outbox::Outbox;
 use crate::rules::{Refusal, Rules};
 use crate::schedule::Schedule;
@@ -36,6 +37,8 @@ pub(crate) struct Core<H: Host> {
     pub schedule: Schedule,
     /// Lines for people.
     pub chatter: Chatter,
+    /// Records.
+    pub journal: Journal,
     /// Counters.
     pub stats: Stats,
     /// The time, since the start; the same while one thing is dealt with.
@@ -157,10 +160,15 @@ impl<H: Host> Core<H> {
         });
     }
 
-    /// Counts a refused flow, and says so.
+    /// Counts a refused flow, and says so, to the ledger as well.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
         self.stats.refused += 1;
-        self.chatter.say(self.now, format_args!("{refusal}"));
+        // As often as people are told: a flood must not fill the ledger.
+        if self.chatter.say(self.now, format_args!("{refusal}")) {
+            let reason = refusal.to_string();
+            self.journal
+                .refusal("net.connect", &refusal.object(), &reason);
+        }
     }
 
     /// Counts a flow for which there is no room, and says so.

@@ -17,6 +17,7 @@ use crate::dhcp;
 use crate::dns::{self, Dns};
 use crate::frame::{self, Frame, Packet};
 use crate::host::{Host, Readiness};
+use crate::journal::Journal;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
 use crate::schedule::Schedule;
@@ -54,6 +55,7 @@ impl<H: Host> Gateway<H> {
                 outbox: Outbox::new(config.own_mac, config.guest_mac),
                 schedule: Schedule::default(),
                 chatter,
+                journal: Journal::default(),
                 stats: Stats::default(),
                 now: Instant::ZERO,
                 config,
@@ -64,6 +66,22 @@ impl<H: Host> Gateway<H> {
     /// The host's side.
     pub fn host(&mut self) -> &mut H {
         &mut self.core.host
+    }
+
+    /// Records flows there from now on.
+    pub(crate) fn set_journal(&mut self, journal: Journal) {
+        self.core.journal = journal;
+    }
+
+    /// Something was recorded: those who waited for it go on.
+    fn recorded(&mut self) {
+        let core = &mut self.core;
+        for (token, act) in core.journal.take() {
+            match token.kind {
+                Kind::Tcp => self.tcp.recorded(core, token, act),
+                _ => self.udp.recorded(core, token, act),
+            }
+        }
     }
 
     /// The counters.
@@ -107,6 +125,7 @@ impl<H: Host> Gateway<H> {
             Kind::Tcp => self.tcp.event(core, token, ready),
             Kind::Udp => self.udp.event(core, token, ready),
             Kind::Dns => self.dns.event(core, token),
+            Kind::Records => self.recorded(),
             Kind::Link | Kind::Control => {}
         }
     }

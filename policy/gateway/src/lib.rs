@@ -22,6 +22,7 @@ mod frame;
 mod gateway;
 pub mod host;
 pub mod jail;
+mod journal;
 mod models;
 mod outbox;
 mod process;

@@ -14,6 +14,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use bulkhead_proxy::Records;
 use bulkhead_proxy::quota::Quotas;
 use bulkhead_record::{Client, Recorder};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::chatter::Chatter;
 use crate::control::{self, Request};
@@ -21,6 +22,7 @@ use crate::descriptors::{self, Descriptors};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::jail;
+use crate::journal::Journal;
 use crate::models;
 use crate::sockets::Sockets;
 use crate::table::Kind;
@@ -116,15 +118,23 @@ fn set_up(
     let recorder = recorder.map(|client| Arc::new(client) as Arc<dyn Recorder>);
     let sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
     let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
+    let wake = match &recorder {
+        Some(_) => {
+            let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+            Some(wake.map_err(|errno| Error::Setup(errno.into()))?)
+        }
+        None => None,
+    };
     let jail = jail::enter(description)?;
     // Threads come to be inside the jail, and before the layer that lets nobody make any.
+    let mut records = Records::default();
+    if let (Some(recorder), Some(wake)) = (&recorder, wake) {
+        let actor = description.actor.as_ref().unwrap_or(&description.name);
+        records = Records::start(recorder, actor).map_err(Error::Setup)?;
+        gateway.host().hear_records(&wake).map_err(Error::Setup)?;
+        gateway.set_journal(Journal::new(records.clone(), wake));
+    }
     if let Some(web) = web {
-        let records = match &recorder {
-            Some(recorder) => {
-                Records::start(recorder, &description.name).map_err(web::WebError::Start)?
-            }
-            None => Records::default(),
-        };
         let web = web.start(records, chatter())?;
         gateway.host().set_web(web);
     }

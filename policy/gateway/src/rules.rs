@@ -110,10 +110,30 @@ pub(crate) struct Route {
     pub models: bool,
     /// What its bytes are counted against, where the proxy does not.
     pub quotas: Vec<usize>,
+    /// What allows it, for records.
+    pub grant: String,
 }
 
 /// Names for which an address was granted.
 pub(crate) type Names = Box<[String]>;
+
+impl Refusal {
+    /// What was refused, for records.
+    pub(crate) fn object(&self) -> String {
+        match self {
+            Self::NoRule {
+                protocol, to, port, ..
+            }
+            | Self::Denied { protocol, to, port }
+            | Self::Exhausted {
+                protocol, to, port, ..
+            } => format!("{protocol} {to}:{port}"),
+            Self::NoService { protocol, port } => format!("{protocol} of the host's port {port}"),
+            Self::Unreachable { to } => to.to_string(),
+            Self::ServerName { to, port, .. } => format!("tcp {to}:{port}"),
+        }
+    }
+}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -239,12 +259,17 @@ impl Rules {
                     })?;
                 }
             }
+            let grant = match grants.first() {
+                Some(grant) => format!("net.connect:{}", grant.rule),
+                None => format!("net.loopback:{protocol}:{port}"),
+            };
             Ok(Route {
                 to: socket,
                 names,
                 web,
                 models: false,
                 quotas,
+                grant,
             })
         };
         if to == config.router && self.models && (protocol, port) == (Protocol::Tcp, MODEL_PORT) {
@@ -254,6 +279,7 @@ impl Rules {
                 web: false,
                 models: true,
                 quotas: Vec::new(),
+                grant: "model.chat".to_owned(),
             });
         }
         if to == config.router {

@@ -92,6 +92,11 @@ impl Sockets {
         Ok((own, other))
     }
 
+    /// Hears of what was recorded by this eventfd from now on.
+    pub(crate) fn hear_records(&self, wake: impl AsFd) -> io::Result<()> {
+        self.add(wake, Token::lone(Kind::Records, 0))
+    }
+
     fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(token.pack());

@@ -18,6 +18,8 @@ pub enum Kind {
     Udp,
     /// A DNS query.
     Dns,
+    /// What was recorded.
+    Records,
 }
 
 /// Names an entry of a table, and no later entry in the same place: what an event of the host was
@@ -62,6 +64,7 @@ impl Token {
             Kind::Tcp => 3,
             Kind::Udp => 4,
             Kind::Dns => 5,
+            Kind::Records => 6,
         };
         kind << 60 | u64::from(self.generation) << 32 | u64::from(self.place)
     }
@@ -75,6 +78,7 @@ impl Token {
             3 => Kind::Tcp,
             4 => Kind::Udp,
             5 => Kind::Dns,
+            6 => Kind::Records,
             _ => return None,
         };
         let generation = packed >> 32 & ((1 << GENERATION_BITS) - 1);
@@ -207,6 +211,7 @@ mod tests {
         fn tokens_pack_and_unpack(place: u32, generation in 0_u32..1 << GENERATION_BITS) {
             for kind in [
                 Kind::Link, Kind::Control, Kind::Listener, Kind::Tcp, Kind::Udp, Kind::Dns,
+                Kind::Records,
             ] {
                 let token = Token { kind, place, generation };
                 prop_assert_eq!(Token::unpack(token.pack()), Some(token));

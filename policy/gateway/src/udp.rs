@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::Protocol;
 use bulkhead_proxy::quota::Exhausted;
+use bulkhead_proxy::records::Act;
+use bulkhead_record::RecordError;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
 
@@ -34,7 +36,13 @@ struct Key {
 struct Flow<D> {
     key: Key,
     slot: Slot,
-    socket: D,
+    /// None until its intent is on record.
+    socket: Option<D>,
+    /// Where it is to lead, and the first datagram, until then.
+    held: Option<(SocketAddr, Vec<u8>)>,
+    /// Its intent, and the bytes out and in since.
+    act: Option<Act>,
+    bytes: (u64, u64),
     heard: Instant,
     /// What its bytes are counted against.
     quotas: Vec<usize>,
@@ -75,9 +83,11 @@ impl<H: Host> Udp<H> {
             address,
             port,
         };
-        let token = match self.by_key.get(&key) {
-            Some(token) => *token,
-            None => match self.open(core, key) {
+        let known = self.by_key.get(&key).copied();
+        let first = known.is_none();
+        let token = match known {
+            Some(token) => token,
+            None => match self.open(core, key, payload) {
                 Some(token) => token,
                 None => return,
             },
@@ -90,14 +100,21 @@ impl<H: Host> Udp<H> {
             exhausted(core, key, what);
             return;
         }
-        match flow.socket.send(payload) {
-            Ok(()) => core.stats.bytes_out += payload.len() as u64,
-            Err(error) => report(core, key, &error),
+        match &mut flow.socket {
+            Some(socket) => match socket.send(payload) {
+                Ok(()) => {
+                    core.stats.bytes_out += payload.len() as u64;
+                    flow.bytes.0 += payload.len() as u64;
+                }
+                Err(error) => report(core, key, &error),
+            },
+            // The first waits; programs send the others again.
+            None => core.stats.dropped_out += u64::from(!first),
         }
     }
 
     /// A new flow, if a rule allows it.
-    fn open(&mut self, core: &mut Core<H>, key: Key) -> Option<Token> {
+    fn open(&mut self, core: &mut Core<H>, key: Key, first: &[u8]) -> Option<Token> {
         let (config, now) = (&core.config, core.now);
         let allowed = core
             .rules
@@ -116,17 +133,29 @@ impl<H: Host> Udp<H> {
             core.stats.full += 1;
             self.close(core, oldest);
         }
-        let socket = match core.host.datagrams(route.to, self.flows.next()?) {
-            Ok(socket) => socket,
-            Err(error) => {
-                report(core, key, &error);
-                return None;
-            }
+        let next = self.flows.next()?;
+        let recorded = core.journal.is_kept();
+        let socket = match recorded {
+            true => None,
+            false => match core.host.datagrams(route.to, next) {
+                Ok(socket) => Some(socket),
+                Err(error) => {
+                    report(core, key, &error);
+                    return None;
+                }
+            },
         };
+        if recorded {
+            let object = format!("udp {}:{}", key.address, key.port);
+            core.journal.begin(next, &object, &route.grant);
+        }
         let flow = Flow {
             key,
             slot: Slot::default(),
             socket,
+            held: recorded.then(|| (route.to, first.to_vec())),
+            act: None,
+            bytes: (0, 0),
             heard: now,
             quotas: route.quotas,
         };
@@ -136,6 +165,54 @@ impl<H: Host> Udp<H> {
         core.stats.udp_flows += 1;
         self.by_key.insert(key, token);
         Some(token)
+    }
+
+    /// A flow's intent is on record, or could not be recorded.
+    pub(crate) fn recorded(
+        &mut self,
+        core: &mut Core<H>,
+        token: Token,
+        act: Result<Act, RecordError>,
+    ) {
+        let Some(flow) = self.flows.get_mut(token) else {
+            if let Ok(act) = act {
+                core.journal.outcome(&act, Some("it made room"), (0, 0));
+            }
+            return;
+        };
+        let key = flow.key;
+        let Some((to, first)) = flow.held.take() else {
+            return;
+        };
+        let opened = match act {
+            Ok(act) => {
+                flow.act = Some(act);
+                core.host.datagrams(to, token)
+            }
+            Err(error) => {
+                let (to, port) = (key.address, key.port);
+                core.stats.refused += 1;
+                let text = format_args!("refused udp to {to}:{port}: {error}");
+                core.chatter.say(core.now, text);
+                Err(ErrorKind::ConnectionRefused.into())
+            }
+        };
+        let sent = opened.and_then(|mut socket| {
+            socket.send(&first)?;
+            Ok(socket)
+        });
+        match sent {
+            Ok(socket) => {
+                core.stats.bytes_out += first.len() as u64;
+                flow.bytes.0 += first.len() as u64;
+                flow.socket = Some(socket);
+                core.schedule.wake(token, &mut flow.slot);
+            }
+            Err(error) => {
+                report(core, key, &error);
+                self.close(core, token);
+            }
+        }
     }
 
     /// The host told that something became possible.
@@ -173,7 +250,10 @@ impl<H: Host> Udp<H> {
                 core.schedule.stall(token, &mut flow.slot);
                 return;
             }
-            let len = match flow.socket.receive(&mut self.buffer) {
+            let Some(socket) = &mut flow.socket else {
+                return;
+            };
+            let len = match socket.receive(&mut self.buffer) {
                 Ok(len) => len,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -187,6 +267,7 @@ impl<H: Host> Udp<H> {
                 continue;
             }
             core.stats.bytes_in += len as u64;
+            flow.bytes.1 += len as u64;
             let to = (core.config.guest, key.guest_port);
             let payload = self.buffer.get(..len).unwrap_or_default();
             core.send_udp((key.address, key.port), to, payload);
@@ -198,6 +279,10 @@ impl<H: Host> Udp<H> {
         if let Some(mut flow) = self.flows.remove(token) {
             core.schedule.forget(token, &mut flow.slot);
             self.by_key.remove(&flow.key);
+            if let Some(act) = &flow.act {
+                let failure = flow.socket.is_none().then_some("the host refused it");
+                core.journal.outcome(act, failure, flow.bytes);
+            }
         }
     }
 }

@@ -17,11 +17,14 @@ use std::thread;
 use bulkhead_network::http::HttpRule;
 use bulkhead_network::{Connect, Fd, NetworkDescription, Quota, Secret, Web};
 use bulkhead_proxy::{authority, certificates, provider};
+use bulkhead_record::wire::{Answer, MAX_REQUEST_BYTES, Outcome, Request};
+use bulkhead_record::{Entry, Kind};
 use guest::{Gateway, Guest, ROUTER, start_with};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp;
+use smoltcp::socket::{tcp, udp};
 
 type Tcp = tcp::Socket<'static>;
 
@@ -154,6 +157,13 @@ impl<'g> Stream<'g> {
             guest.get::<Tcp>(handle).may_send().then_some(())
         });
         Self { guest, handle }
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        self.guest.get::<Tcp>(self.handle).close();
+        self.guest.poll();
     }
 }
 
@@ -306,6 +316,7 @@ fn the_ways_out_that_are_known_are_closed() {
     let mut heard = String::new();
     plain.read_to_string(&mut heard).unwrap();
     assert!(heard.starts_with("HTTP/1.1 400"), "{heard}");
+    drop(plain);
     assert!(
         server.seen.lock().unwrap().is_empty(),
         "the server heard of none of them"
@@ -381,5 +392,137 @@ fn amounts_run_out_for_requests_and_connections() {
         gateway
             .end()
             .contains("the calls per minute of free are used up")
+    );
+}
+
+/// A writer of the ledger that keeps entries in memory, and has no space after `space` of them.
+fn writer(socket: OwnedFd, space: usize) -> Arc<Mutex<Vec<Entry>>> {
+    let entries = Arc::new(Mutex::new(Vec::new()));
+    let kept = entries.clone();
+    thread::spawn(move || {
+        let mut buffer = vec![0; MAX_REQUEST_BYTES];
+        loop {
+            let (_, len) = recv(&socket, &mut buffer[..], RecvFlags::empty()).unwrap();
+            if len == 0 {
+                return;
+            }
+            let request: Request = serde_json::from_slice(&buffer[..len]).unwrap();
+            let mut kept = kept.lock().unwrap();
+            let outcome = match kept.len() < space {
+                true => Outcome::Recorded(kept.len() as u64),
+                false => Outcome::NotWritten("no space left".into()),
+            };
+            if kept.len() < space {
+                kept.push(request.entry);
+            }
+            let answer = Answer {
+                id: request.id,
+                outcome,
+            };
+            let answer = serde_json::to_vec(&answer).unwrap();
+            send(&socket, &answer, SendFlags::NOSIGNAL).unwrap();
+        }
+    });
+    entries
+}
+
+#[test]
+fn acts_are_on_record_before_they_take_effect() {
+    let server = server();
+    let (ours, theirs) = guest::pair();
+    let echo = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    echo.set_nonblocking(true).unwrap();
+    let echo_port = echo.local_addr().unwrap().port();
+    // A connection, a flow of datagrams, a request and a refusal, with what became of them.
+    let entries = writer(ours, 7);
+    let (gateway, mut guest, trust) = begin(&server, |described, given| {
+        described
+            .loopback
+            .push(format!("udp:9={echo_port}").parse().unwrap());
+        given.files.push((theirs, 60));
+        described.ledger = Some(Fd(60));
+        described.actor = Some("demo/test".into());
+    });
+    let recorded = |guest: &mut Guest, count| {
+        guest.until("records", |_| {
+            (entries.lock().unwrap().len() == count).then_some(())
+        });
+    };
+    let mut own = RootCertStore::empty();
+    own.add(certificates(&server.certificate).unwrap().remove(0))
+        .unwrap();
+    says(&mut guest, &own, "free.example", &get("free.example", "/x")).unwrap();
+    recorded(&mut guest, 2);
+    let answer = says(
+        &mut guest,
+        &trust,
+        "api.example",
+        &get("api.example", "/v1/a"),
+    )
+    .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    recorded(&mut guest, 4);
+    assert!(!guest.connects(ROUTER, 22));
+    recorded(&mut guest, 5);
+    let metadata = || vec![udp::PacketMetadata::EMPTY; 4];
+    let buffer = || udp::PacketBuffer::new(metadata(), vec![0; 4096]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    socket.bind(1234).unwrap();
+    let handle = guest.sockets.add(socket);
+    let socket = guest.get::<udp::Socket<'_>>(handle);
+    socket.send_slice(b"hello", (ROUTER, 9)).unwrap();
+    let mut bytes = [0; 16];
+    let (len, _) = guest.until("the datagram", |_| echo.recv_from(&mut bytes).ok());
+    assert_eq!(&bytes[..len], b"hello");
+    recorded(&mut guest, 6);
+    let refused = says(
+        &mut guest,
+        &trust,
+        "api.example",
+        &get("api.example", "/v2"),
+    )
+    .unwrap();
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    recorded(&mut guest, 7);
+    {
+        let entries = entries.lock().unwrap();
+        let acts: Vec<(Kind, &str)> = entries
+            .iter()
+            .map(|e| (e.kind, e.object.as_str()))
+            .collect();
+        assert_eq!(
+            acts,
+            [
+                (Kind::Intent, "tcp free.example:443"),
+                (Kind::Outcome, "tcp free.example:443"),
+                (Kind::Intent, "GET https://api.example/v1/a"),
+                (Kind::Outcome, "GET https://api.example/v1/a"),
+                (Kind::Refusal, "tcp of the host's port 22"),
+                (Kind::Intent, "udp 10.0.2.2:9"),
+                (Kind::Refusal, "GET https://api.example/v2"),
+            ]
+        );
+        assert!(entries.iter().all(|entry| entry.actor == "demo/test"));
+        assert_eq!((entries[0].intent, entries[1].intent), (None, Some(0)));
+        assert_eq!(entries[0].reason, "net.connect:tcp:free.example:443");
+    }
+    // The ledger is full: nothing is done any more.
+    let before = server.seen.lock().unwrap().len();
+    let refused = says(
+        &mut guest,
+        &trust,
+        "api.example",
+        &get("api.example", "/v1/a"),
+    )
+    .unwrap();
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(!guest.connects(ROUTER, 443) || says(&mut guest, &own, "free.example", "x").is_err());
+    let socket = guest.get::<udp::Socket<'_>>(handle);
+    socket.send_slice(b"again", (ROUTER, 9)).unwrap();
+    assert_eq!(server.seen.lock().unwrap().len(), before);
+    assert!(
+        gateway
+            .end()
+            .contains("the ledger cannot be written: no space left")
     );
 }

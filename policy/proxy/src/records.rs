@@ -56,11 +56,15 @@ impl Records {
         for _ in 0..WAITERS {
             let (recorder, queue) = (recorder.clone(), queue.clone());
             let (waiting, began) = (waiting.clone(), began.clone());
+            // Held, so that the thread never ends before the process does, which it may have no
+            // system call for.
+            let held: Sender<Job> = jobs.clone();
             thread::Builder::new()
                 .name("records".to_owned())
                 .spawn(move || {
                     let _ = began.send(());
                     wait(&*recorder, &queue, &waiting);
+                    drop(held);
                 })?;
         }
         // All of them are there before the process gives up making any.

@@ -122,6 +122,9 @@ pub struct NetworkDescription {
     /// A socket to the ledger's writer, where acts are recorded before they are done.
     #[serde(default)]
     pub ledger: Option<Fd>,
+    /// Whose acts these are in there: `system/partition`; absent: the partition's name.
+    #[serde(default)]
+    pub actor: Option<String>,
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
@@ -167,6 +170,7 @@ impl NetworkDescription {
             secrets: Vec::new(),
             models: None,
             ledger: None,
+            actor: None,
             loopback: Vec::new(),
             hosts: Vec::new(),
             forwards: Vec::new(),

@@ -73,12 +73,11 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
         // do without.
         if !core.rules.resolves(core.now, without_service(&query.name)) {
             let name = printable(&query.name);
-            core.chatter.say(
-                core.now,
-                format_args!(
-                    "refused to resolve {name}: a rule such as tcp:{name}:443 would allow it"
-                ),
-            );
+            let help = format!("a rule such as tcp:{name}:443 would allow it");
+            let said = format_args!("refused to resolve {name}: {help}");
+            if core.chatter.say(core.now, said) {
+                core.journal.refusal("dns.resolve", &name, &help);
+            }
         }
         return Verdict::Answer(query.response(Code::Refused));
     }

@@ -5,6 +5,7 @@
 use std::io::ErrorKind;
 
 use bulkhead_proxy::client_hello::{self, FirstBytes};
+use bulkhead_proxy::records::Act;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::connection::{Connection, Key};
 use crate::core::Core;
 use crate::dns::session::Session;
 use crate::host::{Host, Readiness, Stream};
-use crate::rules::{Asked, Names, Refusal};
+use crate::rules::{Asked, Names, Refusal, Route};
 use crate::schedule::Slot;
 
 /// Most segments sent before others have a turn.
@@ -29,14 +30,26 @@ pub(super) struct Flow<S> {
     pub(super) stage: Stage<S>,
     /// Counted among those with large buffers.
     pub(super) large: bool,
+    /// Its intent, where that is on record, and the bytes out and in since.
+    pub(super) act: Option<Act>,
+    pub(super) bytes: (u64, u64),
 }
 
 /// How far a connection is.
 pub(super) enum Stage<S> {
+    /// Its intent is being recorded; the guest's SYN waits.
+    Recording(Box<Recording>),
     /// The host connects for the guest, whose SYN waits.
     Connecting(Connecting<S>),
     /// The guest has, or is sent, a SYN.
     Open(Box<Open<S>>),
+}
+
+/// A connection that may be made once that is on record.
+pub(super) struct Recording {
+    pub(super) syn: Vec<u8>,
+    pub(super) route: Route,
+    pub(super) until: Instant,
 }
 
 /// The host connects.

@@ -12,6 +12,8 @@ use std::io::{self, ErrorKind};
 
 use bulkhead_network::Protocol;
 use bulkhead_proxy::Flow as Web;
+use bulkhead_proxy::records::Act;
+use bulkhead_record::RecordError;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, TcpPacket};
 
@@ -22,7 +24,7 @@ use crate::host::{Host, Readiness, Stream};
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 use connection::{Connection, Key};
-use flow::{Connecting, Flow, Next, Open, Peer, Stage};
+use flow::{Connecting, Flow, Next, Open, Peer, Recording, Stage};
 
 /// Bytes a connection buffers each way, while few are open.
 const LARGE_BUFFER: usize = 256 * 1024;
@@ -85,12 +87,12 @@ impl<H: Host> Tcp<H> {
             && let Some(flow) = self.flows.get_mut(token)
         {
             match &mut flow.stage {
-                Stage::Connecting(_) if segment.rst() => {
+                Stage::Recording(_) | Stage::Connecting(_) if segment.rst() => {
                     self.close(core, token, false);
                     return;
                 }
                 // The SYN again.
-                Stage::Connecting(_) => return,
+                Stage::Recording(_) | Stage::Connecting(_) => return,
                 Stage::Open(open) if begins && open.is_over() => {
                     // What is left goes to the host under no key.
                     self.by_key.remove(&key);
@@ -149,6 +151,21 @@ impl<H: Host> Tcp<H> {
             }
         };
         core.stats.tcp_out += 1;
+        // The proxy and the models record what they do by themselves.
+        if core.journal.is_kept() && !route.web && !route.models {
+            let object = match route.names.iter().flatten().next() {
+                Some(name) => format!("tcp {name}:{}", key.port),
+                None => format!("tcp {}:{}", key.address, key.port),
+            };
+            core.journal.begin(token, &object, &route.grant);
+            let recording = Recording {
+                syn: packet.bytes.to_vec(),
+                route,
+                until: now + CONNECT_TIMEOUT,
+            };
+            self.add(core, key, Stage::Recording(Box::new(recording)), false);
+            return;
+        }
         let opened = match (route.models, route.web) {
             (true, _) => core.host.hand_to_models(token),
             (false, true) => {
@@ -174,6 +191,55 @@ impl<H: Host> Tcp<H> {
                 self.add(core, key, Stage::Connecting(connecting), false);
             }
             Err(error) => fail(core, packet.bytes, &error),
+        }
+    }
+
+    /// A connection's intent is on record, or could not be recorded.
+    pub(crate) fn recorded(
+        &mut self,
+        core: &mut Core<H>,
+        token: Token,
+        act: Result<Act, RecordError>,
+    ) {
+        let Some(flow) = self.flows.get_mut(token) else {
+            // The guest gave it up meanwhile, and nothing was done.
+            if let Ok(act) = act {
+                core.journal
+                    .outcome(&act, Some("the guest gave up"), (0, 0));
+            }
+            return;
+        };
+        let Stage::Recording(recording) = &mut flow.stage else {
+            return;
+        };
+        let syn = std::mem::take(&mut recording.syn);
+        let opened = match act {
+            Ok(act) => {
+                flow.act = Some(act);
+                core.host.connect(recording.route.to, token)
+            }
+            Err(error) => {
+                let (to, port) = (flow.key.address, flow.key.port);
+                let text = format_args!("refused tcp to {to}:{port}: {error}");
+                core.stats.refused += 1;
+                core.chatter.say(core.now, text);
+                Err(ErrorKind::ConnectionRefused.into())
+            }
+        };
+        match opened {
+            Ok(stream) => {
+                flow.stage = Stage::Connecting(Connecting {
+                    stream: Some(stream),
+                    syn,
+                    until: core.now + CONNECT_TIMEOUT,
+                    names: recording.route.names.take(),
+                });
+                core.schedule.wake(token, &mut flow.slot);
+            }
+            Err(error) => {
+                fail(core, &syn, &error);
+                self.close(core, token, false);
+            }
         }
     }
 
@@ -255,6 +321,8 @@ impl<H: Host> Tcp<H> {
             ready: Readiness::default(),
             stage,
             large,
+            act: None,
+            bytes: (0, 0),
         };
         if let Ok(token) = self.flows.insert(flow)
             && let Some(flow) = self.flows.get_mut(token)
@@ -289,6 +357,16 @@ impl<H: Host> Tcp<H> {
             return;
         };
         Schedule::taken(&mut flow.slot);
+        if let Stage::Recording(recording) = &flow.stage {
+            if recording.until > core.now {
+                let until = Some(recording.until);
+                core.schedule.set_deadline(token, &mut flow.slot, until);
+            } else {
+                fail(core, &recording.syn, &ErrorKind::TimedOut.into());
+                self.close(core, token, false);
+            }
+            return;
+        }
         if let Stage::Connecting(connecting) = &mut flow.stage {
             match outcome(connecting, flow.ready, core.now) {
                 Ok(None) => {
@@ -319,7 +397,10 @@ impl<H: Host> Tcp<H> {
         let Stage::Open(open) = &mut flow.stage else {
             return;
         };
+        let before = (core.stats.bytes_out, core.stats.bytes_in);
         let next = open.turn(core, flow.key, &mut flow.ready, token);
+        flow.bytes.0 += core.stats.bytes_out - before.0;
+        flow.bytes.1 += core.stats.bytes_in - before.1;
         let slot = &mut flow.slot;
         match next {
             Next::Wait(until) => core.schedule.set_deadline(token, slot, until),
@@ -339,6 +420,14 @@ impl<H: Host> Tcp<H> {
             self.by_key.remove(&flow.key);
         }
         self.large -= usize::from(flow.large);
+        if let Some(act) = &flow.act {
+            let failure = match flow.stage {
+                Stage::Open(_) if well => None,
+                Stage::Open(_) => Some("it was reset"),
+                _ => Some("it was not accepted"),
+            };
+            core.journal.outcome(act, failure, flow.bytes);
+        }
         if let Stage::Open(open) = flow.stage
             && let Peer::Host(stream) = open.peer
             && !well

@@ -110,7 +110,7 @@ fn program() -> PathBuf {
     }
 }
 
-fn pair() -> (OwnedFd, OwnedFd) {
+pub fn pair() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC;
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
@@ -362,6 +362,10 @@ impl Device for Link {
     fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received, Sender<'_>)> {
         let mut frame = vec![0; MAX_FRAME_BYTES];
         let (_, len) = recv(&self.fd, &mut frame[..], RecvFlags::DONTWAIT).ok()?;
+        // A gateway that has ended, and no frame.
+        if len == 0 {
+            return None;
+        }
         frame.truncate(len);
         Some((Received(frame), Sender(self)))
     }
