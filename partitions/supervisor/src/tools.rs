@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Name of the policy file in the directory of what operators configure.
@@ -115,8 +115,15 @@ fn directories(
         if is_reserved_directory(&resolved) {
             return Err(Error::Share(resolved));
         }
+        // A call's path has neither, so that of its directory may not.
+        let plain = |part: Component<'_>| !matches!(part, Component::CurDir | Component::ParentDir);
+        let written: PathBuf = path.components().collect();
+        let path = match written.components().all(plain) {
+            true => written,
+            false => resolved.clone(),
+        };
         directories.push(Directory {
-            path: path.clone(),
+            path,
             file: descriptors.keep(directory(&resolved)?),
             write,
         });
@@ -211,6 +218,15 @@ mod tests {
             panic!("{:?}", description.directories);
         };
         assert_eq!((&directory.path, directory.write), (&shared, true));
+        // However it is written, it has a path that calls can name.
+        for odd in ["shared/../shared", "./shared/."] {
+            let grants = format!(
+                "\"vsock\", \"tool.call:*\", \"fs.read:{}/{odd}\"",
+                dir.path().display()
+            );
+            let description = described(&dir, &grants).unwrap();
+            assert_eq!(description.directories[0].path, shared, "{odd}");
+        }
         // What they leave is nobody else's, and there when they start again.
         let backups = dir.path().join("data/s/p");
         assert_eq!(

@@ -25,12 +25,13 @@ use crate::pipeline::Pipeline;
 use crate::registry::Tool;
 use bulkhead_toolbox::Risk;
 
-/// Longest line of a guest in bytes: the largest text that a tool takes, with every character escaped.
-pub const MAX_LINE: usize = 8 * 1024 * 1024;
+/// Longest line of a guest in bytes. Parsed it may take some twenty times as much, and as many lines as
+/// there are connections times requests are in memory at once.
+pub const MAX_LINE: usize = 2 * 1024 * 1024;
 /// Most connections at a time; further ones wait.
-pub const MAX_CONNECTIONS: usize = 16;
+pub const MAX_CONNECTIONS: usize = 8;
 /// Most requests of a connection that are not answered yet; further ones are not read.
-pub const MAX_REQUESTS: usize = 4;
+pub const MAX_REQUESTS: usize = 2;
 /// Most calls that run at a time.
 pub const MAX_CALLS: usize = 4;
 /// Where the number of a call is in its result.

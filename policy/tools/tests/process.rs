@@ -77,11 +77,17 @@ impl Tools {
         let listener = UnixListener::bind(&socket).unwrap();
         let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let counters = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(scratch.path().join("counters"));
         let mut kept: Vec<OwnedFd> = vec![
             listener.into(),
             theirs,
             directory(&backups),
             directory(&data),
+            counters.unwrap().into(),
         ];
         let number = |at: usize| Fd(kept[at].as_raw_fd());
         let grants = grants
@@ -91,13 +97,16 @@ impl Tools {
         limits.partition.calls = 100_000;
         limits.partition.writes = 100_000;
         limits.partition.destructive = 100_000;
+        limits.all.calls = 100_000;
+        limits.all.writes = 100_000;
+        limits.all.destructive = 100_000;
         let mut description = ToolsDescription {
             version: VERSION,
             actor: "system/agent".to_owned(),
             listener: number(0),
             ledger: Some(number(1)),
             backups: number(2),
-            counters: None,
+            counters: Some(number(4)),
             grants: grants.collect(),
             started: 1_800_000_000,
             directories: vec![Directory {
@@ -268,6 +277,11 @@ fn a_guest_edits_a_file_and_takes_it_back() {
     let call = edited["_meta"]["bulkhead/call"].as_u64().unwrap();
     guest.done("tool.rollback", json!({ "call": call }));
     assert_eq!(fs::read(tools.data.join("f")).unwrap(), b"before");
+    // They count in what all partitions share, which was open before the jail.
+    let counted = fs::read(tools.scratch.path().join("counters")).unwrap();
+    let counted: Value = serde_json::from_slice(&counted).unwrap();
+    let counted = |kind: &str| counted[kind].as_array().unwrap().len();
+    assert_eq!((counted("calls"), counted("writes")), (3, 2));
     use Kind::{Intent, Outcome};
     assert_eq!(
         tools.kinds(),
