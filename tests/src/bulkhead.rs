@@ -54,9 +54,13 @@ impl Bulkhead {
             let made = builder.mode(0o700).recursive(true).create(own.join(dir));
             made.expect("the temporary directory is writable");
         }
+        // What is to last stays, and is nobody's leftover: one ledger for all suites.
+        let lasting = std::env::temp_dir().join(format!("bulkhead-test-lasting-{user}"));
         let env = Vec::new();
         Self { dist, env }
             .env("BULKHEAD_STATE_DIR", own.join("state"))
+            .env("BULKHEAD_DATA_DIR", lasting.join("data"))
+            .env("BULKHEAD_CONFIG_DIR", lasting.join("config"))
             .env("TMPDIR", own.join("tmp"))
     }
 

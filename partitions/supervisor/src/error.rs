@@ -24,6 +24,9 @@ pub enum Error {
     /// A partition's secrets.
     #[error(transparent)]
     Secret(bulkhead_vault::VaultError),
+    /// What has to be recorded cannot be.
+    #[error("the ledger cannot be written: {0}")]
+    Ledger(String),
     /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm: {}", reason(.0))]
     Kvm(io::Error),
@@ -88,7 +91,7 @@ pub enum Error {
     Share(PathBuf),
     /// A directory of the user's own cannot be used.
     #[error(transparent)]
-    Place(PlaceError),
+    Place(#[from] PlaceError),
     /// Tools are granted, and the guest has no way to call them.
     #[error("partition `{0}` may call tools, and has no vsock to call them on")]
     ToolsWithoutVsock(String),
@@ -330,6 +333,7 @@ impl Error {
                 io::ErrorKind::PermissionDenied => "kvm-permission",
                 _ => "kvm-unusable",
             },
+            Self::Ledger(_) => "ledger",
             Self::KvmInterpreted { .. } => "kvm-interpreted",
             Self::NoLibrary(_) | Self::NotInstalled { .. } => "library-incomplete",
             Self::Open { source, .. } => match source.kind() {
@@ -401,6 +405,9 @@ impl Error {
                 }
                 _ => "ask `bulkhead doctor`",
             },
+            Self::Ledger(_) => {
+                "ask `bulkhead ledger verify`; docs/ledger.md says how to begin anew"
+            }
             Self::KvmInterpreted { .. } => {
                 "run the same command in the lab: cargo xtask lab -- bulkhead ..."
             }

@@ -25,6 +25,7 @@ mod files;
 mod halt;
 pub mod host;
 mod initramfs;
+mod ledger;
 mod library;
 mod lifecycle;
 mod linux;

@@ -22,6 +22,7 @@ pub(crate) enum LibraryFile {
     Gateway,
     Fs,
     Tools,
+    Ledger,
 }
 
 impl LibraryFile {
@@ -34,6 +35,7 @@ impl LibraryFile {
             Self::Gateway => ("bulkhead-gateway", "gateway"),
             Self::Fs => ("bulkhead-fs", "server of shared directories"),
             Self::Tools => ("bulkhead-tools", "tools"),
+            Self::Ledger => ("bulkhead-ledger", "writer of the ledger"),
         }
     }
 }

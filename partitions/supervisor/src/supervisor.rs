@@ -14,8 +14,9 @@ use crate::end::End;
 use crate::enforced;
 use crate::error::Error;
 use crate::host::{self, EmptyNetwork, Installation};
+use crate::ledger::{Ledger, Life};
 use crate::library::Library;
-use crate::lifecycle::{Lifecycle, State};
+use crate::lifecycle::State;
 use crate::open::open_kvm;
 use crate::record::SystemRecord;
 use crate::secrets::Secrets;
@@ -110,6 +111,10 @@ pub struct Supervisor {
     halted: bool,
     /// Who waits until all of them are.
     halting: Vec<UnixStream>,
+    /// Where every step of theirs is recorded. Behind them, because it records their end.
+    ledger: Arc<Ledger>,
+    /// It does not record any more, and people were told.
+    unrecorded: bool,
     /// Last, so that the directory goes after the VMMs.
     directory: SystemDir,
 }
@@ -127,21 +132,34 @@ impl Supervisor {
         options: Options,
     ) -> Result<Self, Error> {
         let network = EmptyNetwork::begin();
-        for partition in &system.partitions {
-            check_memory(partition)?;
-            enforced::check(partition)?;
-        }
-        let kvm = open_kvm()?;
-        refuse_linux(system, library)?;
-        let cpu = HostCpu::ask().map_err(Error::Kvm)?;
-        Self::start_on(&kvm, cpu, network.finish(), system, root, library, options)
+        // Opens the ledger while we look at the host.
+        let ledger = Ledger::start(&system.name, library, options.jail);
+        let looked = (|| {
+            for partition in &system.partitions {
+                check_memory(partition)?;
+                enforced::check(partition)?;
+            }
+            let kvm = open_kvm()?;
+            refuse_linux(system, library)?;
+            Ok((kvm, HostCpu::ask().map_err(Error::Kvm)?))
+        })();
+        let (kvm, cpu) = match (looked, &ledger) {
+            (Ok(found), _) => found,
+            (Err(error), Ok(ledger)) => return Err(refused(ledger, system, error)),
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let (ledger, network) = (Arc::new(ledger?), network.finish());
+        let started = Self::start_on(&kvm, cpu, network, &ledger, system, root, library, options);
+        started.map_err(|error| refused(&ledger, system, error))
     }
 
     /// The same without a look at the host.
+    #[expect(clippy::too_many_arguments, reason = "what a look at the host finds")]
     fn start_on(
         kvm: &File,
         cpu: HostCpu,
         network: Option<File>,
+        ledger: &Arc<Ledger>,
         system: &Validated<System>,
         root: &StateRoot,
         library: &Library,
@@ -150,10 +168,17 @@ impl Supervisor {
         let directory = root.create(&system.name)?;
         write_documents(system, root, &directory)?;
         directory.write_grants(system)?;
+        let life = |partition: &Partition| {
+            Life::begin(&partition.name, partition.kernel.kind().as_str(), ledger)
+        };
+        let mut lives: Vec<Life> = system.partitions.iter().map(life).collect();
         let launcher = Launcher::new(library, kvm, cpu, network, &options, directory.path())?;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))
             .collect::<Result<_, _>>()?;
+        for life in &mut lives {
+            let _ = life.step(State::Validated);
+        }
         let failed = |source| Error::StateDir {
             path: directory.path().to_owned(),
             source,
@@ -172,13 +197,20 @@ impl Supervisor {
             .iter()
             .map(|partition| partition.name.len())
             .max();
+        // Nothing of them exists before it is on record that they are to start.
+        ledger.settle()?;
         let mut members = Vec::new();
-        let partitions = system.partitions.iter().zip(prepared).zip(groups);
-        for (number, ((partition, (prepared, consoled)), group)) in partitions.enumerate() {
-            let mut lifecycle = Lifecycle::new();
-            let _ = lifecycle.step(State::Validated);
+        let partitions = system
+            .partitions
+            .iter()
+            .zip(prepared)
+            .zip(groups)
+            .zip(lives);
+        for (number, (((partition, (prepared, consoled)), group), mut life)) in
+            partitions.enumerate()
+        {
             let started = launcher.start(prepared, group.as_ref())?;
-            let _ = lifecycle.step(State::Isolated);
+            let _ = life.step(State::Isolated);
             let width = width.unwrap_or(0);
             let consoles = options.consoles;
             let Outputs {
@@ -194,7 +226,7 @@ impl Supervisor {
                 spare,
                 messages,
                 finished,
-                lifecycle,
+                life,
                 group,
             };
             members.push(Member::new(partition, started, parts));
@@ -209,6 +241,8 @@ impl Supervisor {
             launcher,
             halted: false,
             halting: Vec::new(),
+            ledger: ledger.clone(),
+            unrecorded: false,
             directory,
         };
         supervisor.directory.write(&supervisor.record(false))?;
@@ -229,6 +263,16 @@ impl Supervisor {
                 .collect(),
         }
     }
+}
+
+/// Records that a system does not start.
+fn refused(ledger: &Ledger, system: &System, error: Error) -> Error {
+    let names = system
+        .partitions
+        .iter()
+        .map(|partition| partition.name.as_str());
+    ledger.refuse(names, &error);
+    error
 }
 
 /// Our ends of a partition's console, and the VMM's once more if there may be a VMM after it.

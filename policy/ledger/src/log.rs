@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_record::Entry;
@@ -30,7 +31,7 @@ const SECOND_SYNC: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Log {
     directory: OwnedFd,
-    lock: File,
+    lock: Arc<File>,
     signer: Signer,
     second: Second,
     second_synced: Option<Instant>,
@@ -91,7 +92,7 @@ impl Log {
         drop(locked);
         let mut log = Self {
             directory,
-            lock: lock_file,
+            lock: Arc::new(lock_file),
             signer,
             second,
             second_synced: None,
@@ -137,9 +138,7 @@ impl Log {
     }
 
     fn commit(&mut self, entries: Vec<Entry>) -> Result<u64, LogError> {
-        // A descriptor of its own: what is locked is not borrowed from here.
-        let lock_file = self.lock.try_clone();
-        let lock_file = lock_file.map_err(LogError::io("lock the ledger"))?;
+        let lock_file = self.lock.clone();
         let locked = lock(&lock_file, FlockOperation::LockExclusive);
         let _locked = locked.map_err(LogError::io("lock the ledger"))?;
         self.catch_up()?;
@@ -189,8 +188,7 @@ impl Log {
     }
 
     fn catch_up_alone(&mut self) -> Result<(), LogError> {
-        let lock_file = self.lock.try_clone();
-        let lock_file = lock_file.map_err(LogError::io("lock the ledger"))?;
+        let lock_file = self.lock.clone();
         let locked = lock(&lock_file, FlockOperation::LockShared);
         let _locked = locked.map_err(LogError::io("lock the ledger"))?;
         self.catch_up()

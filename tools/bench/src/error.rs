@@ -13,6 +13,9 @@ pub(crate) enum Error {
         /// What the host answered.
         source: std::io::Error,
     },
+    /// The ledger refused something.
+    #[error(transparent)]
+    Ledger(#[from] bulkhead_ledger::LogError),
     /// KVM refused something.
     #[error("kvm refused {call}: {source}")]
     Kvm {

@@ -11,6 +11,7 @@ mod host;
 mod instructions;
 mod linux;
 mod memory;
+mod policy;
 mod report;
 mod stats;
 
@@ -65,6 +66,18 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// What mediation costs: the ledger's durable and verified records.
+    Policy {
+        /// Directory in which files are written; by default that of temporary files.
+        #[arg(long)]
+        scratch: Option<PathBuf>,
+        /// How often each subject is measured.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        runs: u32,
+        /// How to print the result.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
 }
 
 impl Benchmark {
@@ -89,6 +102,15 @@ impl Benchmark {
                 let lib = lib.unwrap_or_else(default_library);
                 let figures = linux::run(&lib, &files, runs).map_err(said)?;
                 format.print(&figures, |figures| report::figures(figures))
+            }
+            Self::Policy {
+                scratch,
+                runs,
+                format,
+            } => {
+                let scratch = scratch.unwrap_or_else(std::env::temp_dir);
+                let rates = policy::run(&scratch, runs).map_err(said)?;
+                format.print(&rates, |rates| report::rates(rates))
             }
         }
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::instructions::Counted;
 use crate::linux::Figure;
+use crate::policy::Rate;
 use crate::stats::Stats;
 
 /// The subject every other is compared with.
@@ -132,6 +133,32 @@ pub(crate) fn figures(figures: &[Figure]) -> String {
         let _ = writeln!(out, "{}\n", table(ours.what, "median", "ratio", rows));
     }
     out
+}
+
+/// A table of rates, each beside the floor of its kind and the bar it has to reach.
+pub(crate) fn rates(rates: &[Rate]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["a second", "median", "min", "max", "of the floor", "bar"]);
+    let floors = rates.iter().filter(|rate| rate.floor.is_none());
+    let floors: Vec<(&str, f64)> = floors.map(|rate| (rate.id, rate.stats.median)).collect();
+    let whole = |value: f64| format!("{value:.0}");
+    table.add_rows(rates.iter().map(|rate| {
+        let floor = floors.iter().find(|(id, _)| Some(*id) == rate.floor);
+        let share = floor.map(|(_, floor)| 100.0 * rate.stats.median / floor);
+        [
+            rate.what.to_owned(),
+            whole(rate.stats.median),
+            whole(rate.stats.min),
+            whole(rate.stats.max),
+            share.map_or(String::new(), |share| format!("{share:.1} %")),
+            rate.bar.map_or(String::new(), |bar| bar.to_string()),
+        ]
+    }));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
 }
 
 /// Each path's instructions, beside the most that they may be.

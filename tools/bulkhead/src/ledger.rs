@@ -155,7 +155,7 @@ fn bad(problem: &Problem) -> Failure {
 
 fn text(report: &Report, verifier: &Verifier) -> Result<(), Failure> {
     let mut text = format!(
-        "{}: {} records in {} segments, all as they were written\nroot {}\n",
+        "{}: all as they were written: records {}, segments {}\nroot {}\n",
         verifier.name(),
         report.records,
         report.segments,
@@ -216,7 +216,7 @@ fn prove(index: u64) -> Result<(), Failure> {
         Some(proof) => crate::print(proof.to_text().as_bytes()),
         None => {
             let message = format!("the ledger has no record {index}");
-            Err(Failure::new("no-such-record", message))
+            Err(Failure::new("no-record", message))
         }
     }
 }

@@ -34,6 +34,8 @@ impl Place {
             .current_dir(self.path())
             .env("BULKHEAD_LIB", self.path().join("lib"))
             .env("BULKHEAD_STATE_DIR", self.path().join("s"))
+            .env("BULKHEAD_DATA_DIR", self.path().join("data"))
+            .env("BULKHEAD_CONFIG_DIR", self.path().join("config"))
             .stdin(Stdio::null());
         command
     }

@@ -29,6 +29,15 @@ pub(super) struct Pending {
     /// Who waits; nobody for what the supervisor asks by itself.
     client: Option<UnixStream>,
     after: After,
+    /// The record that it is about to be done, and what.
+    intent: Option<Intent>,
+}
+
+/// An act that is on record.
+#[derive(Debug)]
+struct Intent {
+    index: u64,
+    action: &'static str,
 }
 
 /// What an answer changes.
@@ -93,14 +102,47 @@ impl Member {
             let refusal = Refusal::new("not-running", message, "wait until it runs: bulkhead ps");
             return reply(&client, &refusal.answer());
         }
+        let intent = match self.intend(&act) {
+            Ok(intent) => intent,
+            Err(error) => return reply(&client, &Refusal::from(error).answer()),
+        };
         match self.ask(act, launcher) {
             Ok((id, after)) => self.pending.push(Pending {
                 id,
                 deadline,
                 client: Some(client),
                 after,
+                intent,
             }),
-            Err(refusal) => reply(&client, &refusal.answer()),
+            Err(refusal) => {
+                self.conclude(intent, Err(&refusal.message));
+                reply(&client, &refusal.answer());
+            }
+        }
+    }
+
+    /// Has it recorded that `act` is about to be done, unless it changes nothing.
+    fn intend(&self, act: &Act) -> Result<Option<Intent>, Error> {
+        let mib = |mib: &u64| format!("{mib} MiB");
+        let (action, object) = match act {
+            Act::Stats => return Ok(None),
+            Act::Pause => ("partition.pause", String::new()),
+            Act::Resume => ("partition.resume", String::new()),
+            Act::Attach(new) => ("device.attach", new.grants.join(" ")),
+            Act::Detach { device } => ("device.detach", device.clone()),
+            Act::ResizeMemory { mib: size } => ("partition.resize-memory", mib(size)),
+            Act::ResizeBalloon { mib: size } => ("partition.resize-balloon", mib(size)),
+            Act::ResizeDisk { device } => ("device.resize", device.clone()),
+            Act::Dump { file } => ("partition.dump", file.display().to_string()),
+        };
+        let index = self.life.intend(action, &object)?;
+        Ok(Some(Intent { index, action }))
+    }
+
+    /// Has it recorded how it went.
+    fn conclude(&self, intent: Option<Intent>, outcome: Result<(), &str>) {
+        if let Some(Intent { index, action }) = intent {
+            self.life.conclude(index, action, outcome);
         }
     }
 
@@ -233,6 +275,7 @@ impl Member {
             deadline: Instant::now() + Act::Stats.patience(),
             client: None,
             after,
+            intent: None,
         });
         true
     }
@@ -293,6 +336,11 @@ impl Member {
                 }
             }
         };
+        let outcome = match &answer {
+            Answer::Refused { message, .. } => Err(message.as_str()),
+            _ => Ok(()),
+        };
+        self.conclude(pending.intent, outcome);
         if let Some(client) = &pending.client {
             reply(client, &answer);
         }
@@ -374,6 +422,7 @@ impl Member {
         self.pending = kept;
         for pending in over {
             undone(pending.after);
+            self.conclude(pending.intent, Err(message));
             if let Some(client) = &pending.client {
                 let answer = Answer::Refused {
                     code: code.to_owned(),

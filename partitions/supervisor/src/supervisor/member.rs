@@ -10,7 +10,8 @@ use crate::cgroup::Group;
 use crate::console::Streams;
 use crate::end::End;
 use crate::error::Error;
-use crate::lifecycle::{Lifecycle, State};
+use crate::ledger::Life;
+use crate::lifecycle::State;
 use crate::record::PartitionRecord;
 use crate::vmm::{Heard, Vmm};
 use crate::vsock::Vsock;
@@ -36,7 +37,7 @@ pub(super) struct Member {
     pub(super) system: String,
     pub(super) partition: Partition,
     jail_gaps: Vec<String>,
-    lifecycle: Lifecycle,
+    pub(super) life: Life,
     pub(super) vmm: Vmm,
     /// What stands behind its devices.
     pub(super) backends: Vec<Backend>,
@@ -76,7 +77,7 @@ pub(super) struct Parts {
     pub(super) spare: Option<Streams>,
     pub(super) messages: Messages,
     pub(super) finished: PipeReader,
-    pub(super) lifecycle: Lifecycle,
+    pub(super) life: Life,
     pub(super) group: Option<Group>,
 }
 
@@ -99,7 +100,7 @@ impl Member {
         Self {
             system: parts.system,
             jail_gaps: Vec::new(),
-            lifecycle: parts.lifecycle,
+            life: parts.life,
             vmm,
             backends,
             vsock,
@@ -131,7 +132,7 @@ impl Member {
         PartitionRecord {
             name: self.partition.name.clone(),
             kernel: self.partition.kernel.kind().to_string(),
-            state: self.lifecycle.state(),
+            state: self.life.state(),
             vmm: self.vmm.process.pid(),
             memory_mib: self.partition.memory.mib,
             vcpus: self.partition.vcpus,
@@ -151,11 +152,11 @@ impl Member {
     }
 
     pub(super) fn state(&self) -> State {
-        self.lifecycle.state()
+        self.life.state()
     }
 
     pub(super) fn step(&mut self, state: State) -> bool {
-        self.lifecycle.step(state)
+        self.life.step(state)
     }
 
     /// True when the process has ended and every byte of output was passed on.
@@ -176,7 +177,7 @@ impl Member {
                 Heard::Closed => self.talking = false,
                 Heard::Event(Event::Running { jail_gaps }) => {
                     // Said twice or too late it changes nothing.
-                    if self.lifecycle.step(State::Running) {
+                    if self.life.step(State::Running) {
                         self.jail_gaps = jail_gaps;
                     }
                     began = true;
@@ -293,8 +294,9 @@ impl Member {
         }
         self.spare = None;
         remove_document(&launcher.directory, &self.partition.name);
+        let why = end.complaint(self.name()).map(|(_, sentence, _)| sentence);
+        self.life.end(end.status(), &why.unwrap_or_default());
         self.end = Some(end);
-        self.lifecycle.end();
         // Output that was asked for is waited for; of a partition that was stopped, not for long.
         self.deadline = self.asked_to_stop.then(|| Instant::now() + DRAIN);
     }

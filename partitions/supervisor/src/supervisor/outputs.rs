@@ -47,6 +47,7 @@ impl Messages {
                 "bulkhead-gateway: ",
                 "bulkhead-fs: ",
                 "bulkhead-tools: ",
+                "bulkhead-ledger: ",
                 own,
             ]
             .iter()

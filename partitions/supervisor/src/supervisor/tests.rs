@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tempfile::{TempDir, tempdir};
 
 mod halt;
+mod ledger;
 
 /// Longest wait for something that takes milliseconds: it tells a hang from a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +64,7 @@ fn kernel() -> Vec<u8> {
 }
 
 struct House {
+    writer: Arc<ledger::FakeWriter>,
     dir: TempDir,
     library: Library,
     root: StateRoot,
@@ -80,7 +82,13 @@ impl House {
         let library = Library::at(&lib).unwrap();
         // The socket's path has to be short, whatever the place of temporary files is.
         let root = StateRoot::at(&dir.path().join("s")).unwrap();
-        Self { dir, library, root }
+        let writer = Arc::default();
+        Self {
+            writer,
+            dir,
+            library,
+            root,
+        }
     }
 
     fn start(&self, names: &[&str], keep_logs: bool) -> Supervisor {
@@ -121,7 +129,10 @@ impl House {
         };
         let cpu = HostCpu::from_iter([]);
         let (root, library) = (&self.root, &self.library);
-        Supervisor::start_on(&kvm, cpu, None, &system, root, library, options)
+        let ledger = Arc::new(self.writer.serve("test"));
+        let started =
+            Supervisor::start_on(&kvm, cpu, None, &ledger, &system, root, library, options);
+        started.map_err(|error| refused(&ledger, &system, error))
     }
 
     fn log(&self, partition: &str) -> String {

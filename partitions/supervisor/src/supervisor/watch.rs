@@ -26,6 +26,7 @@ enum Source {
     BackendControl(usize, usize),
     BackendStderr(usize, usize),
     BackendProcess(usize, usize),
+    Ledger,
 }
 
 /// The signal that says that the terminal's window has another size (signal(7), x86).
@@ -79,6 +80,7 @@ impl Supervisor {
                         ended.push((at, backend));
                         None
                     }
+                    Source::Ledger => self.listen_to_ledger(),
                     Source::Output(at) => self.with(at, |member| member.finished = None),
                     Source::Process(at) => {
                         // Its back ends are gone with it.
@@ -118,6 +120,7 @@ impl Supervisor {
                 }
             }
             self.answer_halt();
+            self.settle();
             let ran =
                 |state| matches!(state, State::Running | State::Suspended | State::Terminated);
             if self.members.iter().all(|member| ran(member.state()))
@@ -154,11 +157,13 @@ impl Supervisor {
 
     /// Waits for something to read or for the next deadline.
     fn poll(&self, signals: BorrowedFd<'_>) -> Result<Vec<Source>, Error> {
+        let ledger = self.ledger.voice();
         let mut sources = vec![
             (Source::Signals, signals),
             (Source::Notices, self.notices.as_fd()),
             (Source::Listener, self.listener.as_fd()),
         ];
+        sources.extend(ledger.as_ref().map(|voice| (Source::Ledger, voice.as_fd())));
         for (at, member) in self.members.iter().enumerate() {
             if member.talking {
                 sources.push((Source::Control(at), member.vmm.control.as_fd()));
@@ -211,6 +216,30 @@ impl Supervisor {
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let ready = sources.iter().zip(&watched).filter(|(_, fd)| ready(fd));
         Ok(ready.map(|((source, _), _)| *source).collect())
+    }
+
+    /// Waits until what has happened is on record. Where it cannot be, nothing that has to be recorded
+    /// before is done any more.
+    fn settle(&mut self) {
+        if let (Err(error), false) = (self.ledger.settle(), self.unrecorded) {
+            self.unrecorded = true;
+            let text = format!("{error}: whatever has to be recorded is refused");
+            self.say_of_ledger(text.as_bytes());
+        }
+    }
+
+    /// Passes on what the ledger's writer says.
+    fn listen_to_ledger(&mut self) -> Option<Cause> {
+        if let Some(text) = self.ledger.listen() {
+            self.say_of_ledger(&text);
+        }
+        None
+    }
+
+    fn say_of_ledger(&mut self, text: &[u8]) {
+        if let Some(member) = self.members.first_mut() {
+            member.messages.say("ledger", text);
+        }
     }
 
     fn notice(&mut self) -> Option<Cause> {

@@ -129,12 +129,9 @@ const NO_CODE: Argument = Argument::Without {
     name: "PROT_EXEC",
     mask: libc::PROT_EXEC as u64,
 };
-const DUPLICATE: Argument = Argument::OneOf {
+const GETFD: Argument = Argument::OneOf {
     index: 1,
-    values: &[
-        ("F_GETFD", libc::F_GETFD as u64),
-        ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
-    ],
+    values: &[("F_GETFD", libc::F_GETFD as u64)],
 };
 const ABORT: Argument = Argument::OneOf {
     index: 1,
@@ -167,7 +164,7 @@ rules! {
     SYS_fdatasync       ANY          "making a commit durable"
     SYS_fstat           ANY          "whether others have added something"
     SYS_flock           ANY          "the ledger's lock"
-    SYS_fcntl           DUPLICATE    "a second handle of the lock; checks of debug builds"
+    SYS_fcntl           GETFD        "debug builds look at a descriptor before they close it"
     SYS_pread64         ANY          "what others have added"
     SYS_openat          ANY          "segments"
     SYS_write           ANY          "the header of a segment; a line on standard error"

@@ -1,8 +1,8 @@
 //! The whole way a user waits: `bulkhead run` to the first output of an unmodified Linux binary.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs, io, process};
 
 use super::launch::{drain, first_byte};
 use crate::child::Watched;
@@ -14,6 +14,15 @@ pub(super) struct RunCommand {
     program: PathBuf,
     library: PathBuf,
     guest: PathBuf,
+    /// Where the ledger of what is measured is: not the user's own.
+    lasting: PathBuf,
+}
+
+impl Drop for RunCommand {
+    fn drop(&mut self) {
+        // Whoever finds it knows by its name whose it was.
+        let _ = fs::remove_dir_all(&self.lasting);
+    }
 }
 
 impl RunCommand {
@@ -27,6 +36,7 @@ impl RunCommand {
             program,
             library,
             guest,
+            lasting: env::temp_dir().join(format!("bulkhead-bench-{}", process::id())),
         })
     }
 
@@ -37,6 +47,8 @@ impl RunCommand {
         (command.args(["run", "--kernel", "linux-abi", "--"]))
             .arg(&self.guest)
             .env("BULKHEAD_LIB", &self.library)
+            .env("BULKHEAD_DATA_DIR", self.lasting.join("data"))
+            .env("BULKHEAD_CONFIG_DIR", self.lasting.join("config"))
             .stdin(Stdio::null())
             .stdout(theirs)
             .stderr(Stdio::null());
