@@ -88,8 +88,10 @@ pub(super) fn check(case: &Case<'_>, deny: &DenyList) -> Result<(), Box<Rejectio
     };
     let forbids = |wanted: &Capability| {
         deny.iter().find(|denied| {
-            // What the manifest denies itself, it does not ask for.
-            let waived = own.iter().any(|own| denied.is_narrower_or_equal(own));
+            // What the manifest denies itself, it does not ask for: where somebody takes that part
+            // away. A file or directory is there as a whole.
+            let divisible = wanted.path().is_none();
+            let waived = divisible && own.iter().any(|own| denied.is_narrower_or_equal(own));
             wanted.is_denied_by(denied) && !waived
         })
     };

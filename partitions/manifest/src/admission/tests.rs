@@ -592,6 +592,20 @@ fn rule_7_what_nobody_may_have() {
         ..given()
     };
     judge(&own, &given).unwrap();
+    // A file is there as a whole: nobody keeps a part of it from the guest.
+    for from in ["/usr/bin/tool", "fs.write:/srv/work"] {
+        let to = from
+            .replace("/usr/bin/tool", "/etc/shadow")
+            .replace("fs.write:/srv/work", "fs.write:/link");
+        let denial = "deny = [\"fs.read:/etc/shadow\"]\n[identity]";
+        let own = with(from, &to).replace("[identity]", denial);
+        let given = Given {
+            role: &role,
+            ..self::given()
+        };
+        let found = judge(&own, &given).map(drop).map_err(|r| r.rule);
+        assert_eq!(found, Err(Rule::Deny), "{to}");
+    }
 }
 
 #[test]

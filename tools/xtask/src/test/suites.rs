@@ -24,6 +24,10 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Bound on one suite in the lab, boot included. The longest takes 5 minutes on an idle machine.
 const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
+/// Suites whose `kvm` tests are about processes of the host and not about its KVM: the lab repeats
+/// them only where there is no other.
+const ONCE: [&str; 3] = ["emergency", "ledger", "manifest"];
+
 /// Why a suite runs a second time.
 const TWICE: &str = "the emulator delivered an interrupt to its guest twice";
 
@@ -81,17 +85,24 @@ pub(crate) fn in_lab(
     if let Some(missing) = lab::missing() {
         return Ok(no_lab(missing));
     }
-    let mut words: Vec<String> = match filter {
-        None => modules.iter().map(|module| format!("{module}::")).collect(),
-        Some(filter) => vec![filter.to_owned()],
-    };
-    for module in ["kvm", "lab"] {
-        if !modules.contains(&module) {
-            words.extend(["--skip".to_owned(), format!("{module}::")]);
+    let words = |modules: &[&str]| -> Vec<String> {
+        let mut words: Vec<String> = match filter {
+            None => modules.iter().map(|module| format!("{module}::")).collect(),
+            Some(filter) => vec![filter.to_owned()],
+        };
+        for module in ["kvm", "lab"] {
+            if !modules.contains(&module) {
+                words.extend(["--skip".to_owned(), format!("{module}::")]);
+            }
         }
-    }
+        words
+    };
+    let words_of = |suite: &str| match modules.contains(&"lab") && kvm_usable() {
+        true if ONCE.contains(&suite) => words(&["lab"]),
+        _ => words(modules),
+    };
     let dir = suites(repo)?;
-    let suites = with_tests(&dir, &words)?;
+    let suites = with_tests(&dir, &words_of)?;
     let kernel = repo.dist().join("lib/bulkhead/kernel");
     let hash = output(Command::new("sha256sum").arg(&kernel))?;
     let hash = hash.split_whitespace().next().unwrap_or_default();
@@ -116,10 +127,10 @@ pub(crate) fn in_lab(
         for _ in 0..lanes {
             scope.spawn(|| {
                 while let Some(suite) = next(&queue) {
-                    let (mut counts, output) = one_in_lab(&lab, &suite, &words, say);
+                    let (mut counts, output) = one_in_lab(&lab, &suite, &words_of(&suite), say);
                     if counts.failed > 0 && delivered_twice(&output) {
                         say.line(&format!("suite {suite} once more: {TWICE}"));
-                        counts = one_in_lab(&lab, &suite, &words, say).0;
+                        counts = one_in_lab(&lab, &suite, &words_of(&suite), say).0;
                         counts.notes.push(format!("{suite}: run twice: {TWICE}"));
                     }
                     (total.lock().unwrap_or_else(PoisonError::into_inner)).add(counts);
@@ -175,17 +186,16 @@ fn one_in_lab(lab: &Lab, suite: &str, words: &[String], say: &Say) -> (Counts, S
     (counts, out)
 }
 
-/// The suites in `dir` that have a test `words` select, in order: the others need no boot.
-fn with_tests(dir: &Path, words: &[String]) -> Result<Vec<String>> {
+/// The suites in `dir` that have a test which their words select, in order: the others need no boot.
+fn with_tests(dir: &Path, words_of: &impl Fn(&str) -> Vec<String>) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).at("read", dir)? {
-        let path = entry.at("read", dir)?.path();
-        let listed = output(Command::new(&path).arg("--list").args(words))?;
+        let entry = entry.at("read", dir)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let mut list = Command::new(entry.path());
+        let listed = output(list.arg("--list").args(words_of(&name)))?;
         if listed.lines().any(|line| line.ends_with(": test")) {
-            names.extend(
-                path.file_name()
-                    .map(|name| name.to_string_lossy().into_owned()),
-            );
+            names.push(name);
         }
     }
     names.sort();
