@@ -149,6 +149,20 @@ impl Ledger {
         }
     }
 
+    /// A socket on which a back end of a partition can have recorded what it does, in the partition's name and in no
+    /// other; nothing where a test is the writer.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub(crate) fn client(&self, partition: &str) -> Result<Option<OwnedFd>, Error> {
+        let actor = format!("{}/{partition}", self.system);
+        let writer = locked(&self.writer);
+        writer
+            .as_ref()
+            .map(|writer| writer.client(&actor))
+            .transpose()
+    }
+
     /// Waits until everything that was asked for is durable.
     ///
     /// # Errors

@@ -172,7 +172,15 @@ impl Supervisor {
             Life::begin(&partition.name, partition.kernel.kind().as_str(), ledger)
         };
         let mut lives: Vec<Life> = system.partitions.iter().map(life).collect();
-        let launcher = Launcher::new(library, kvm, cpu, network, &options, directory.path())?;
+        let launcher = Launcher::new(
+            library,
+            kvm,
+            cpu,
+            network,
+            &options,
+            ledger,
+            directory.path(),
+        )?;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))
             .collect::<Result<_, _>>()?;

@@ -33,11 +33,11 @@ pub(crate) struct Whose<'w> {
     pub(crate) jail: Jail,
 }
 
-/// Makes the tools of a partition ready, if it may call any. `ledger` is their way into it.
+/// Makes the tools of a partition ready, if it may call any. `ledger` gives them their way into it.
 pub(crate) fn ready(
     whose: &Whose<'_>,
     vsock: Option<&Vsock>,
-    ledger: Option<OwnedFd>,
+    ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
 ) -> Result<Option<Ready>, Error> {
     let calls = |held: &Capability| matches!(held, Capability::ToolCall(_));
     if !whose.partition.grants.capabilities().any(calls) {
@@ -47,7 +47,7 @@ pub(crate) fn ready(
     let vsock = vsock.ok_or_else(without)?;
     let config = Place::config().map_err(Error::Place)?;
     let data = Place::data().map_err(Error::Place)?.below(DIRECTORY);
-    describe(whose, vsock, ledger, &config, &data).map(Some)
+    describe(whose, vsock, ledger()?, &config, &data).map(Some)
 }
 
 /// The tools of a partition whose policy file is in `config`, and which leave what has to last in `data`.
@@ -268,7 +268,7 @@ mod tests {
                 started: UNIX_EPOCH,
                 jail: Jail::Full,
             };
-            super::ready(&whose, None, None)
+            super::ready(&whose, None, || Ok(None))
         };
         assert!(ready("\"console\"").unwrap().is_none());
         let refused = ready("\"tool.call:*\"").unwrap_err();

@@ -6,6 +6,7 @@ use crate::cgroup::Group;
 use crate::compile::{Settings, compile};
 use crate::console::Streams;
 use crate::error::Error;
+use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
 use crate::open::{Given, Opened};
 use crate::process::packet_pair;
@@ -19,6 +20,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// What does not change between one start and the next.
@@ -32,6 +34,8 @@ pub(super) struct Launcher {
     /// An empty network namespace for the VMMs' jails, where one could be made.
     network: Option<File>,
     pub(super) options: Options,
+    /// Where the processes behind its devices record what they do.
+    ledger: Arc<Ledger>,
     /// When the system started: a partition that reboots has not started later.
     started: SystemTime,
     /// The system's directory.
@@ -69,6 +73,7 @@ impl Launcher {
         cpu: HostCpu,
         network: Option<File>,
         options: &Options,
+        ledger: &Arc<Ledger>,
         directory: &Path,
     ) -> Result<Self, Error> {
         Ok(Self {
@@ -80,6 +85,7 @@ impl Launcher {
             cpu,
             network,
             options: options.clone(),
+            ledger: ledger.clone(),
             started: SystemTime::now(),
             directory: directory.to_owned(),
         })
@@ -134,7 +140,8 @@ impl Launcher {
             started: self.started,
             jail: self.options.jail,
         };
-        let tools = tools::ready(&whose, opened.vsock.as_ref(), None)?;
+        let ledger = || self.ledger.client(&partition.name);
+        let tools = tools::ready(&whose, opened.vsock.as_ref(), ledger)?;
         Ok(Prepared {
             description,
             descriptors: opened.take_descriptors(),
