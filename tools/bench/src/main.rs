@@ -6,6 +6,7 @@
 mod boot;
 mod child;
 mod clock;
+mod decision;
 mod error;
 mod host;
 mod instructions;
@@ -66,7 +67,7 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// What mediation costs: the ledger's durable and verified records.
+    /// What mediation costs: decisions, and the ledger's durable and verified records.
     Policy {
         /// Directory in which files are written; by default that of temporary files.
         #[arg(long)]
@@ -78,6 +79,13 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+}
+
+/// What mediation costs.
+#[derive(serde::Serialize)]
+struct PolicyFigures {
+    decisions: Vec<decision::Latency>,
+    records: Vec<policy::Rate>,
 }
 
 impl Benchmark {
@@ -109,8 +117,14 @@ impl Benchmark {
                 format,
             } => {
                 let scratch = scratch.unwrap_or_else(std::env::temp_dir);
-                let rates = policy::run(&scratch, runs).map_err(said)?;
-                format.print(&rates, |rates| report::rates(rates))
+                let figures = PolicyFigures {
+                    decisions: decision::run().map_err(said)?,
+                    records: policy::run(&scratch, runs).map_err(said)?,
+                };
+                format.print(&figures, |figures| {
+                    let decisions = report::latencies(&figures.decisions);
+                    format!("{decisions}\n{}", report::rates(&figures.records))
+                })
             }
         }
     }

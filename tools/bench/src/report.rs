@@ -6,6 +6,7 @@ use bulkhead_supervisor::host::KvmKind;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::decision::Latency;
 use crate::instructions::Counted;
 use crate::linux::Figure;
 use crate::policy::Rate;
@@ -153,6 +154,26 @@ pub(crate) fn rates(rates: &[Rate]) -> String {
             whole(rate.stats.max),
             share.map_or(String::new(), |share| format!("{share:.1} %")),
             rate.bar.map_or(String::new(), |bar| bar.to_string()),
+        ]
+    }));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
+}
+
+/// A table of latencies, each beside the bar of its 99th percentile.
+pub(crate) fn latencies(latencies: &[Latency]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["one decision", "p50 us", "p99 us", "bar of p99"]);
+    let us = |ns: u64| format!("{:.2}", ns as f64 / 1000.0);
+    table.add_rows(latencies.iter().map(|latency| {
+        [
+            latency.what.to_owned(),
+            us(latency.p50_ns),
+            us(latency.p99_ns),
+            latency.bar_ns.map_or(String::new(), us),
         ]
     }));
     for column in table.column_iter_mut().skip(1) {
