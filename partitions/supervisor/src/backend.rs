@@ -20,6 +20,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where DNS queries go: where this host's go.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -33,6 +34,7 @@ pub(crate) struct Ready {
     pub(crate) description: Vec<u8>,
     pub(crate) descriptors: Vec<OwnedFd>,
     pub(crate) control: Option<OwnedFd>,
+    pub(crate) questions: Option<OwnedFd>,
 }
 
 /// What a back end is.
@@ -71,6 +73,8 @@ pub(crate) struct Backend {
     pub(crate) process: Process,
     /// Our end of a gateway's control socket.
     pub(crate) control: Option<OwnedFd>,
+    /// Our end of the socket on which it asks for a person's consent.
+    pub(crate) questions: Option<Arc<OwnedFd>>,
     /// A gateway's counters, when they have come.
     pub(crate) stats: Option<Stats>,
     /// Jail layers that a gateway found the host not to offer.
@@ -148,6 +152,7 @@ pub(crate) fn network(
         description: description.map_err(Error::system("describe a network"))?,
         descriptors: descriptors.0,
         control: Some(control),
+        questions: None,
     };
     Ok((theirs, ready))
 }
@@ -209,6 +214,7 @@ pub(crate) fn share(
         description: description.map_err(Error::system("describe a directory"))?,
         descriptors: descriptors.0,
         control: None,
+        questions: None,
     };
     Ok((connected.into(), ready))
 }
@@ -239,6 +245,7 @@ impl Ready {
             device: self.device,
             kind: self.kind,
             control: self.control,
+            questions: self.questions.map(Arc::new),
             stats: None,
             jail_gaps: Vec::new(),
         })

@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::record::SystemRecord;
 use crate::state_dir::{Found, Standing};
+use bulkhead_approval::{Question, Scope};
 use bulkhead_machine::control::Stats;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,6 +36,15 @@ pub(crate) enum Request {
     Whose {
         /// The token.
         token: String,
+    },
+    /// What waits for a person? The answer is a list of [`OpenQuestion`].
+    Questions,
+    /// A person answers a question. The answer is an [`Answer`].
+    Decide {
+        /// Its number.
+        question: u64,
+        /// For how long it is allowed; without, it is denied.
+        allow: Option<Scope>,
     },
     /// Something with one partition. The answer is an [`Answer`].
     Partition {
@@ -91,6 +101,21 @@ pub struct TokenOwner {
     pub partition: String,
     /// The secret that it was made for.
     pub secret: String,
+}
+
+/// A question that waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenQuestion {
+    /// Its number within the system.
+    pub id: u64,
+    /// Which partition wants to act.
+    pub partition: String,
+    /// Who it was started by, and itself at the end.
+    pub lineage: Vec<String>,
+    /// What is asked.
+    pub question: Question,
+    /// How long it waits yet.
+    pub seconds: u64,
 }
 
 /// A device as it was typed, still unchecked.
@@ -226,6 +251,30 @@ pub fn whose(found: &Found, token: &str) -> Result<Option<TokenOwner>, Error> {
     }
     let token = token.to_owned();
     let answer = ask(found, &Request::Whose { token }, PATIENCE);
+    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
+/// What waits for a person in a system.
+///
+/// # Errors
+/// It has ended, or its supervisor does not answer.
+pub fn questions(found: &Found) -> Result<Vec<OpenQuestion>, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
+    }
+    let answer = ask(found, &Request::Questions, PATIENCE);
+    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
+/// Answers a question: `allow` says for how long, without it is denied.
+///
+/// # Errors
+/// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
+pub fn decide(found: &Found, question: u64, allow: Option<Scope>) -> Result<Answer, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
+    }
+    let answer = ask(found, &Request::Decide { question, allow }, PATIENCE);
     answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
 }
 

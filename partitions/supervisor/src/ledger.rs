@@ -125,6 +125,12 @@ fn directory(path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
+impl Recorder for Ledger {
+    fn record(&self, entry: &Entry) -> Result<u64, RecordError> {
+        self.client.record(entry)
+    }
+}
+
 impl Ledger {
     /// Starts the writer for a system. Nothing is known then: not even that there is a ledger. The first
     /// [`Ledger::settle`] tells.

@@ -42,10 +42,13 @@ mod vsock;
 mod web;
 
 pub use admit::{AdmissionError, Admissions};
+pub use bulkhead_approval::{Question, Scope};
 pub use bulkhead_machine::Jail;
 pub use bulkhead_machine::control::{DeviceStats, Stats};
 pub use console::log_paths;
-pub use control::{Act, Answer, NewDevice, TokenOwner, act, status, whose};
+pub use control::{
+    Act, Answer, NewDevice, OpenQuestion, TokenOwner, act, decide, questions, status, whose,
+};
 pub use down::down;
 pub use end::{End, STATUS_CRASHED, STATUS_FAILED, STATUS_STOPPED};
 pub use error::{Error, ProgramProblem, reason};

@@ -1,6 +1,7 @@
 //! A running system: starts every partition, watches them in one loop, and ends them together.
 
 mod acts;
+mod approvals;
 mod halt;
 mod launch;
 mod member;
@@ -21,6 +22,7 @@ use crate::open::open_kvm;
 use crate::record::SystemRecord;
 use crate::secrets::Secrets;
 use crate::state_dir::{StateRoot, SystemDir};
+use approvals::Approvals;
 use bulkhead_cpu::HostCpu;
 use bulkhead_machine::Jail;
 use bulkhead_manifest::{KernelKind, Partition, System, Validated};
@@ -115,6 +117,8 @@ pub struct Supervisor {
     ledger: Arc<Ledger>,
     /// It does not record any more, and people were told.
     unrecorded: bool,
+    /// What their processes ask a person.
+    approvals: Approvals,
     /// Last, so that the directory goes after the VMMs.
     directory: SystemDir,
 }
@@ -251,6 +255,7 @@ impl Supervisor {
             halting: Vec::new(),
             ledger: ledger.clone(),
             unrecorded: false,
+            approvals: Approvals::new(&system.name, ledger.clone()),
             directory,
         };
         supervisor.directory.write(&supervisor.record(false))?;

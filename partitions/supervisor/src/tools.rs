@@ -3,6 +3,7 @@
 
 use crate::backend::{Descriptors, Kind, Ready};
 use crate::error::Error;
+use crate::process::packet_pair;
 use crate::vsock::Vsock;
 use bulkhead_capability::Capability;
 use bulkhead_manifest::{Partition, is_reserved_directory};
@@ -65,6 +66,7 @@ fn describe(
         jail,
     } = *whose;
     let mut descriptors = Descriptors::default();
+    let (questions, approvals) = packet_pair()?;
     let listener = vsock.listen(PORT)?;
     let backups = data.below(system).below(&partition.name);
     let backups = directory(backups.make().map_err(Error::Place)?)?;
@@ -73,6 +75,7 @@ fn describe(
         actor: format!("{system}/{}", partition.name),
         listener: descriptors.keep(listener),
         ledger: ledger.map(|ledger| descriptors.keep(ledger)),
+        approvals: Some(descriptors.keep(approvals)),
         backups: descriptors.keep(backups),
         counters: Some(descriptors.keep(counters(data)?)),
         grants: partition.grants.clone(),
@@ -90,6 +93,7 @@ fn describe(
         description: description.map_err(Error::system("describe the tools"))?,
         descriptors: descriptors.0,
         control: None,
+        questions: Some(questions),
     })
 }
 
@@ -197,7 +201,8 @@ mod tests {
         let ready = describe(&whose, &vsock, None, &place("config"), &place("data"))?;
         assert!(dir.path().join("p/vsock.sock_1024").exists());
         let description: ToolsDescription = serde_json::from_slice(&ready.description).unwrap();
-        assert_eq!(ready.descriptors.len(), 3 + description.directories.len());
+        assert!(ready.questions.is_some() && description.approvals.is_some());
+        assert_eq!(ready.descriptors.len(), 4 + description.directories.len());
         Ok(description)
     }
 

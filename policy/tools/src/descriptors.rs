@@ -34,6 +34,7 @@ impl Descriptors {
         let directories = description.directories.iter().map(|each| each.file);
         let named = directories
             .chain(description.ledger)
+            .chain(description.approvals)
             .chain(description.counters)
             .chain([description.listener, description.backups]);
         let open = open(named);

@@ -23,6 +23,7 @@ mod launch;
 pub mod limiter;
 pub mod mcp;
 pub mod permits;
+mod person;
 pub mod pipeline;
 mod process;
 pub mod programs;

@@ -18,7 +18,7 @@ use crate::permits::{Cover, Permits};
 use crate::registry::{Deadline, Need, Registry, Tool};
 
 /// Longest object of a record in bytes.
-const MAX_OBJECT: usize = 1024;
+pub(crate) const MAX_OBJECT: usize = 1024;
 /// Longest reason of a record in bytes.
 const MAX_REASON: usize = 2048;
 

@@ -22,7 +22,8 @@ use crate::host::Host;
 use crate::jobs::Jobs;
 use crate::limiter::{Clock, HostClock, Limiter};
 use crate::permits::Permits;
-use crate::pipeline::{Nobody, Parts, Pipeline};
+use crate::person::Person;
+use crate::pipeline::{Approver, Nobody, Parts, Pipeline};
 use crate::registry::Registry;
 use crate::{jail, mcp};
 
@@ -72,6 +73,10 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
         Some(fd) => Arc::new(Client::new(own.take("the ledger", fd)?)),
         None => Arc::new(NoLedger),
     };
+    let approver: Arc<dyn Approver> = match description.approvals {
+        Some(fd) => Arc::new(Person::new(own.take("the way to a person", fd)?)),
+        None => Arc::new(Nobody),
+    };
     let mut roots = Vec::new();
     for directory in &description.directories {
         roots.push(Root {
@@ -114,7 +119,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
             jobs: Jobs::default(),
         },
         limiter: Limiter::new(description.limits, counters, Box::new(HostClock)),
-        approver: Arc::new(Nobody),
+        approver,
         recorder,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()

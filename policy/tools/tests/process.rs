@@ -39,6 +39,8 @@ struct Tools {
     entries: Arc<Mutex<Vec<Entry>>>,
     /// Our end of the way into the ledger.
     ledger: Option<Arc<OwnedFd>>,
+    /// Where it asks for a person's consent.
+    questions: OwnedFd,
     scratch: TempDir,
 }
 
@@ -82,12 +84,14 @@ impl Tools {
             .write(true)
             .create_new(true)
             .open(scratch.path().join("counters"));
+        let (questions, asker) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
         let mut kept: Vec<OwnedFd> = vec![
             listener.into(),
             theirs,
             directory(&backups),
             directory(&data),
             counters.unwrap().into(),
+            asker,
         ];
         let number = |at: usize| Fd(kept[at].as_raw_fd());
         let grants = grants
@@ -105,6 +109,7 @@ impl Tools {
             actor: "system/agent".to_owned(),
             listener: number(0),
             ledger: Some(number(1)),
+            approvals: Some(number(5)),
             backups: number(2),
             counters: Some(number(4)),
             grants: grants.collect(),
@@ -140,6 +145,7 @@ impl Tools {
             data,
             entries,
             ledger: Some(ledger),
+            questions,
             scratch,
         }
     }
@@ -595,4 +601,44 @@ fn programs_run_from_inside_the_jail() {
     assert!(!seen.contains("there"), "{seen}");
     let other = json!({ "program": "/usr/bin/env", "directory": tools.data });
     guest.refused("process.run", other);
+}
+
+#[test]
+fn what_takes_consent_waits_for_a_person() {
+    let tools = Tools::with(&["tool.call:fs.*"], |description| {
+        let held = format!("fs.write:{}", description.directories[0].path.display());
+        let grants = ["tool.call:fs.*", held.as_str()];
+        let grants = grants.map(|grant| grant.parse::<Capability>().unwrap());
+        description.grants = grants.into_iter().collect();
+        description.limits.confirm = vec![bulkhead_toolbox::Risk::Write];
+    });
+    let path = tools.path("new");
+    for (allowed, exists) in [(false, false), (true, true)] {
+        let mut guest = tools.guest();
+        thread::scope(|scope| {
+            let arguments = json!({ "path": path, "content": "x" });
+            let params = json!({ "name": "fs.write", "arguments": arguments });
+            let called = scope.spawn(move || guest.ask("tools/call", params));
+            let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];
+            let heard = recv(&tools.questions, buffer.as_mut_slice(), RecvFlags::empty());
+            let (length, _) = heard.unwrap();
+            let request: bulkhead_approval::Request =
+                serde_json::from_slice(&buffer[..length]).unwrap();
+            assert!(request.question.object.contains(&path), "{request:?}");
+            assert!(
+                !Path::new(&path).exists(),
+                "nothing is done before the answer"
+            );
+            let answer = bulkhead_approval::Answer {
+                id: request.id,
+                allowed,
+                reason: "a person said so".to_owned(),
+            };
+            let answer = serde_json::to_vec(&answer).unwrap();
+            send(&tools.questions, &answer, SendFlags::NOSIGNAL).unwrap();
+            let called = called.join().unwrap().to_string();
+            assert_eq!(called.contains("\"isError\":false"), allowed, "{called}");
+        });
+        assert_eq!(Path::new(&path).exists(), exists);
+    }
 }

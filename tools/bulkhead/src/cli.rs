@@ -1,5 +1,6 @@
 //! What can be typed: every command and option, with the help that people read.
 
+use crate::approvals::ApprovalsCommand;
 use crate::doctor::DoctorArgs;
 use crate::secret::SecretArgs;
 use bulkhead_capability::NamePattern;
@@ -56,6 +57,9 @@ pub(crate) enum Command {
     /// Read and verify what partitions did
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Answer what partitions ask a person
+    #[command(subcommand)]
+    Approvals(ApprovalsCommand),
     /// Keep secrets that partitions use and never see
     Secret(SecretArgs),
     /// List the models that partitions can be granted

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod act;
+mod approvals;
 mod cli;
 mod command;
 mod doctor;
@@ -85,6 +86,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Manifest(command) => manifest::run(&command).map(ExitCode::from),
         Command::Key(command) => done(key::run(&command)),
         Command::Ledger(command) => done(ledger::run(&command)),
+        Command::Approvals(command) => done(approvals::run(&command)),
         Command::Secret(args) => done(secret::run(&args)),
         Command::Model(command) => done(model::run(&command)),
         Command::Policy(command) => done(policy::run(&command)),

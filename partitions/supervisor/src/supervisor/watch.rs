@@ -25,6 +25,7 @@ enum Source {
     Vsock(usize),
     BackendControl(usize, usize),
     BackendStderr(usize, usize),
+    BackendQuestion(usize, usize),
     BackendProcess(usize, usize),
     Ledger,
 }
@@ -73,6 +74,7 @@ impl Supervisor {
                         }
                         member.answer_stats();
                     }),
+                    Source::BackendQuestion(at, backend) => self.hear_question(at, backend),
                     Source::BackendStderr(at, backend) => {
                         self.with(at, |member| member.listen_to_backend(backend))
                     }
@@ -88,6 +90,7 @@ impl Supervisor {
                         let launcher = &self.launcher;
                         let member = self.members.get_mut(at);
                         member.and_then(|member| {
+                            self.approvals.end(member.name());
                             member.exit(launcher);
                             member.was_rejected().then_some(Cause::Incomplete)
                         })
@@ -119,6 +122,7 @@ impl Supervisor {
                     member.expire();
                 }
             }
+            self.approvals.expire(now);
             self.answer_halt();
             self.settle();
             let ran =
@@ -176,6 +180,10 @@ impl Supervisor {
                 if let Some(control) = &backend.control {
                     sources.push((Source::BackendControl(at, number), control.as_fd()));
                 }
+                if let Some(questions) = &backend.questions {
+                    let source = Source::BackendQuestion(at, number);
+                    sources.push((source, questions.as_fd()));
+                }
                 if let Some(stderr) = &backend.process.stderr {
                     sources.push((Source::BackendStderr(at, number), stderr.as_fd()));
                 }
@@ -200,6 +208,7 @@ impl Supervisor {
             .members
             .iter()
             .flat_map(|member| [member.deadline, member.next_timeout(), member.expires])
+            .chain([self.approvals.next_deadline()])
             .flatten()
             .min();
         let timeout = deadline.map(|deadline| {
@@ -263,6 +272,8 @@ impl Supervisor {
             Request::Whose { token } => {
                 reply(&client, &self.launcher.options.secrets.whose(&token))
             }
+            Request::Questions => reply(&client, &self.approvals.open(Instant::now())),
+            Request::Decide { question, allow } => reply(&client, &self.decide(question, allow)),
             Request::Halt => self.halt(client),
             Request::GoOn => {
                 self.go_on();

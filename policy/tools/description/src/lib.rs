@@ -42,6 +42,10 @@ pub struct ToolsDescription {
     /// The way to the writer of the ledger (`SOCK_SEQPACKET`). Absent: no tool runs.
     #[serde(default)]
     pub ledger: Option<Fd>,
+    /// The way to whoever asks a person (`SOCK_SEQPACKET`, as `bulkhead-approval` has it). Absent:
+    /// nobody can be asked, and what takes a person's consent is not done.
+    #[serde(default)]
+    pub approvals: Option<Fd>,
     /// Directory for what rolling back needs, empty or as the process before this one left it.
     pub backups: Fd,
     /// The file of counters that limit all partitions together. Absent: only this one is limited.
