@@ -5,13 +5,14 @@
 use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
+use crate::models::Models;
 use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_manifest::{Network, Owner, SecretBinding, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
-use bulkhead_network::{Forward, NetworkDescription, Web};
+use bulkhead_network::{Forward, ModelAccess, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -100,6 +101,7 @@ pub(crate) fn network(
     device: &str,
     network: &Network,
     (authority, secrets): (Option<Authority>, &[PartitionSecret]),
+    models: Option<Models>,
     jail: Jail,
 ) -> Result<(OwnedFd, Ready), Error> {
     let (theirs, link) = packet_pair()?;
@@ -131,6 +133,15 @@ pub(crate) fn network(
             header: header.clone(),
             paths: path.iter().cloned().collect(),
         });
+    }
+    if let Some(models) = models {
+        description.models = Some(ModelAccess {
+            file: descriptors.keep(models.file),
+            ports: models.ports,
+            spent: descriptors.keep(models.spent),
+        });
+        description.actor = Some(models.actor);
+        description.ledger = Some(descriptors.keep(models.ledger));
     }
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
@@ -312,7 +323,8 @@ mod tests {
         let bulkhead_manifest::DeviceKind::Network(plan) = &agent.devices[0].kind else {
             panic!("a network")
         };
-        let (_link, ready) = network("agent", "net0", plan, (None, &bound), Jail::Full).unwrap();
+        let (_link, ready) =
+            network("agent", "net0", plan, (None, &bound), None, Jail::Full).unwrap();
         let text = String::from_utf8(ready.description).unwrap();
         assert!(!text.contains(str::from_utf8(bound[0].value.expose()).unwrap()));
         let description: NetworkDescription = serde_json::from_str(&text).unwrap();

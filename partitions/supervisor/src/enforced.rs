@@ -17,7 +17,11 @@ pub(crate) fn check(partition: &Partition) -> Result<(), Error> {
         return Ok(());
     };
     let budget = mandate.budget.amounts();
-    let amount = budget.into_iter().find(|(_, amount)| amount.is_some());
+    // The router of models counts tokens and money; who may call no model spends none.
+    let counted = |key: &str| matches!(key, "tokens" | "money");
+    let amount = budget
+        .into_iter()
+        .find(|(key, amount)| amount.is_some() && !counted(key));
     let has_variable = mandate.secrets.iter().any(|secret| secret.env.is_some());
     let what = if has_variable && !tells_environment(partition) {
         "secrets.env of a partition without a command".to_owned()

@@ -4,6 +4,7 @@
 //! prints both. A failure inside the VMM arrives as [`crate::End::Failed`] instead.
 
 use bulkhead_cpu::Lacks;
+use bulkhead_models::file::LoadError;
 use bulkhead_places::PlaceError;
 use bulkhead_toolbox::ParseLimitsError;
 use std::io;
@@ -92,6 +93,15 @@ pub enum Error {
     /// A directory of the user's own cannot be used.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// There is no proper file of models.
+    #[error(transparent)]
+    Models(LoadError),
+    /// A grant that no model of that file fits.
+    #[error("`model.chat:{0}` is granted, and models.toml has no such model")]
+    NoSuchModel(String),
+    /// A secret that can be no provider's key.
+    #[error("the secret `{0}` is no key of a provider: it is not one line of text")]
+    ProviderKey(String),
     /// Tools are granted, and the guest has no way to call them.
     #[error("partition `{0}` may call tools, and has no vsock to call them on")]
     ToolsWithoutVsock(String),
@@ -349,6 +359,9 @@ impl Error {
             Self::OverlayIncomplete(_) => "overlay-incomplete",
             Self::Share(_) => "share-refused",
             Self::Place(error) => error.code(),
+            Self::Models(error) => error.code(),
+            Self::NoSuchModel(_) => "no-such-model",
+            Self::ProviderKey(_) => "provider-key",
             Self::ToolsPolicy { .. } => "tools-policy",
             Self::ToolsWithoutVsock(_) => "tools-without-vsock",
             Self::Listen { source, .. } => match source.kind() {
@@ -424,6 +437,9 @@ impl Error {
                 "bring it back; or remove the other one, and with it what the guest wrote"
             }
             Self::Share(_) => "share a directory of its own",
+            Self::Models(error) => error.help(),
+            Self::NoSuchModel(_) => "`bulkhead model ls` lists those that there are",
+            Self::ProviderKey(_) => "give it another value: `bulkhead secret rotate NAME`",
             Self::ToolsPolicy { .. } => "docs/tools.md has its keys",
             Self::ToolsWithoutVsock(_) => {
                 "grant vsock as well, to kernel `linux` or `native`; or leave tool.call out"

@@ -29,6 +29,7 @@ mod ledger;
 mod library;
 mod lifecycle;
 mod linux;
+mod models;
 mod open;
 mod process;
 mod record;

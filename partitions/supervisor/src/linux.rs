@@ -36,6 +36,7 @@ fn drivers(partition: &Partition) -> Vec<&'static str> {
             | CapabilityName::BlockWrite
             | CapabilityName::VhostUserBlock => &["virtio_blk"],
             CapabilityName::DnsResolve
+            | CapabilityName::ModelChat
             | CapabilityName::NetConnect
             | CapabilityName::NetListen
             | CapabilityName::NetLoopback
@@ -46,7 +47,6 @@ fn drivers(partition: &Partition) -> Vec<&'static str> {
             CapabilityName::PmemRead | CapabilityName::PmemWrite => &["virtio_pmem", "nd_pmem"],
             CapabilityName::DevicePci
             | CapabilityName::Exec
-            | CapabilityName::ModelChat
             | CapabilityName::PartitionSpawn
             | CapabilityName::RingReceive
             | CapabilityName::RingSend

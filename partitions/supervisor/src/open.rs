@@ -10,6 +10,7 @@ use crate::files::open_regular;
 use crate::initramfs::Initramfs;
 use crate::library::Library;
 use crate::linux;
+use crate::models::Models;
 use crate::secrets::PartitionSecret;
 use crate::tap::open_tap;
 use crate::vsock::Vsock;
@@ -30,6 +31,8 @@ pub(crate) struct Given {
     pub(crate) control: Option<OwnedFd>,
     pub(crate) streams: Streams,
     pub(crate) gdb: Option<OwnedFd>,
+    /// The way to the models that it may call.
+    pub(crate) models: Option<Models>,
 }
 
 /// The descriptors of one VMM, and the processes behind its devices.
@@ -224,8 +227,10 @@ impl Descriptors for Opened<'_> {
             Want::Network(device, network) => {
                 let authority = self.authority(partition)?;
                 let name = &partition.name;
+                let models = self.given.models.take();
+                let own = (authority, &self.secrets[..]);
                 let (link, ready) =
-                    backend::network(name, device, network, (authority, &self.secrets), self.jail)?;
+                    backend::network(name, device, network, own, models, self.jail)?;
                 self.backends.push(ready);
                 link
             }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::initramfs::memory_file;
 use bulkhead_capability::Capability;
 use bulkhead_manifest::{Partition, SecretBinding};
-use bulkhead_vault::{Binding, Bound, Issued, SecretName, Vault};
+use bulkhead_vault::{Binding, Bound, Issued, Secret, SecretName, Vault, VaultError};
 use std::fmt;
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
@@ -68,6 +68,19 @@ impl Secrets {
         issued.end(&owner);
         let vault = self.vault.as_ref();
         Vault::resolve(vault, &mut issued, &owner, granted, bindings).map_err(Error::Secret)
+    }
+
+    /// The value of a secret that no partition has, but a provider of models.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(crate) fn of_provider(&self, name: &str) -> Result<Secret, Error> {
+        let name: SecretName = name.parse().map_err(Error::Secret)?;
+        let found = match &self.vault {
+            Some(vault) => vault.get(&name),
+            None => Err(VaultError::NoSuchSecret(name)),
+        };
+        found.map_err(Error::Secret)
     }
 
     /// A partition has ended, and with it what was made for it.

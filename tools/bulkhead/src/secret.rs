@@ -4,7 +4,9 @@
 use crate::cli::ListFormat;
 use crate::failure::Failure;
 use crate::{prompt, ps, recorder, table};
+use bulkhead_capability::Capability;
 use bulkhead_manifest::{Mandate, System};
+use bulkhead_models::file::ModelsFile;
 use bulkhead_places::Place;
 use bulkhead_supervisor::{Secrets, StateRoot};
 use bulkhead_vault::{
@@ -126,6 +128,20 @@ pub(crate) fn run(args: &SecretArgs) -> Result<(), Failure> {
     }
 }
 
+/// Whether a partition may call models whose providers have keys.
+fn models_take_keys(system: &System) -> Result<bool, Failure> {
+    let chats = |held: &Capability| matches!(held, Capability::ModelChat(_));
+    let mut held = system
+        .partitions
+        .iter()
+        .flat_map(|one| one.grants.capabilities());
+    if !held.any(chats) {
+        return Ok(false);
+    }
+    let file = ModelsFile::load(&Place::config()?)?;
+    Ok(file.providers.iter().any(|(_, keys)| !keys.is_empty()))
+}
+
 /// For whatever accepts such tokens: which partition has it, as long as that runs.
 fn whose() -> Result<(), Failure> {
     let token = prompt::read_line(MAX_PASSPHRASE)?;
@@ -148,7 +164,7 @@ pub(crate) fn of(system: &System) -> Result<Arc<Secrets>, Failure> {
         .iter()
         .filter_map(|one| one.mandate.as_ref());
     let kept = |mandate: &Mandate| mandate.secrets.iter().any(|secret| !secret.ephemeral);
-    if !mandates.into_iter().any(kept) {
+    if !mandates.into_iter().any(kept) && !models_take_keys(system)? {
         return Ok(Arc::default());
     }
     let place = Vault::place(&Place::data()?);

@@ -438,14 +438,15 @@ impl Builder<'_, '_> {
             | Capability::DevicePci(_)
             | Capability::Entropy
             | Capability::Exec(_)
-            | Capability::ModelChat(_)
             | Capability::PartitionSpawn(_)
             | Capability::RingReceive(_)
             | Capability::RingSend(_)
             | Capability::SecretUse(_)
             | Capability::Time
             | Capability::ToolCall(_) => return Some(None),
+            // Models are at a name of the user-mode network.
             Capability::DnsResolve(_)
+            | Capability::ModelChat(_)
             | Capability::NetConnect(_)
             | Capability::NetListen(_)
             | Capability::NetLoopback(_) => {
@@ -646,7 +647,8 @@ impl Builder<'_, '_> {
                     Code::KeyNotForGrant,
                     draft.span.clone(),
                     "`network` means nothing without a grant of the user-mode network".to_owned(),
-                    "grant net.connect, net.listen, net.loopback or dns.resolve".to_owned(),
+                    "grant net.connect, net.listen, net.loopback, dns.resolve or model.chat"
+                        .to_owned(),
                 );
             }
             return None;

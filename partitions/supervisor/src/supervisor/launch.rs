@@ -8,6 +8,7 @@ use crate::console::Streams;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
+use crate::models::Spending;
 use crate::open::{Given, Opened};
 use crate::process::packet_pair;
 use crate::tools;
@@ -40,6 +41,8 @@ pub(super) struct Launcher {
     started: SystemTime,
     /// The system's directory.
     pub(super) directory: PathBuf,
+    /// What its partitions spend on models.
+    models: Spending,
 }
 
 /// One partition with everything open, before its processes exist.
@@ -87,6 +90,7 @@ impl Launcher {
             options: options.clone(),
             ledger: ledger.clone(),
             started: SystemTime::now(),
+            models: Spending::default(),
             directory: directory.to_owned(),
         })
     }
@@ -122,7 +126,13 @@ impl Launcher {
             gdb: self.options.gdb.is_some(),
             jail: self.options.jail,
         };
+        let secrets = &self.options.secrets;
+        let ledger = || self.ledger.client(&partition.name);
+        let models = self
+            .models
+            .ready(&self.system(), partition, secrets, ledger)?;
         let given = Given {
+            models,
             kvm: Some(duplicate(&self.kvm)?),
             control: Some(theirs),
             streams,

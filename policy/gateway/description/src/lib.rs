@@ -189,6 +189,12 @@ pub fn spent(tokens: u64, micro_cents: u64) -> [u8; SPENT_BYTES] {
     both.to_le_bytes()
 }
 
+/// Tokens, and money in millionths of a cent, of what a file has.
+pub fn spent_from(file: [u8; SPENT_BYTES]) -> (u64, u64) {
+    let both = u128::from_le_bytes(file);
+    (both as u64, (both >> 64) as u64)
+}
+
 /// The way to a partition's models.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

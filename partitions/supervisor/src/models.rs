@@ -1,0 +1,302 @@
+//! The models of a partition: what `models.toml` has of those that it was granted, with the keys from
+//! the vault and the addresses of their hosts, as its gateway takes them. Called by the launcher.
+
+use crate::error::Error;
+use crate::initramfs::memory_file;
+use crate::secrets::Secrets;
+use bulkhead_capability::{Capability, NamePattern};
+use bulkhead_manifest::Partition;
+use bulkhead_models::file::ModelsFile;
+use bulkhead_models::{Budget, Key, KeyValue, Models as Description, Money, Spent};
+use bulkhead_network::{SPENT_BYTES, spent_from};
+use bulkhead_places::Place;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::net::{IpAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+use zeroize::Zeroizing;
+
+/// The way to a partition's models, for its gateway.
+#[derive(Debug)]
+pub(crate) struct Models {
+    /// What the router works with.
+    pub(crate) file: File,
+    /// Ports of the providers.
+    pub(crate) ports: Vec<u16>,
+    /// Where the gateway keeps what is spent.
+    pub(crate) spent: File,
+    /// As whom it records.
+    pub(crate) actor: String,
+    /// Its socket to the ledger's writer.
+    pub(crate) ledger: OwnedFd,
+}
+
+/// What the partitions of a system have spent, for as long as they live: a guest that resets itself
+/// gets another gateway, and no other budget.
+#[derive(Debug, Default)]
+pub(crate) struct Spending(Mutex<BTreeMap<String, File>>);
+
+impl Spending {
+    /// The models of a partition, if it may call any. `ledger` gives them their way into it.
+    ///
+    /// # Errors
+    /// A grant that nothing serves or holds, or keys that cannot be had.
+    pub(crate) fn ready(
+        &self,
+        system: &str,
+        partition: &Partition,
+        secrets: &Secrets,
+        ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
+    ) -> Result<Option<Models>, Error> {
+        let Some(wanted) = Wanted::of(partition)? else {
+            return Ok(None);
+        };
+        // What is not recorded is not done.
+        let ledger = ledger()?.ok_or_else(|| Error::NotEnforced("model.chat".to_owned()))?;
+        let config = Place::config().map_err(Error::Place)?;
+        let file = ModelsFile::load(&config).map_err(Error::Models)?;
+        let spent = self.file(&partition.name)?;
+        let actor = format!("{system}/{}", partition.name);
+        let value = |name: &str| key(secrets, name);
+        let models = describe(&wanted, &file, actor, read(&spent)?, value, addresses)?;
+        let mut ports: Vec<u16> = models.providers.iter().map(|p| p.url.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let json = serde_json::to_vec(&models).map(Zeroizing::new);
+        let json = json.map_err(|error| Error::System {
+            doing: "describe models",
+            source: error.into(),
+        })?;
+        let mut file = memory_file(c"models")?;
+        let written = file.write_all(&json).and_then(|()| file.rewind());
+        written.map_err(Error::system("write a memfd"))?;
+        Ok(Some(Models {
+            actor: models.actor,
+            file,
+            ports,
+            spent,
+            ledger,
+        }))
+    }
+
+    /// The file of what this partition has spent.
+    fn file(&self, partition: &str) -> Result<File, Error> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !files.contains_key(partition) {
+            let mut file = memory_file(c"spent")?;
+            let written = file.write_all(&[0; SPENT_BYTES]);
+            written.map_err(Error::system("write a memfd"))?;
+            files.insert(partition.to_owned(), file);
+        }
+        let file = files.get(partition).map(File::try_clone);
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let file = file.ok_or_else(missing).flatten();
+        file.map_err(Error::system("duplicate a descriptor"))
+    }
+}
+
+fn read(file: &File) -> Result<Spent, Error> {
+    let mut bytes = [0; SPENT_BYTES];
+    let read = file.read_exact_at(&mut bytes, 0);
+    read.map_err(Error::system("read a memfd"))?;
+    let (tokens, micro_cents) = spent_from(bytes);
+    let money = Money::from_micro_cents(micro_cents);
+    Ok(Spent { tokens, money })
+}
+
+/// What a partition was granted of models.
+struct Wanted {
+    granted: Vec<NamePattern>,
+    denied: Vec<NamePattern>,
+    /// Calls a minute of all grants together: the fewest that any of them says.
+    calls: Option<u64>,
+    budget: Budget,
+}
+
+impl Wanted {
+    fn of(partition: &Partition) -> Result<Option<Self>, Error> {
+        let mut wanted = Self {
+            granted: Vec::new(),
+            denied: Vec::new(),
+            calls: None,
+            budget: Budget::default(),
+        };
+        for grant in partition.grants.iter() {
+            let Capability::ModelChat(pattern) = grant.capability() else {
+                continue;
+            };
+            let constraints = grant.constraints();
+            let held = !constraints.approval
+                && constraints.expires.is_none()
+                && constraints.lifetime.is_none();
+            if !held {
+                let what = format!("approval, expires or lifetime of model.chat:{pattern}");
+                return Err(Error::NotEnforced(what));
+            }
+            let calls = constraints
+                .quotas
+                .values()
+                .filter_map(|q| q.calls_per_minute);
+            wanted.calls = wanted.calls.into_iter().chain(calls).min();
+            wanted.granted.push(pattern.clone());
+        }
+        for denied in partition.grants.denied() {
+            if let Capability::ModelChat(pattern) = denied {
+                wanted.denied.push(pattern.clone());
+            }
+        }
+        if let Some(mandate) = &partition.mandate {
+            let money = mandate.budget.money.map(Money::from_micro_cents);
+            let tokens = mandate.budget.tokens;
+            wanted.budget = Budget { tokens, money };
+        }
+        Ok((!wanted.granted.is_empty()).then_some(wanted))
+    }
+}
+
+/// What the router works with.
+fn describe(
+    wanted: &Wanted,
+    file: &ModelsFile,
+    actor: String,
+    spent: Spent,
+    value: impl Fn(&str) -> Result<KeyValue, Error>,
+    addresses: impl Fn(&str, u16) -> Vec<IpAddr>,
+) -> Result<Description, Error> {
+    for pattern in &wanted.granted {
+        if file.select(|name| pattern.matches(name)).is_empty() {
+            return Err(Error::NoSuchModel(pattern.to_string()));
+        }
+    }
+    let means = |patterns: &[NamePattern], name: &str| patterns.iter().any(|p| p.matches(name));
+    let mut providers = Vec::new();
+    for (mut provider, keys) in file.select(|name| means(&wanted.granted, name)) {
+        // Who is denied one of its names is denied the model.
+        provider.models.retain(|model| {
+            let mut names = [&model.name].into_iter().chain(&model.aliases);
+            !names.any(|name| means(&wanted.denied, name))
+        });
+        if provider.models.is_empty() {
+            continue;
+        }
+        for name in keys {
+            let value = value(&name)?;
+            provider.keys.push(Key { name, value });
+        }
+        provider.addresses = match provider.url.address() {
+            Some(address) => vec![address],
+            // A host that does not resolve is one that cannot be reached: others are asked.
+            None => addresses(&provider.url.host, provider.url.port),
+        };
+        providers.push(provider);
+    }
+    let own = u64::from(file.requests_per_minute);
+    let calls = wanted.calls.map_or(own, |calls| calls.min(own));
+    Ok(Description {
+        actor,
+        order: file.order,
+        providers,
+        budget: wanted.budget,
+        spent,
+        requests_per_minute: u32::try_from(calls).unwrap_or(u32::MAX),
+    })
+}
+
+fn addresses(host: &str, port: u16) -> Vec<IpAddr> {
+    let found = (host, port).to_socket_addrs().into_iter().flatten();
+    found.map(|address| address.ip()).collect()
+}
+
+/// A provider's key.
+fn key(secrets: &Secrets, name: &str) -> Result<KeyValue, Error> {
+    let secret = secrets.of_provider(name)?;
+    let text = std::str::from_utf8(secret.expose());
+    let text = text.ok().filter(|text| !text.contains(char::is_control));
+    let text = text.ok_or_else(|| Error::ProviderKey(name.to_owned()))?;
+    Ok(KeyValue::from(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::partition;
+    use bulkhead_network::spent;
+    use std::net::Ipv4Addr;
+
+    const FILE: &[u8] = include_bytes!("../../../docs/examples/models.toml");
+
+    fn with(grants: &str) -> Partition {
+        partition(&format!(
+            "kernel = \"linux\"\ncommand = [\"/x\"]\ngrants = [{grants}]\n\
+             deny = [\"model.chat:claude-*\"]\n"
+        ))
+    }
+
+    fn described(partition: &Partition) -> Result<Description, Error> {
+        let file = ModelsFile::parse(FILE).unwrap();
+        let wanted = Wanted::of(partition)?.unwrap();
+        let value = |name: &str| Ok(KeyValue::from(format!("value of {name}")));
+        let resolve = |_: &str, _| vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))];
+        let spent = Spent::default();
+        describe(&wanted, &file, "s/p".to_owned(), spent, value, resolve)
+    }
+
+    #[test]
+    fn a_partition_gets_the_models_of_its_grants_alone() {
+        let models = described(&with(
+            r#"{ capability = "model.chat:small", calls = "7/min" }, "model.chat:large""#,
+        ));
+        let models = models.unwrap();
+        let names: Vec<&str> = models.providers.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["openai", "local"],
+            "large is denied under its other name"
+        );
+        assert_eq!(models.requests_per_minute, 7);
+        let (first, local) = (&models.providers[0], &models.providers[1]);
+        assert_eq!(first.keys[0].value.expose(), "value of openai");
+        assert_eq!(first.addresses, [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))]);
+        assert_eq!(local.addresses, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        assert!(local.keys.is_empty());
+        assert!(Wanted::of(&with("\"console\"")).unwrap().is_none());
+    }
+
+    #[test]
+    fn grants_that_nothing_serves_or_holds_are_refused() {
+        let absent = described(&with("\"model.chat:none\"")).unwrap_err();
+        assert_eq!(absent.code(), "no-such-model");
+        for constraint in ["approval = true", "lifetime = \"1h\""] {
+            let grant = format!("{{ capability = \"model.chat:small\", {constraint} }}");
+            assert_eq!(described(&with(&grant)).unwrap_err().code(), "not-enforced");
+        }
+        let spending = Spending::default();
+        let small = with("\"model.chat:small\"");
+        let without_ledger = spending.ready("s", &small, &Secrets::default(), || Ok(None));
+        assert_eq!(without_ledger.unwrap_err().code(), "not-enforced");
+    }
+
+    #[test]
+    fn a_key_that_the_vault_lacks_stops_the_start() {
+        let lacking = key(&Secrets::default(), "openai").unwrap_err();
+        assert_eq!(lacking.code(), "no-such-secret");
+    }
+
+    #[test]
+    fn a_second_gateway_begins_with_what_the_first_has_spent() {
+        let spending = Spending::default();
+        let first = spending.file("p").unwrap();
+        assert_eq!(read(&first).unwrap(), Spent::default());
+        first.write_all_at(&spent(7, u64::MAX), 0).unwrap();
+        let second = read(&spending.file("p").unwrap()).unwrap();
+        let money = Money::from_micro_cents(u64::MAX);
+        assert_eq!(second, Spent { tokens: 7, money });
+        assert_eq!(
+            read(&spending.file("q").unwrap()).unwrap(),
+            Spent::default()
+        );
+    }
+}
