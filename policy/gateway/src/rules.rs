@@ -298,6 +298,18 @@ impl Rules {
                 .collect();
             let names: Names = named.iter().map(|(name, _)| (*name).clone()).collect();
             let grants: Vec<&Connect> = named.into_iter().flat_map(|(_, grants)| grants).collect();
+            // A rule that narrowed the service and is over, or denied, has not opened it.
+            let spoke = |grant: &Connect| {
+                let rule = &grant.rule;
+                let names = config.hosts.iter().any(|name| rule.host.names(name));
+                names
+                    && rule.host != Host::Any
+                    && rule.protocol == protocol
+                    && rule.ports.contains(port)
+            };
+            if grants.is_empty() && self.allow.iter().any(spoke) {
+                return Err(Refusal::Denied { protocol, to, port });
+            }
             let socket = (Ipv4Addr::LOCALHOST, service.host_port).into();
             return choose(socket, &grants, (!names.is_empty()).then_some(names));
         }

@@ -188,6 +188,29 @@ fn a_loopback_service_can_have_a_name() {
 }
 
 #[test]
+fn a_rule_that_is_over_or_denied_does_not_open_a_named_service() {
+    let (mut config, mut rules) = rules(&["tcp:a.example:443"], &["tcp:443=8443"]);
+    config.hosts = vec!["a.example".to_owned()];
+    let router = config.router;
+    let goes = |rules: &Rules, now| {
+        rules
+            .outbound(&config, now, Protocol::Tcp, router, 443)
+            .is_ok()
+    };
+    rules.allow[0].lifetime = Some(60);
+    assert!(goes(&rules, Instant::from_secs(59)));
+    assert!(
+        !goes(&rules, Instant::from_secs(60)),
+        "its lifetime is over"
+    );
+    rules
+        .deny
+        .connect
+        .push("tcp:a.example:443".parse().unwrap());
+    assert!(!goes(&rules, NOW), "it is denied");
+}
+
+#[test]
 fn a_refusal_names_the_rule_that_is_missing() {
     let (config, mut rules) = rules(&["tcp:a.example:80"], &[]);
     let to = Ipv4Addr::new(192, 0, 2, 1);
