@@ -6,6 +6,7 @@ use crate::cgroup::Group;
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::models::Models;
+use crate::open::Records;
 use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
@@ -95,13 +96,23 @@ impl Descriptors {
     }
 }
 
+/// What a gateway has beside its rules.
+#[derive(Default)]
+pub(crate) struct Own<'a> {
+    /// For web requests that are looked into.
+    pub(crate) authority: Option<Authority>,
+    pub(crate) secrets: &'a [PartitionSecret],
+    pub(crate) models: Option<Models>,
+    /// Absent: nothing is recorded, which is for tests.
+    pub(crate) records: Option<Records>,
+}
+
 /// Makes a gateway ready; with it comes the VMM's end of the network.
 pub(crate) fn network(
     partition: &str,
     device: &str,
     network: &Network,
-    (authority, secrets): (Option<Authority>, &[PartitionSecret]),
-    models: Option<Models>,
+    own: Own<'_>,
     jail: Jail,
 ) -> Result<(OwnedFd, Ready), Error> {
     let (theirs, link) = packet_pair()?;
@@ -114,14 +125,14 @@ pub(crate) fn network(
     description.hostname = Some(partition.to_owned());
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
     web::rules(&mut description, network)?;
-    if let Some(authority) = authority {
+    if let Some(authority) = own.authority {
         let trust = web::trusted(network)?.into_iter();
         description.web = Some(Web {
             authority: descriptors.keep(authority.into_descriptor()),
             trust: trust.map(|file| descriptors.keep(file)).collect(),
         });
     }
-    for secret in secrets {
+    for secret in own.secrets {
         let SecretBinding {
             host, header, path, ..
         } = &secret.target;
@@ -134,14 +145,16 @@ pub(crate) fn network(
             paths: path.iter().cloned().collect(),
         });
     }
-    if let Some(models) = models {
+    if let Some(models) = own.models {
         description.models = Some(ModelAccess {
             file: descriptors.keep(models.file),
             ports: models.ports,
             spent: descriptors.keep(models.spent),
         });
-        description.actor = Some(models.actor);
-        description.ledger = Some(descriptors.keep(models.ledger));
+    }
+    if let Some(records) = own.records {
+        description.ledger = Some(descriptors.keep(records.way));
+        description.actor = Some(records.actor);
     }
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
@@ -323,8 +336,11 @@ mod tests {
         let bulkhead_manifest::DeviceKind::Network(plan) = &agent.devices[0].kind else {
             panic!("a network")
         };
-        let (_link, ready) =
-            network("agent", "net0", plan, (None, &bound), None, Jail::Full).unwrap();
+        let own = Own {
+            secrets: &bound,
+            ..Own::default()
+        };
+        let (_link, ready) = network("agent", "net0", plan, own, Jail::Full).unwrap();
         let text = String::from_utf8(ready.description).unwrap();
         assert!(!text.contains(str::from_utf8(bound[0].value.expose()).unwrap()));
         let description: NetworkDescription = serde_json::from_str(&text).unwrap();

@@ -5,6 +5,7 @@
 use crate::error::Error;
 use crate::library::{Library, LibraryFile};
 use crate::lifecycle::{Lifecycle, State};
+use crate::open::Records;
 use crate::process::{Process, packet_pair};
 use crate::vmm::send_with;
 use bulkhead_machine::{Fd, Jail};
@@ -167,6 +168,16 @@ impl Ledger {
             .as_ref()
             .map(|writer| writer.client(&actor))
             .transpose()
+    }
+
+    /// Where the gateway of `partition` records what it does.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub(crate) fn records(&self, partition: &str) -> Result<Option<Records>, Error> {
+        let way = self.client(partition)?;
+        let actor = format!("{}/{partition}", self.system);
+        Ok(way.map(|way| Records { way, actor }))
     }
 
     /// Waits until everything that was asked for is durable.

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::net::{IpAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
@@ -28,10 +27,6 @@ pub(crate) struct Models {
     pub(crate) ports: Vec<u16>,
     /// Where the gateway keeps what is spent.
     pub(crate) spent: File,
-    /// As whom it records.
-    pub(crate) actor: String,
-    /// Its socket to the ledger's writer.
-    pub(crate) ledger: OwnedFd,
 }
 
 /// What the partitions of a system have spent, for as long as they live: a guest that resets itself
@@ -40,7 +35,7 @@ pub(crate) struct Models {
 pub(crate) struct Spending(Mutex<BTreeMap<String, File>>);
 
 impl Spending {
-    /// The models of a partition, if it may call any. `ledger` gives them their way into it.
+    /// The models of a partition, if it may call any.
     ///
     /// # Errors
     /// A grant that nothing serves or holds, or keys that cannot be had.
@@ -49,13 +44,10 @@ impl Spending {
         system: &str,
         partition: &Partition,
         secrets: &Secrets,
-        ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
     ) -> Result<Option<Models>, Error> {
         let Some(wanted) = Wanted::of(partition)? else {
             return Ok(None);
         };
-        // What is not recorded is not done.
-        let ledger = ledger()?.ok_or_else(|| Error::NotEnforced("model.chat".to_owned()))?;
         let config = Place::config().map_err(Error::Place)?;
         let file = ModelsFile::load(&config).map_err(Error::Models)?;
         let spent = self.file(&partition.name)?;
@@ -73,13 +65,7 @@ impl Spending {
         let mut file = memory_file(c"models")?;
         let written = file.write_all(&json).and_then(|()| file.rewind());
         written.map_err(Error::system("write a memfd"))?;
-        Ok(Some(Models {
-            actor: models.actor,
-            file,
-            ports,
-            spent,
-            ledger,
-        }))
+        Ok(Some(Models { file, ports, spent }))
     }
 
     /// The file of what this partition has spent.
@@ -273,10 +259,6 @@ mod tests {
             let grant = format!("{{ capability = \"model.chat:small\", {constraint} }}");
             assert_eq!(described(&with(&grant)).unwrap_err().code(), "not-enforced");
         }
-        let spending = Spending::default();
-        let small = with("\"model.chat:small\"");
-        let without_ledger = spending.ready("s", &small, &Secrets::default(), || Ok(None));
-        assert_eq!(without_ledger.unwrap_err().code(), "not-enforced");
     }
 
     #[test]

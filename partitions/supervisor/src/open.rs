@@ -33,6 +33,17 @@ pub(crate) struct Given {
     pub(crate) gdb: Option<OwnedFd>,
     /// The way to the models that it may call.
     pub(crate) models: Option<Models>,
+    /// Where its gateway records what it does.
+    pub(crate) records: Option<Records>,
+}
+
+/// A partition's way into the ledger.
+#[derive(Debug)]
+pub(crate) struct Records {
+    /// Its socket to the ledger's writer.
+    pub(crate) way: OwnedFd,
+    /// Whose acts they are: `system/partition`.
+    pub(crate) actor: String,
 }
 
 /// The descriptors of one VMM, and the processes behind its devices.
@@ -109,6 +120,11 @@ impl<'o> Opened<'o> {
         let mut opened = Self::new(library, directory, Given::default(), settings);
         opened.by_place = true;
         opened
+    }
+
+    /// Where the gateway of a network that is opened next records what it does.
+    pub(crate) fn record_in(&mut self, records: Option<Records>) {
+        self.given.records = records;
     }
 
     /// Adds a descriptor.
@@ -227,10 +243,13 @@ impl Descriptors for Opened<'_> {
             Want::Network(device, network) => {
                 let authority = self.authority(partition)?;
                 let name = &partition.name;
-                let models = self.given.models.take();
-                let own = (authority, &self.secrets[..]);
-                let (link, ready) =
-                    backend::network(name, device, network, own, models, self.jail)?;
+                let own = backend::Own {
+                    authority,
+                    secrets: &self.secrets,
+                    models: self.given.models.take(),
+                    records: self.given.records.take(),
+                };
+                let (link, ready) = backend::network(name, device, network, own, self.jail)?;
                 self.backends.push(ready);
                 link
             }

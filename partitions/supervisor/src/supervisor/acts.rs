@@ -1,7 +1,7 @@
 //! What other processes ask of a running partition: passed on to its VMM under a number, and
 //! answered when the VMM has, or when its time is over.
 
-use super::launch::Launcher;
+use super::launch::{Launcher, has_gateway};
 use super::member::Member;
 use crate::backend::Backend;
 use crate::compile::{Descriptors, device};
@@ -215,6 +215,9 @@ impl Member {
         let granted = self.check(&new)?;
         let jail = launcher.options.jail;
         let mut opened = Opened::for_packet(&launcher.library, &launcher.directory, jail);
+        if has_gateway(&granted) {
+            opened.record_in(launcher.records(&self.partition.name)?);
+        }
         let described = device(&granted, &mut |want| opened.open(&self.partition, want))?;
         let descriptors = opened.take_descriptors();
         let group = self.group.as_ref();

@@ -9,14 +9,14 @@ use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
 use crate::models::Spending;
-use crate::open::{Given, Opened};
+use crate::open::{Given, Opened, Records};
 use crate::process::packet_pair;
 use crate::tools;
 use crate::vmm::Vmm;
 use crate::vsock::Vsock;
 use bulkhead_cpu::HostCpu;
 use bulkhead_machine::MachineDescription;
-use bulkhead_manifest::Partition;
+use bulkhead_manifest::{Device, DeviceKind, Partition};
 use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -65,6 +65,11 @@ pub(super) struct Started {
 fn duplicate(descriptor: impl AsFd) -> Result<OwnedFd, Error> {
     let clone = descriptor.as_fd().try_clone_to_owned();
     clone.map_err(Error::system("duplicate a descriptor"))
+}
+
+/// A device with a gateway behind it.
+pub(super) fn has_gateway(device: &Device) -> bool {
+    matches!(device.kind, DeviceKind::Network(_))
 }
 
 impl Launcher {
@@ -127,12 +132,12 @@ impl Launcher {
             jail: self.options.jail,
         };
         let secrets = &self.options.secrets;
-        let ledger = || self.ledger.client(&partition.name);
-        let models = self
-            .models
-            .ready(&self.system(), partition, secrets, ledger)?;
         let given = Given {
-            models,
+            models: self.models.ready(&self.system(), partition, secrets)?,
+            records: match partition.devices.iter().any(has_gateway) {
+                true => self.records(&partition.name)?,
+                false => None,
+            },
             kvm: Some(duplicate(&self.kvm)?),
             control: Some(theirs),
             streams,
@@ -159,6 +164,11 @@ impl Launcher {
             backends: opened.backends.into_iter().chain(tools).collect(),
             vsock: opened.vsock,
         })
+    }
+
+    /// Where a gateway of `partition` records what it does.
+    pub(super) fn records(&self, partition: &str) -> Result<Option<Records>, Error> {
+        self.ledger.records(partition)
     }
 
     /// Starts the back ends, then the VMM, all of them in `group`.
