@@ -57,7 +57,9 @@ impl Chat {
     /// # Errors
     /// What is wrong with it, in one sentence.
     pub fn parse(wire: Wire, body: &[u8]) -> Result<Self, ChatError> {
-        let malformed = |error: serde_json::Error| ChatError::Malformed(error.to_string());
+        // It may quote what the guest wrote.
+        let malformed =
+            |error: serde_json::Error| ChatError::Malformed(one_line(&error.to_string()));
         let wrong = |why: &str| Err(ChatError::Malformed(why.to_owned()));
         match wire {
             Wire::Openai => {
@@ -182,6 +184,18 @@ impl Chat {
             output: output.into(),
         })
     }
+}
+
+/// `text` with its control characters escaped: a guest is not to write lines of a log.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {

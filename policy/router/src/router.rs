@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::budget::{Account, Carry, Exhausted};
 use crate::cache::Cache;
 use crate::call::{Attempt, Tried};
-use crate::chat::{Asked, Chat};
+use crate::chat::{Asked, Chat, one_line};
 use crate::clock::Clock;
 use crate::recording::{Recording, detail};
 use crate::refusal::{Body, Refusal, respond};
@@ -261,7 +261,7 @@ impl Inner {
 
     /// Writes a line for people.
     pub(crate) fn log(&self, line: &str) {
-        (self.outside.log)(line);
+        (self.outside.log)(&one_line(line));
     }
 
     /// Records a refusal. It is one whether that succeeds or not.

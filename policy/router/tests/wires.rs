@@ -429,6 +429,22 @@ async fn requests_are_read_strictly() {
 }
 
 #[tokio::test]
+async fn a_guest_writes_no_lines_of_the_log() {
+    let fake = honest(Wire::Openai).await;
+    let world = World::new(models(vec![provider("p", Wire::Openai, fake.address)]));
+    let mut question = question();
+    question["model"] = json!("x\nforged");
+    world.chat(&question).await;
+    question["a\nfield"] = json!(1);
+    world.chat(&question).await;
+    let log = world.log.lock().unwrap();
+    assert_eq!(log.len(), 2);
+    for line in log.iter() {
+        assert!(!line.contains('\n') && line.contains("\\n"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn the_bound_on_the_answer_has_the_name_that_the_provider_knows() {
     let fake = honest(Wire::Openai).await;
     for (field, has, lacks) in [
