@@ -549,8 +549,13 @@ fn flows_of_datagrams_make_room_for_each_other() {
 /// A resolver on the host's loopback that knows `a.example` alone, and answers each query over UDP
 /// or TCP once.
 fn resolver(queries: usize, over_tcp: bool) -> (u16, thread::JoinHandle<Vec<Vec<u8>>>) {
-    let (tcp, port) = listener();
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    // A port that is free for both; another test may have it for one.
+    let (tcp, udp, port) = loop {
+        let (tcp, port) = listener();
+        if let Ok(udp) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
+            break (tcp, udp, port);
+        }
+    };
     let answer = |query: &[u8]| {
         let mut answer = query.to_vec();
         answer[2] |= 0x80;

@@ -76,11 +76,13 @@ fn handshake(bytes: &[u8]) -> Result<Vec<u8>, Fault> {
             if needed > MAX_BYTES {
                 return Err(Fault::Malformed);
             }
-            match head.0.len() {
-                // What follows a ClientHello in its record can only be an error.
-                have if have > needed => return Err(Fault::Malformed),
-                have if have == needed => return Ok(head.0.to_vec()),
-                _ => {}
+            let have = head.0.len();
+            // What follows a ClientHello in its record can only be an error, come or still to come.
+            if have + (length - taken.len()) > needed {
+                return Err(Fault::Malformed);
+            }
+            if have == needed {
+                return Ok(head.0.to_vec());
             }
         }
         if taken.len() < length {
@@ -236,6 +238,15 @@ pub(crate) mod tests {
             let (first, second) = whole.split_at(cut);
             let hello = [record(first), record(second)].concat();
             assert_eq!(read(&hello), asks_for("a.example"), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_goes_on_after_it_is_malformed_before_the_rest_has_come() {
+        let hello = message(&name("a.example"));
+        let longer = record(&[&hello[..], b"more"].concat());
+        for cut in longer.len() - 4..=longer.len() {
+            assert_eq!(read(&longer[..cut]), FirstBytes::Malformed, "{cut}");
         }
     }
 

@@ -304,8 +304,13 @@ async fn an_answer_that_the_guests_wire_cannot_say_is_refused_and_paid() {
             false => Reply::ok(answer),
             true => {
                 let mut pieces = anthropic_stream(TEXT, Some((30, 3)));
-                let text = r#"{"text":"","type":"text"}"#;
-                pieces[1] = pieces[1].replace(text, r#"{"type":"thinking","thinking":""}"#);
+                // In whichever order the names are printed.
+                for text in [
+                    r#"{"text":"","type":"text"}"#,
+                    r#"{"type":"text","text":""}"#,
+                ] {
+                    pieces[1] = pieces[1].replace(text, r#"{"type":"thinking","thinking":""}"#);
+                }
                 assert!(pieces[1].contains("thinking"));
                 Reply::Stream(pieces, End::Clean)
             }
