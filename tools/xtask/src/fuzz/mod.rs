@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
     /// How long each runs
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 5)]
     seconds: u32,
     /// How many run at once; as many as there are CPUs when it is not given
     #[arg(long)]

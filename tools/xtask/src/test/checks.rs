@@ -16,7 +16,7 @@ use crate::say::Say;
 /// Bound on one check.
 pub(super) const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How long one fuzz target runs, in seconds.
-const FUZZ_SECONDS: u32 = 10;
+const FUZZ_SECONDS: u32 = 5;
 /// Packages without `unsafe` of their own making that Miri can run in reasonable time.
 const MIRI_PACKAGES: [&str; 2] = ["bulkhead-abi", "bulkhead-kernel-core"];
 /// Packages that build for [`BARE`] only.
