@@ -8,12 +8,18 @@ use crate::error::Error;
 use crate::initramfs::memory_file;
 use command_fds::CommandFdExt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal,
+    waitid,
+};
+use std::fs;
 use std::io::{self, PipeWriter, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Most bytes of a process's last words that are kept.
 const LAST_WORDS: usize = 2048;
@@ -21,6 +27,8 @@ const LAST_WORDS: usize = 2048;
 const WORDS: usize = 16 * 1024;
 /// Most bytes that an unprivileged user's pipe holds (`/proc/sys/fs/pipe-max-size`).
 const MAX_PIPE: usize = 1024 * 1024;
+/// How long between two looks at a process that is being frozen.
+const STOPPING: Duration = Duration::from_millis(1);
 
 /// A running process. Dropping it kills it.
 #[derive(Debug)]
@@ -155,6 +163,43 @@ impl Process {
     /// Lets them go on.
     pub(crate) fn thaw(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::CONT);
+    }
+
+    /// Kills what the process has started, once it is frozen and so starts nothing more. Frozen, some of
+    /// it could wake the others. Where the process does not stand still by `deadline`, or the host does
+    /// not tell what it has started, it is killed itself.
+    pub(crate) fn kill_children(&self, deadline: Instant) {
+        match self.stands_still(deadline).and_then(|()| self.children()) {
+            // Nobody has waited for them, so the numbers are still theirs.
+            Ok(children) => children.into_iter().for_each(|child| {
+                let _ = kill_process(child, Signal::KILL);
+            }),
+            Err(_) => self.kill(),
+        }
+    }
+
+    /// Waits until every thread of it is stopped, or it has ended.
+    fn stands_still(&self, deadline: Instant) -> io::Result<()> {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED;
+        let options = options | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while waitid(WaitId::PidFd(self.pidfd.as_fd()), options)?.is_none() {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            thread::sleep(STOPPING);
+        }
+        Ok(())
+    }
+
+    fn children(&self) -> io::Result<Vec<Pid>> {
+        let mut children = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let listed = fs::read_to_string(task?.path().join("children"))?;
+            let numbers = listed.split_whitespace().map(str::parse);
+            let numbers = numbers.map(|number| number.ok().and_then(Pid::from_raw));
+            children.extend(numbers.flatten());
+        }
+        Ok(children)
     }
 
     /// Reads what is there of its standard error; nothing at its end.

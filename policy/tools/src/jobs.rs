@@ -2,12 +2,12 @@
 //! `process`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use crate::error::ToolError;
-use crate::programs::{Killer, Output, Running};
+use crate::programs::{Killer, Launcher, Output, Program};
 use crate::registry::Deadline;
 
 /// Most programs that go on, and those that have ended whose output is kept, together.
@@ -49,16 +49,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Jobs {
-    /// Begins one; `start` starts the program, to which `input` goes.
+    /// Begins one.
     ///
     /// # Errors
     /// Too many go on, or it cannot be started.
-    pub(crate) fn begin(
-        &self,
-        program: &str,
-        input: String,
-        start: impl FnOnce(&Deadline) -> Result<Running, ToolError>,
-    ) -> Result<u64, ToolError> {
+    pub(crate) fn begin(&self, launcher: &Launcher, program: Program) -> Result<u64, ToolError> {
         let mut table = lock(&self.table);
         if table.jobs.len() >= MAX_JOBS {
             let over = (table.jobs.iter()).find(|(_, job)| lock(&job.end).is_some());
@@ -68,25 +63,39 @@ impl Jobs {
             })?;
             table.jobs.remove(&over);
         }
-        let deadline = Deadline::after(MAX_TIME);
-        let mut running = start(&deadline)?;
-        let job = Job {
-            program: program.to_owned(),
-            killer: running.killer(),
-            output: Arc::default(),
-            end: Arc::default(),
-        };
-        let (output, end) = (job.output.clone(), job.end.clone());
+        let name = program.path.display().to_string();
+        let output = Arc::<Mutex<Output>>::default();
+        let end = Arc::<Mutex<_>>::default();
+        let (told, started) = mpsc::sync_channel(1);
+        let (launcher, theirs) = (launcher.clone(), (output.clone(), end.clone()));
+        // It ends with the thread that started it, which therefore waits for it.
         let spawned = thread::Builder::new()
             .name("job".to_owned())
             .spawn(move || {
-                let status = running.finish(&input, &output, &deadline);
-                *lock(&end) = Some(status.map_err(|error| error.to_string()));
+                let deadline = Deadline::after(MAX_TIME);
+                match launcher.start(program, &deadline) {
+                    Ok(mut running) => {
+                        let _ = told.send(Ok(running.killer()));
+                        let (output, end) = theirs;
+                        let status = running.finish(&output, &deadline);
+                        *lock(&end) = Some(status.map_err(|error| error.to_string()));
+                    }
+                    Err(error) => {
+                        let _ = told.send(Err(error));
+                    }
+                }
             });
-        // Without a thread the program is gone with `running`.
         spawned.map_err(|error| ToolError::refused(format!("it cannot go on: {error}")))?;
+        let lost = |_| ToolError::refused("it was not started");
+        let killer = started.recv().map_err(lost).flatten()?;
         table.last += 1;
         let number = table.last;
+        let job = Job {
+            program: name,
+            killer,
+            output,
+            end,
+        };
         table.jobs.insert(number, job);
         Ok(number)
     }

@@ -2,7 +2,8 @@
 //! further in, the last of which becomes the program. Called by `main`, and described by `programs`.
 //!
 //! 1. [`Stage::Outer`] leaves for a process-id namespace of its own, which a user namespace makes
-//!    possible, and waits. Whoever kills it kills everything that is inside.
+//!    possible, and waits. Whoever kills it kills everything that is inside, and so does the end of
+//!    the thread that started it.
 //! 2. [`Stage::Init`] is the first process in there: when it ends, the host kills the others. It
 //!    reaps what the program leaves behind.
 //! 3. [`Stage::Program`] limits itself, gives up every file but the program's own, its libraries and
@@ -25,7 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, fchdir, getpid, pidfd_open,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, fchdir, getpid, getppid, pidfd_open,
     set_parent_process_death_signal, setrlimit, wait,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -64,6 +65,8 @@ pub(crate) struct Launch {
     pub(crate) write: bool,
     /// The limits, and the other layers of the jail, are in force.
     pub(crate) jailed: bool,
+    /// The process that starts it, which it does not outlive.
+    pub(crate) parent: u32,
     /// A descriptor of the outermost process, for the first one inside.
     pub(crate) outer: Option<RawFd>,
     pub(crate) cpu_seconds: u64,
@@ -129,6 +132,12 @@ fn outer(mut launch: Launch) -> io::Result<ExitCode> {
     // SAFETY: the flags name namespaces only, and this process has one thread and shares nothing.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWPID) }
         .map_err(|errno| io::Error::other(format!("no namespace can be made: {errno}")))?;
+    // After the change of credentials, which clears it.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let parent = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+    if parent != Some(launch.parent) {
+        return Ok(ExitCode::from(NOT_STARTED));
+    }
     let description = serde_json::to_string(&launch)?;
     let mut init = next(Stage::Init, &description);
     let status = init.preserved_fds(vec![own]).status()?;

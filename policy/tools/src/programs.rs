@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,13 +41,13 @@ pub struct Launcher {
 
 /// What is to run.
 #[derive(Debug)]
-pub(crate) struct Program<'p> {
-    pub(crate) path: &'p Path,
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) directory: OwnedFd,
     pub(crate) write: bool,
-    pub(crate) input: &'p str,
+    pub(crate) input: String,
 }
 
 /// What a program has written so far, within bounds.
@@ -88,6 +88,8 @@ pub(crate) struct Running {
     child: Child,
     group: Pid,
     pidfd: Arc<OwnedFd>,
+    /// What it is fed.
+    input: String,
     reaped: bool,
 }
 
@@ -104,13 +106,13 @@ impl Killer {
 }
 
 impl Launcher {
-    /// Starts a program.
+    /// Starts a program, which ends with the thread that started it.
     ///
     /// # Errors
     /// The host refuses.
     pub(crate) fn start(
         &self,
-        program: Program<'_>,
+        program: Program,
         deadline: &Deadline,
     ) -> Result<Running, ToolError> {
         let Program {
@@ -121,14 +123,15 @@ impl Launcher {
             write,
             input,
         } = program;
-        let failed = |error: io::Error| ToolError::io("start", path, &error);
+        let failed = |error: io::Error| ToolError::io("start", &path, &error);
         let launch = Launch {
-            program: path.to_owned(),
+            program: path.clone(),
             arguments,
             environment,
             directory: directory.as_raw_fd(),
             write,
             jailed: self.jailed,
+            parent: std::process::id(),
             outer: None,
             cpu_seconds: deadline.left().as_secs().saturating_add(CPU_GRACE),
             memory: MEMORY,
@@ -162,6 +165,7 @@ impl Launcher {
                 group,
                 child,
                 pidfd: Arc::new(pidfd),
+                input,
                 reaped: false,
             }),
             Err(errno) => {
@@ -182,10 +186,10 @@ impl Running {
     /// It took too long, or wrote without end.
     pub(crate) fn finish(
         &mut self,
-        input: &str,
         output: &Mutex<Output>,
         deadline: &Deadline,
     ) -> Result<i32, ToolError> {
+        let input = std::mem::take(&mut self.input);
         let heard = self.listen(input.as_bytes(), output, deadline);
         let heard = heard.and_then(|()| self.wait(deadline));
         if heard.is_err() {
@@ -358,13 +362,12 @@ pub(crate) struct Ended {
 /// It could not be started, took too long, or wrote without end.
 pub(crate) fn run(
     launcher: &Launcher,
-    program: Program<'_>,
+    program: Program,
     deadline: &Deadline,
 ) -> Result<Ended, ToolError> {
-    let input = program.input;
-    let output = Arc::new(Mutex::new(Output::default()));
+    let output = Mutex::new(Output::default());
     let mut running = launcher.start(program, deadline)?;
-    let status = running.finish(input, &output, deadline);
+    let status = running.finish(&output, deadline);
     // It ran, so it may have changed something.
     let status = status.map_err(ToolError::halfway)?;
     let output = output.lock().unwrap_or_else(PoisonError::into_inner).take();

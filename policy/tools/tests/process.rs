@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_capability::Capability;
 use bulkhead_record::wire::{Answer, MAX_REQUEST_BYTES, Outcome, Request};
@@ -601,6 +601,82 @@ fn programs_run_from_inside_the_jail() {
     assert!(!seen.contains("there"), "{seen}");
     let other = json!({ "program": "/usr/bin/env", "directory": tools.data });
     guest.refused("process.run", other);
+}
+
+/// Processes of the host whose command line has this in it, other than this one.
+fn processes_with(marker: &str) -> usize {
+    let own = std::process::id().to_string();
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let all = all.filter(|entry| *entry.file_name() != *own);
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .filter(|line| String::from_utf8_lossy(line).contains(marker))
+        .count()
+}
+
+fn expect_gone(marker: &str) {
+    let end = Instant::now() + PATIENCE;
+    while processes_with(marker) != 0 {
+        assert!(Instant::now() < end, "{marker} goes on");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn programs_are_gone_when_the_tools_are_killed() {
+    let mut tools = Tools::start(&["tool.call:*", "exec:/usr/bin/perl"]);
+    let mut guest = tools.guest();
+    // One that goes on, with what it has left behind, and one whose call is waited for.
+    let script = |marker: &str| {
+        format!(
+            "require POSIX; if (!fork) {{ POSIX::setsid(); $0 = '{marker}'; sleep 1000 }} sleep 1000"
+        )
+    };
+    let arguments = |marker: &str| {
+        json!({ "program": "/usr/bin/perl", "directory": tools.data,
+                "arguments": ["-e", script(marker), marker] })
+    };
+    let (started, running) = ("orphan-a-62fa", "orphan-b-62fa");
+    guest.done("process.start", arguments(started));
+    let params = json!({ "name": "process.run", "arguments": arguments(running) });
+    let call = json!({ "jsonrpc": "2.0", "id": 99, "method": "tools/call", "params": params });
+    guest.say(&call.to_string());
+    let end = Instant::now() + PATIENCE;
+    // Two stages, the program, and its own child.
+    while processes_with(started) < 4 || processes_with(running) < 4 {
+        assert!(Instant::now() < end, "they do not start");
+        thread::sleep(Duration::from_millis(5));
+    }
+    tools.process.kill().unwrap();
+    tools.process.wait().unwrap();
+    expect_gone(started);
+    expect_gone(running);
+}
+
+#[test]
+fn a_program_outlives_the_thread_of_its_call() {
+    let tools = Tools::start(&["tool.call:*", "exec:/usr/bin/perl"]);
+    let mut guest = tools.guest();
+    let arguments = json!({
+        "program": "/usr/bin/perl", "directory": tools.data, "write": true,
+        "arguments": ["-e", "sleep 1 until -e 'go'; print 'went'"],
+    });
+    let started = guest.done("process.start", arguments);
+    let job = started["structuredContent"]["job"].clone();
+    // Longer than the runtime keeps a thread that has nothing to do.
+    thread::sleep(Duration::from_secs(11));
+    fs::write(tools.data.join("go"), "").unwrap();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let output = guest.done("process.output", json!({ "job": job }));
+        let output = &output["structuredContent"];
+        if output["stdout"] == "went" {
+            break;
+        }
+        assert_eq!(output["running"], true, "{output}");
+        assert!(Instant::now() < end, "it does not end");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

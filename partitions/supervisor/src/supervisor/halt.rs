@@ -3,11 +3,13 @@
 //!
 //! What stands behind the devices is frozen at once: a gateway that does not run moves nothing. The
 //! VMM is asked to pause first, so that its guest learns later that it was away, and frozen then, or
-//! when it has not answered in time.
+//! when it has not answered in time. Programs that tools have started do not go on afterwards: they are
+//! killed.
 
 use super::Supervisor;
 use super::acts::After;
 use super::member::Member;
+use crate::backend::Kind;
 use crate::control::reply;
 use crate::lifecycle::State;
 use bulkhead_machine::control::Command;
@@ -35,6 +37,12 @@ impl Supervisor {
         self.halted = true;
         self.halting.push(client);
         self.members.iter_mut().for_each(Member::halt);
+        let deadline = Instant::now() + PAUSE;
+        for backend in self.members.iter().flat_map(Member::all_backends) {
+            if backend.kind == Kind::Tools {
+                backend.process.kill_children(deadline);
+            }
+        }
     }
 
     /// Tells those who wait for it that everything stands still.

@@ -62,9 +62,9 @@ impl Command {
         vec![Need::Exec(self.program.clone()), directory]
     }
 
-    fn program(&self, host: &Host) -> Result<Program<'_>, ToolError> {
+    fn program(&self, host: &Host) -> Result<Program, ToolError> {
         Ok(Program {
-            path: &self.program,
+            path: self.program.clone(),
             arguments: self.arguments.clone(),
             environment: vec![
                 ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
@@ -73,7 +73,7 @@ impl Command {
             ],
             directory: host.directories.place(&self.directory)?.directory()?,
             write: self.write,
-            input: &self.input,
+            input: self.input.clone(),
         })
     }
 }
@@ -169,10 +169,7 @@ impl Action for Start {
     }
 
     fn run(host: &Host, input: &Command, _: &Deadline) -> Result<Value, ToolError> {
-        let name = input.program.display().to_string();
-        let program = input.program(host)?;
-        let start = |deadline: &Deadline| host.launcher.start(program, deadline);
-        let job = host.jobs.begin(&name, input.input.clone(), start)?;
+        let job = host.jobs.begin(&host.launcher, input.program(host)?)?;
         Ok(json!({ "job": job }))
     }
 }

@@ -84,6 +84,56 @@ fn everything_stands_still_and_goes_on() {
     assert!(house.is_clean());
 }
 
+/// A process that has ended, or is about to.
+fn expect_gone(pid: u32) {
+    let end = Instant::now() + PATIENCE;
+    // What was killed may not have been waited for.
+    let goes_on = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    while goes_on() {
+        assert!(Instant::now() < end, "{pid} goes on");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn programs_that_tools_started_are_ended_and_the_tools_go_on() {
+    let house = House::new("running; while :; do :; done");
+    let tools = house.library.path().join("bulkhead-gateway");
+    program(
+        &tools,
+        "#!/bin/bash\nsleep 1000 & echo $! >$0.new; mv $0.new $0.child\n\
+         wait; touch $0.told; exec sleep 1000\n",
+    );
+    let mut supervisor = house.start_linux(GATEWAY, false);
+    let backend = &mut supervisor.members[0].backends[0];
+    backend.kind = crate::backend::Kind::Tools;
+    let pid = backend.process.pid();
+    let (child, told) = ["child", "told"]
+        .map(|name| tools.with_extension(name))
+        .into();
+    watched(&house, supervisor, |house, signals| {
+        let end = Instant::now() + PATIENCE;
+        while !child.exists() {
+            assert!(Instant::now() < end, "it does not start");
+            thread::sleep(Duration::from_millis(2));
+        }
+        let child: u32 = fs::read_to_string(&child).unwrap().trim().parse().unwrap();
+        assert!(!is_frozen(child) && !is_frozen(pid));
+        request(house, &Request::Halt);
+        expect_gone(child);
+        assert!(is_frozen(pid) && !told.exists());
+        request(house, &Request::GoOn);
+        while !told.exists() {
+            assert!(Instant::now() < end, "it does not go on");
+            thread::sleep(Duration::from_millis(2));
+        }
+        signals.write_all(&[2]).unwrap();
+    });
+}
+
 #[test]
 fn a_vmm_that_does_not_answer_is_frozen_all_the_same() {
     let (house, supervisor, pids) = with_gateway("running; while :; do :; done");

@@ -178,14 +178,14 @@ impl<'r> Repository<'r> {
             ("LC_ALL", "C.UTF-8"),
         ];
         let program = Program {
-            path: Path::new(git),
+            path: git.into(),
             arguments: words.map(str::to_owned).collect(),
             environment: (environment.iter())
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             directory: self.host.directories.place(self.path)?.directory()?,
             write: self.write,
-            input,
+            input: input.to_owned(),
         };
         programs::run(&self.host.launcher, program, &self.deadline)
     }
