@@ -113,6 +113,7 @@ impl Inner {
             Ok(intent) => intent,
             Err(error) => {
                 reservation.settle(Cost::default());
+                self.standing(number, |one| one.correct(&turn, 0));
                 return Tried::Refused(not_recorded(&error));
             }
         };

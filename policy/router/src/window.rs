@@ -48,7 +48,8 @@ impl Window {
         let mut sum = self.sum;
         let mut wait = Duration::ZERO;
         for oldest in &self.taken {
-            if sum.saturating_add(amount) <= self.limit {
+            // What was corrected to nothing is in nobody's way.
+            if sum == 0 || sum.saturating_add(amount) <= self.limit {
                 break;
             }
             sum = sum.saturating_sub(oldest.amount);
@@ -122,5 +123,8 @@ mod tests {
         assert_eq!(window.ready(s(0), 50), Ok(()));
         window.take(s(0), 50);
         assert_eq!(window.ready(s(1), 1), Err(s(59)));
+        let ticket = window.take(s(61), 50);
+        window.correct(ticket, 0);
+        assert_eq!(window.ready(s(62), 50), Ok(()));
     }
 }

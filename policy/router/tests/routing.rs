@@ -253,6 +253,21 @@ async fn the_limits_of_a_provider_are_kept() {
 }
 
 #[tokio::test]
+async fn a_call_that_cannot_be_recorded_takes_none_of_the_providers_tokens() {
+    let fake = Fake::start(|_| good()).await;
+    let mut one = provider("p", Wire::Openai, fake.address);
+    one.tokens_per_minute = Some(30);
+    let world = World::new(models(vec![one]));
+    world.memory.broken.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(world.chat(&question()).await.0, 503);
+    }
+    world.memory.broken.store(false, Ordering::SeqCst);
+    assert_eq!(world.chat(&question()).await.0, 200);
+    assert_eq!(fake.calls(), 1);
+}
+
+#[tokio::test]
 async fn the_cheapest_is_asked_first_where_that_is_the_order() {
     for (order, expected) in [(Order::Priority, (1, 0)), (Order::Cost, (0, 1))] {
         let dear = Fake::start(|_| good()).await;
