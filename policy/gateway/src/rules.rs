@@ -47,6 +47,8 @@ pub(crate) enum Refusal {
     NoService {
         /// Of the flow.
         protocol: Protocol,
+        /// The router's address.
+        to: Ipv4Addr,
         /// Which port.
         port: u16,
     },
@@ -104,6 +106,8 @@ pub(crate) struct Route {
     pub to: SocketAddr,
     /// Which servers a TLS connection may ask for; `None` where the address itself is granted.
     pub names: Option<Names>,
+    /// Rules that speak of the address count, and not only those that speak of a name.
+    pub by_address: bool,
     /// The proxy takes it, which looks into it further.
     pub web: bool,
     /// It is a request for a model.
@@ -117,6 +121,22 @@ pub(crate) struct Route {
 /// Names for which an address was granted.
 pub(crate) type Names = Box<[String]>;
 
+/// A flow that the guest wants.
+#[derive(Clone, Copy)]
+struct Wanted {
+    protocol: Protocol,
+    to: Ipv4Addr,
+    port: u16,
+    now: Instant,
+}
+
+impl Wanted {
+    /// Whether the grant is for such flows, to whomever.
+    fn is_meant_by(self, grant: &Connect) -> bool {
+        grant.rule.protocol == self.protocol && grant.rule.ports.contains(self.port)
+    }
+}
+
 impl Refusal {
     /// What was refused, for records.
     pub(crate) fn object(&self) -> String {
@@ -124,11 +144,11 @@ impl Refusal {
             Self::NoRule {
                 protocol, to, port, ..
             }
+            | Self::NoService { protocol, to, port }
             | Self::Denied { protocol, to, port }
             | Self::Exhausted {
                 protocol, to, port, ..
             } => format!("{protocol} {to}:{port}"),
-            Self::NoService { protocol, port } => format!("{protocol} of the host's port {port}"),
             Self::Unreachable { to } => to.to_string(),
             Self::ServerName { to, port, .. } => format!("tcp {to}:{port}"),
         }
@@ -151,7 +171,7 @@ impl fmt::Display for Refusal {
                 }?;
                 f.write_str(" would allow it")
             }
-            Self::NoService { protocol, port } => write!(
+            Self::NoService { protocol, port, .. } => write!(
                 f,
                 "refused {protocol} to the host's port {port}: the loopback service \
                  {protocol}:{port} would allow it"
@@ -224,119 +244,100 @@ impl Rules {
         to: Ipv4Addr,
         port: u16,
     ) -> Result<Route, Refusal> {
-        let seconds = u64::try_from(now.secs()).unwrap_or(0);
-        let grants = || {
-            self.allow.iter().filter(move |grant| {
-                let rule = &grant.rule;
-                rule.protocol == protocol && rule.ports.contains(port) && !grant.is_over(seconds)
-            })
+        let wanted = Wanted {
+            protocol,
+            to,
+            port,
+            now,
         };
-        let by_name = |name: &str| {
-            let denied = self.deny.denies_name(protocol, name, port);
-            let names = move |grant: &&Connect| {
-                !denied && grant.rule.host != Host::Any && grant.rule.host.names(name)
-            };
-            grants().filter(names).collect::<Vec<_>>()
-        };
-        let choose = |socket: SocketAddr, grants: &[&Connect], names: Option<Names>| {
-            let narrowed = |grant: &&Connect| grant.http.is_some() || !grant.quotas.is_empty();
-            let secret = |name: &String| self.secret_hosts.contains(name);
-            let has_secret = names.iter().flatten().any(secret);
-            let web = protocol == Protocol::Tcp && (has_secret || grants.iter().any(narrowed));
-            // Of grants that allow the same, one that has something left.
-            let mut quotas = Vec::new();
-            if !web && let Some(first) = grants.first() {
-                let mut counted = grants.iter().map(|grant| self.quotas.call(&grant.quotas));
-                if let Some(at) = counted.position(|counted| counted.is_ok()) {
-                    quotas = grants.get(at).unwrap_or(first).quotas.clone();
-                } else {
-                    let what = self.quotas.call(&first.quotas);
-                    what.map_err(|what| Refusal::Exhausted {
-                        protocol,
-                        to,
-                        port,
-                        what,
-                    })?;
-                }
-            }
-            let grant = match grants.first() {
-                Some(grant) => format!("net.connect:{}", grant.rule),
-                None => format!("net.loopback:{protocol}:{port}"),
-            };
-            Ok(Route {
-                to: socket,
-                names,
-                web,
-                models: false,
-                quotas,
-                grant,
-            })
-        };
-        if to == config.router && self.models && (protocol, port) == (Protocol::Tcp, MODEL_PORT) {
-            return Ok(Route {
+        if to != config.router {
+            return self.to_address(config, wanted);
+        }
+        match self.models && (protocol, port) == (Protocol::Tcp, MODEL_PORT) {
+            true => Ok(Route {
                 to: (to, port).into(),
                 names: None,
+                by_address: false,
                 web: false,
                 models: true,
                 quotas: Vec::new(),
                 grant: "model.chat".to_owned(),
-            });
+            }),
+            false => self.to_service(config, wanted),
         }
-        if to == config.router {
-            let service = self
-                .loopback
-                .iter()
-                .find(|service| service.protocol == protocol && service.port == port);
-            let Some(service) = service else {
-                return Err(Refusal::NoService { protocol, port });
-            };
-            let named: Vec<(&String, Vec<&Connect>)> = config
-                .hosts
-                .iter()
-                .map(|name| (name, by_name(name)))
-                .filter(|(_, grants)| !grants.is_empty())
-                .collect();
-            let names: Names = named.iter().map(|(name, _)| (*name).clone()).collect();
-            let grants: Vec<&Connect> = named.into_iter().flat_map(|(_, grants)| grants).collect();
-            // A rule that narrowed the service and is over, or denied, has not opened it.
-            let spoke = |grant: &Connect| {
-                let rule = &grant.rule;
-                let names = config.hosts.iter().any(|name| rule.host.names(name));
-                names
-                    && rule.host != Host::Any
-                    && rule.protocol == protocol
-                    && rule.ports.contains(port)
-            };
-            if grants.is_empty() && self.allow.iter().any(spoke) {
-                return Err(Refusal::Denied { protocol, to, port });
-            }
-            let socket = (Ipv4Addr::LOCALHOST, service.host_port).into();
-            return choose(socket, &grants, (!names.is_empty()).then_some(names));
+    }
+
+    /// To a service on the host's loopback, which rules with one of its names narrow.
+    fn to_service(&self, config: &Config, wanted: Wanted) -> Result<Route, Refusal> {
+        let Wanted {
+            protocol, to, port, ..
+        } = wanted;
+        let service = self
+            .loopback
+            .iter()
+            .find(|service| service.protocol == protocol && service.port == port);
+        let Some(service) = service else {
+            return Err(Refusal::NoService { protocol, to, port });
+        };
+        let named: Vec<(&String, Vec<&Connect>)> = config
+            .hosts
+            .iter()
+            .map(|name| (name, self.by_name(wanted, name)))
+            .filter(|(_, grants)| !grants.is_empty())
+            .collect();
+        let names: Names = named.iter().map(|(name, _)| (*name).clone()).collect();
+        let grants: Vec<&Connect> = named.into_iter().flat_map(|(_, grants)| grants).collect();
+        // A rule that narrowed the service and is over, or denied, has not opened it.
+        let spoke = |grant: &Connect| {
+            let rule = &grant.rule;
+            let names = config.hosts.iter().any(|name| rule.host.names(name));
+            names && rule.host != Host::Any && wanted.is_meant_by(grant)
+        };
+        if grants.is_empty() && self.allow.iter().any(spoke) {
+            return Err(Refusal::Denied { protocol, to, port });
         }
+        let socket = (Ipv4Addr::LOCALHOST, service.host_port).into();
+        self.route(
+            wanted,
+            socket,
+            &grants,
+            (!names.is_empty()).then_some(names),
+        )
+    }
+
+    /// To an address, as one or under the names that stand for it.
+    fn to_address(&self, config: &Config, wanted: Wanted) -> Result<Route, Refusal> {
+        let Wanted {
+            protocol,
+            to,
+            port,
+            now,
+        } = wanted;
         if config.is_inside(to) || !range::is_reachable(to) || port == 0 {
             return Err(Refusal::Unreachable { to });
         }
-        let pinned = || self.pins.of(to, now);
-        // Whoever is denied a name is denied where it leads.
-        let denied = |name: &str| self.deny.denies_name(protocol, name, port);
         if self.deny.denies_address(protocol, to, port) {
             return Err(Refusal::Denied { protocol, to, port });
         }
+        let pinned = || self.pins.of(to, now);
+        // Whoever is denied a name is denied where it leads.
+        let denied = pinned().any(|name| self.deny.denies_name(protocol, name, port));
         let mut all: Vec<&Connect> = Vec::new();
-        if !pinned().any(denied) {
-            all.extend(grants().filter(|grant| grant.rule.host.allows(to)));
+        if !denied {
+            let grants = self.grants(wanted);
+            all.extend(grants.filter(|grant| grant.rule.host.allows(to)));
         }
         let by_address = all.iter().any(|grant| grant.http.is_none());
         let mut names = Vec::new();
         for name in pinned() {
-            let grants = by_name(name);
+            let grants = self.by_name(wanted, name);
             if !grants.is_empty() {
                 names.push(name.to_owned());
                 all.extend(grants);
             }
         }
         if all.is_empty() {
-            return Err(match pinned().any(denied) {
+            return Err(match denied {
                 true => Refusal::Denied { protocol, to, port },
                 false => Refusal::NoRule {
                     protocol,
@@ -346,11 +347,74 @@ impl Rules {
                 },
             });
         }
-        let mut route = choose((to, port).into(), &all, Some(names.into()))?;
+        let mut route = self.route(wanted, (to, port).into(), &all, Some(names.into()))?;
+        route.by_address = !denied;
         if by_address && !route.web {
             route.names = None;
         }
         Ok(route)
+    }
+
+    /// The grants for this port that are not over.
+    fn grants(&self, wanted: Wanted) -> impl Iterator<Item = &Connect> {
+        let seconds = u64::try_from(wanted.now.secs()).unwrap_or(0);
+        let meant = move |grant: &&Connect| wanted.is_meant_by(grant) && !grant.is_over(seconds);
+        self.allow.iter().filter(meant)
+    }
+
+    /// Those of them that speak of `name`, which is not denied.
+    fn by_name(&self, wanted: Wanted, name: &str) -> Vec<&Connect> {
+        if self.deny.denies_name(wanted.protocol, name, wanted.port) {
+            return Vec::new();
+        }
+        let speaks = |grant: &&Connect| grant.rule.host != Host::Any && grant.rule.host.names(name);
+        self.grants(wanted).filter(speaks).collect()
+    }
+
+    /// The way that `grants` open to `socket`, counted where the proxy does not count.
+    fn route(
+        &self,
+        wanted: Wanted,
+        socket: SocketAddr,
+        grants: &[&Connect],
+        names: Option<Names>,
+    ) -> Result<Route, Refusal> {
+        let Wanted {
+            protocol, to, port, ..
+        } = wanted;
+        let narrowed = |grant: &&Connect| grant.http.is_some() || !grant.quotas.is_empty();
+        let secret = |name: &String| self.secret_hosts.contains(name);
+        let has_secret = names.iter().flatten().any(secret);
+        let web = protocol == Protocol::Tcp && (has_secret || grants.iter().any(narrowed));
+        // Of grants that allow the same, one that has something left.
+        let mut quotas = Vec::new();
+        if !web && let Some(first) = grants.first() {
+            let mut counted = grants.iter().map(|grant| self.quotas.call(&grant.quotas));
+            if let Some(at) = counted.position(|counted| counted.is_ok()) {
+                quotas = grants.get(at).unwrap_or(first).quotas.clone();
+            } else {
+                let what = self.quotas.call(&first.quotas);
+                what.map_err(|what| Refusal::Exhausted {
+                    protocol,
+                    to,
+                    port,
+                    what,
+                })?;
+            }
+        }
+        let grant = match grants.first() {
+            Some(grant) => format!("net.connect:{}", grant.rule),
+            None => format!("net.loopback:{protocol}:{port}"),
+        };
+        Ok(Route {
+            to: socket,
+            names,
+            by_address: false,
+            web,
+            models: false,
+            quotas,
+            grant,
+        })
     }
 
     /// Whether the guest may resolve `name`, in lower case without the final dot, at `now`.

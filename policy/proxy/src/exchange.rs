@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use bulkhead_record::{RecordError, Verdict};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::ext::ReasonPhrase;
 use hyper::header::{
     self, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE,
 };
@@ -192,8 +193,14 @@ impl Exchange {
 
     /// Decides on a request, and has it recorded that it is about to be sent.
     async fn permit(&self, request: &Request<Incoming>, what: &str) -> Result<Permitted, Trouble> {
-        let authority = authority(request)?;
-        let host = self.host(&authority)?;
+        let asked = authority(request)?;
+        let host = self.host(&asked)?;
+        // As the server is told it: in one spelling.
+        let authority = match asked.port_u16() {
+            Some(port) => format!("{host}:{port}").parse(),
+            None => host.parse(),
+        };
+        let authority = authority.map_err(|_| MALFORMED_HOST)?;
         let upgrade = upgrade(request)?;
         let path = request.uri().path();
         let policy = &self.shared.policy;
@@ -245,16 +252,20 @@ impl Exchange {
         }
         parts.headers = head;
         parts.extensions.clear();
-        let outgoing = Request::from_parts(parts, Counted::new(body, meter.clone(), Way::Out));
+        let body = Counted::new(body, meter.clone(), Way::Out(Box::new(strip)));
+        let outgoing = Request::from_parts(parts, body);
         let sent = self.upstream.send(outgoing, &authority).await;
         let mut answer = sent.inspect_err(|failure| {
             meter.ended(Verdict::Failed, failure.to_string());
         })?;
         meter.ended(Verdict::Done, answer.status().as_u16().to_string());
-        self.shared
-            .policy
-            .secrets()
-            .hide(answer.headers_mut(), &host);
+        let hide = {
+            let (shared, host) = (self.shared.clone(), host);
+            move |headers: &mut HeaderMap| shared.policy.secrets().hide(headers, &host)
+        };
+        hide(answer.headers_mut());
+        // Words of the server's own beside its status, which could be anything.
+        answer.extensions_mut().remove::<ReasonPhrase>();
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(from_guest) = from_guest else {
                 return Err(Trouble::Malformed(
@@ -275,7 +286,11 @@ impl Exchange {
         strip(answer.headers_mut());
         // Another way to the server, which goes past here.
         answer.headers_mut().remove(header::ALT_SVC);
-        Ok(answer.map(|body| Answer::Theirs(Counted::new(body, meter, Way::In))))
+        let trailers = Box::new(move |trailers: &mut HeaderMap| {
+            hide(trailers);
+            strip(trailers);
+        });
+        Ok(answer.map(|body| Answer::Theirs(Counted::new(body, meter, Way::In(trailers)))))
     }
 
     /// The server that a request is for, which is the one that the connection was made to.
@@ -318,7 +333,7 @@ fn authority(request: &Request<Incoming>) -> Result<Authority, Trouble> {
                 .to_str()
                 .ok()
                 .and_then(|host| host.parse::<Authority>().ok());
-            Some(parsed.ok_or(Trouble::Malformed("the request's Host is malformed"))?)
+            Some(parsed.ok_or(MALFORMED_HOST)?)
         }
         _ => return Err(Trouble::Malformed("the request has not exactly one Host")),
     };
@@ -332,9 +347,20 @@ fn authority(request: &Request<Incoming>) -> Result<Authority, Trouble> {
         (Some(one), _) | (None, Some(one)) => one,
         (None, None) => return Err(Trouble::Malformed("the request names no host")),
     };
-    match authority.as_str().contains('@') {
-        true => Err(Trouble::Malformed("the request's host has a user")),
-        false => Ok(authority),
+    if authority.as_str().contains('@') {
+        return Err(Trouble::Malformed("the request's host has a user"));
+    }
+    // Nothing may follow the host but a port that is one.
+    let rest = authority.as_str().strip_prefix(authority.host());
+    let digits = rest.and_then(|rest| rest.strip_prefix(':'));
+    let port = |digits: &str| {
+        let proper = digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        proper && digits.parse().is_ok_and(|port: u16| port != 0)
+    };
+    match (rest, digits) {
+        (Some(""), _) => Ok(authority),
+        (_, Some(digits)) if port(digits) => Ok(authority),
+        _ => Err(MALFORMED_HOST),
     }
 }
 
@@ -357,6 +383,8 @@ fn upgrade(request: &Request<Incoming>) -> Result<bool, Trouble> {
         false => Err(Refusal::Never("an upgrade to another protocol than WebSocket").into()),
     }
 }
+
+const MALFORMED_HOST: Trouble = Trouble::Malformed("the request's Host is malformed");
 
 /// Removes what concerns one connection alone.
 fn strip(headers: &mut HeaderMap) {

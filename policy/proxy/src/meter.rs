@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bulkhead_record::Verdict;
+use hyper::HeaderMap;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -67,13 +68,15 @@ impl Drop for Meter {
     }
 }
 
+/// What is done to trailers on their way.
+pub(crate) type Trailers = Box<dyn Fn(&mut HeaderMap)>;
+
 /// Which way bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// To the server.
-    Out,
+    Out(Trailers),
     /// To the guest.
-    In,
+    In(Trailers),
 }
 
 /// A body that is counted as it goes through.
@@ -103,11 +106,15 @@ impl Body for Counted {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         Poll::Ready(match frame {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                let (Way::Out(change) | Way::In(change)) = &self.way;
+                if let Some(trailers) = frame.trailers_mut() {
+                    change(trailers);
+                }
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 let counter = match self.way {
-                    Way::Out => &self.meter.sent,
-                    Way::In => &self.meter.received,
+                    Way::Out(_) => &self.meter.sent,
+                    Way::In(_) => &self.meter.received,
                 };
                 match self.meter.count(counter, bytes) {
                     Ok(()) => Some(Ok(frame)),

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use bulkhead_network::http::is_unambiguous;
 use bulkhead_network::{Connect, Deny, Host, Protocol};
 
 use crate::quota::{Exhausted, Quotas};
@@ -18,6 +19,8 @@ pub struct Flow {
     pub port: u16,
     /// The address that it connects to; `None` for the router's, where local services are.
     pub address: Option<Ipv4Addr>,
+    /// Rules that speak of the address count: not so where it is the address of a name that is denied.
+    pub by_address: bool,
     /// The names that stand for the address and that a rule grants for this port.
     pub names: Box<[String]>,
 }
@@ -58,6 +61,19 @@ pub enum Refusal {
     Request {
         /// As it was asked.
         method: String,
+        /// Without the query.
+        path: String,
+        /// Whose.
+        host: String,
+        /// Where.
+        port: u16,
+    },
+    /// Servers could read the path in different ways, and what is granted depends on it.
+    #[error(
+        "servers may read the path {path} in different ways, and the grants for {host}:{port} narrow \
+         paths; one without `..`, `;`, `//` and needless escapes can be decided"
+    )]
+    Ambiguous {
         /// Without the query.
         path: String,
         /// Whose.
@@ -124,9 +140,8 @@ impl Policy {
         let denied = self.deny.denies_name(Protocol::Tcp, host, flow.port);
         self.allow.iter().filter(move |grant| {
             let rule = &grant.rule;
-            let by_address = flow
-                .address
-                .is_some_and(|address| rule.host.allows(address));
+            let address = flow.address.filter(|_| flow.by_address);
+            let by_address = address.is_some_and(|address| rule.host.allows(address));
             let by_name = pinned && rule.host != Host::Any && rule.host.names(host);
             rule.protocol == Protocol::Tcp
                 && rule.ports.contains(flow.port)
@@ -189,11 +204,15 @@ impl Policy {
             None => true,
         });
         let Some(first) = allowed.next() else {
+            let (path, host, port) = (path.to_owned(), host.to_owned(), flow.port);
+            if !is_unambiguous(&path) && self.grants(flow, &host).next().is_some() {
+                return Err(Refusal::Ambiguous { path, host, port });
+            }
             return Err(Refusal::Request {
                 method: method.to_owned(),
-                path: path.to_owned(),
-                host: host.to_owned(),
-                port: flow.port,
+                path,
+                host,
+                port,
             });
         };
         let refused = match self.quotas.call(&first.quotas) {
@@ -231,6 +250,7 @@ mod tests {
             to: (address, port).into(),
             port,
             address: Some(address),
+            by_address: true,
             names: names.iter().map(|name| (*name).to_owned()).collect(),
         }
     }
@@ -287,6 +307,39 @@ mod tests {
             ..flow("10.0.2.2", &[], 80)
         };
         assert!(policy.request(&router, "10.0.2.2", "GET", "/").is_err());
+    }
+
+    #[test]
+    fn a_path_that_can_be_read_in_two_ways_is_not_decided() {
+        let there = flow("192.0.2.1", &["api.example"], 443);
+        let narrow = policy(vec![narrowed("tcp:api.example:443", &[], &["/a/**"])]);
+        for path in ["/a/..;/b", "/a/%252e%252e/b", "/a/%c0%ae/b", "/a/x%3by"] {
+            let refusal = narrow.request(&there, "api.example", "GET", path);
+            let refusal = refusal.unwrap_err().to_string();
+            assert!(
+                refusal.starts_with(&format!("servers may read the path {path} ")),
+                "{refusal}"
+            );
+        }
+        let plain = narrow.request(&there, "api.example", "GET", "/a/caf%C3%A9%20x");
+        assert!(plain.is_ok());
+        let any = policy(vec![narrowed("tcp:api.example:443", &["GET"], &[])]);
+        assert!(any.request(&there, "api.example", "GET", "/a;b").is_ok());
+    }
+
+    #[test]
+    fn an_address_of_a_denied_name_is_granted_under_its_other_names_alone() {
+        let policy = policy(vec![
+            narrowed("tcp:*:443", &[], &[]),
+            narrowed("tcp:a.example:443", &[], &[]),
+        ]);
+        let mut there = flow("192.0.2.1", &["a.example"], 443);
+        assert!(policy.request(&there, "b.example", "GET", "/").is_ok());
+        there.by_address = false;
+        assert!(policy.request(&there, "b.example", "GET", "/").is_err());
+        assert!(policy.tls(&there, "b.example").is_err());
+        assert!(policy.tls(&there, "192.0.2.1").is_err());
+        assert!(policy.request(&there, "a.example", "GET", "/").is_ok());
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Secrets {
         for secret in &self.0 {
             let bound = private
                 && secret.host == host
-                && (secret.paths.is_empty() || secret.paths.iter().any(|p| p.matches(path)));
+                && (secret.paths.is_empty()
+                    || secret.paths.iter().any(|p| p.matches_request(path)));
             let (mut used, mut left) = (false, false);
             for (name, value) in headers.iter_mut() {
                 if find(value.as_bytes(), secret.placeholder.as_bytes()).is_none() {

@@ -13,9 +13,12 @@ use std::sync::atomic::Ordering;
 
 use bulkhead_network::Quota;
 use bulkhead_record::{Kind, Verdict};
+use http_body_util::BodyExt;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use hyper::{Request, Version};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use world::{PLACEHOLDER, Setup, VALUE, World, converse, narrowed, run, secret};
+use world::{Local, PLACEHOLDER, Setup, VALUE, World, body, converse, narrowed, run, secret};
 
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
@@ -47,18 +50,25 @@ fn what_is_granted_goes_through_and_what_is_not_is_a_403() {
             assert_eq!(status, 200, "{text}");
             assert!(text.starts_with("POST api.example /v1/chat\n"), "{text}");
             assert!(text.ends_with("hello"), "{text}");
-            for (method, path) in [("DELETE", "/v1/chat"), ("GET", "/v2"), ("GET", "/v1/../v2")] {
+            for (method, path, reason) in [
+                ("DELETE", "/v1/chat", "no rule allows"),
+                ("GET", "/v2", "no rule allows"),
+                ("GET", "/v1/../v2", "in different ways"),
+                ("GET", "/v1/..;/v2", "in different ways"),
+                ("GET", "/v1/%252e%252e/v2", "in different ways"),
+                ("GET", "/v1/%c0%ae%c0%ae/v2", "in different ways"),
+            ] {
                 let (status, text) = world
                     .asks(version, request(version, method, path, "x"))
                     .await;
                 assert_eq!(status, 403, "{text}");
-                assert!(text.contains("no rule allows"), "{text}");
-                assert!(text.contains("tcp:api.example:443"), "{text}");
+                assert!(text.contains(reason), "{text}");
+                assert!(text.contains("api.example:443"), "{text}");
             }
         }
         let versions: Vec<Version> = world.seen.borrow().iter().map(|(v, _)| *v).collect();
         assert_eq!(versions, VERSIONS, "nothing else reached the server");
-        assert_eq!(world.refusals.borrow().len(), 6);
+        assert_eq!(world.refusals.borrow().len(), 12);
     });
 }
 
@@ -123,6 +133,30 @@ fn a_request_is_for_the_host_that_tls_asked_for() {
             ),
             ("GET / HTTP/1.1\r\nHost: x@api.example\r\n", "has a user"),
             (
+                "GET / HTTP/1.1\r\nHost: api.example:99999\r\n",
+                "Host is malformed",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example:0\r\n",
+                "Host is malformed",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example:\r\n",
+                "Host is malformed",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example:443x\r\n",
+                "Host is malformed",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: api.example, evil.example\r\n",
+                "Host is malformed",
+            ),
+            (
+                "GET https://api.example:99999/ HTTP/1.1\r\nHost: api.example:99999\r\n",
+                "Host is malformed",
+            ),
+            (
                 "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n",
                 "made to api.example",
             ),
@@ -155,9 +189,18 @@ fn a_request_is_for_the_host_that_tls_asked_for() {
         two.headers_mut()
             .insert("host", "other.example".parse().unwrap());
         assert_eq!(world.asks(Version::HTTP_2, two).await.0, 403);
+        let connect = Request::builder().method("CONNECT").uri("api.example:443");
+        let connect = world.asks(Version::HTTP_2, connect.body("").unwrap()).await;
+        assert_eq!(connect.0, 403);
+        assert!(connect.1.contains("CONNECT"), "{}", connect.1);
         let proper =
             world.says("GET / HTTP/1.1\r\nHost: API.example.:443\r\nConnection: close\r\n\r\n");
-        assert!(proper.await.starts_with("HTTP/1.1 200"));
+        let heard = proper.await;
+        assert!(heard.starts_with("HTTP/1.1 200"));
+        assert!(
+            heard.contains("GET api.example:443 /\n"),
+            "in one spelling: {heard}"
+        );
         assert_eq!(world.paths(), ["/"]);
     });
 }
@@ -183,6 +226,13 @@ fn smuggled_requests_are_refused_whole() {
                 "0\r\n\r\n",
                 "chunked alone",
             ),
+            (
+                "Transfer-Encoding: chunked, identity\r\n",
+                "0\r\n\r\n",
+                "chunked alone",
+            ),
+            ("Content-Length: 0\r\nContent-Length: 60\r\n", "", "single"),
+            ("X: y\rContent-Length: 60\r\n", "", "CR LF"),
             ("Transfer-Encoding: chunked\r\n", "0;x\r\n\r\n", "extension"),
             ("X: y\r\n Transfer-Encoding: chunked\r\n", "", "folded"),
             ("X: y\nContent-Length: 60\r\n", "", "CR LF"),
@@ -354,7 +404,7 @@ fn secrets_reach_the_server_and_never_the_guest() {
             head.contains(&format!("x-echo: Bearer {PLACEHOLDER}")),
             "{head}"
         );
-        assert!(!head.contains(VALUE));
+        assert!(!head.contains(VALUE), "nor in the words beside the status");
         for (path, header) in [("/v1/other", "Authorization"), ("/v1/chat", "X-Copy")] {
             let left = world.says(&get(path, header)).await;
             assert!(
@@ -375,6 +425,34 @@ fn secrets_reach_the_server_and_never_the_guest() {
             .collect();
         assert_eq!(intents[0].detail["secrets"], "key");
         assert_eq!(intents[1].detail["placeholders"], "key");
+    });
+}
+
+#[test]
+fn trailers_carry_no_secret_either_way() {
+    run(async {
+        let world = World::new(Setup {
+            secrets: vec![secret()],
+            ..Setup::default()
+        })
+        .await;
+        let io = TokioIo::new(world.tls("api.example", "h2").await.unwrap());
+        let made = hyper::client::conn::http2::handshake(Local, io).await;
+        let (mut sender, connection) = made.unwrap();
+        tokio::task::spawn_local(connection);
+        let bearer = || HeaderValue::from_str(&format!("Bearer {PLACEHOLDER}")).unwrap();
+        let trailers = HeaderMap::from_iter([(AUTHORIZATION, bearer())]);
+        let body = body("hello").with_trailers(std::future::ready(Some(Ok(trailers))));
+        let mut request = request(Version::HTTP_2, "POST", "/v1/a", "").map(|_| body);
+        request.headers_mut().insert(AUTHORIZATION, bearer());
+        let answer = sender.send_request(request).await.unwrap();
+        let answer = answer.into_body().collect().await.unwrap();
+        let hidden = &answer.trailers().unwrap()["x-echo"];
+        assert_eq!(hidden, &bearer(), "the server's trailer is hidden");
+        let heard = String::from_utf8(answer.to_bytes().to_vec()).unwrap();
+        assert!(heard.contains(&format!("\nauthorization: Bearer {VALUE}\n")));
+        let left = format!("\ntrailer authorization: Bearer {PLACEHOLDER}\n");
+        assert!(heard.contains(&left), "{heard}");
     });
 }
 

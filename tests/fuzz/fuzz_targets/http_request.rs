@@ -73,6 +73,7 @@ fuzz_target!(|bytes: &[u8]| {
         to: (Ipv4Addr::LOCALHOST, 80).into(),
         port: 80,
         address: None,
+        by_address: true,
         names: Box::new(["a.example".to_owned()]),
     };
     let (method, path) = (request.method.unwrap_or(""), request.path.unwrap_or(""));

@@ -100,9 +100,15 @@ impl FromStr for PathPattern {
 }
 
 impl PathPattern {
-    /// Whether `path` is one of those meant. A path that could be read in two ways (`..`, `.`, `//`,
-    /// an escaped slash or dot, a backslash, no leading slash) is never one; escapes of other
-    /// characters are compared as they stand.
+    /// Whether the path of a web request is one of those meant: never one that [could be read in two
+    /// ways](is_unambiguous).
+    pub fn matches_request(&self, path: &str) -> bool {
+        is_unambiguous(path) && self.matches(path)
+    }
+
+    /// Whether the path of a file is one of those meant, or of a request that is [known to be
+    /// unambiguous](is_unambiguous). One with `..`, `.`, `//` or without a leading slash never is;
+    /// escapes are compared as they stand.
     pub fn matches(&self, path: &str) -> bool {
         let Some(rest) = path.strip_prefix('/').filter(|_| is_plain(path)) else {
             return false;
@@ -155,7 +161,57 @@ impl PathPattern {
     }
 }
 
-/// True when every server reads the path in the same way.
+/// Characters that stand for `.`, `/`, `\\`, `;` or `%` once a server has made them compatible.
+const LOOKALIKES: [char; 12] = [
+    '\u{2024}', '\u{2025}', '\u{2026}', '\u{fe52}', '\u{fe54}', '\u{fe68}', '\u{fe6a}', '\u{ff05}',
+    '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff3c}',
+];
+
+/// True when every server reads the path of a request (without its query) in the same way. Escapes
+/// of characters that a path cannot have otherwise are fine, as in `/a%20b` and `/caf%C3%A9`. Not so:
+///
+/// - segments that lead elsewhere or nowhere: `..`, `.`, nothing but dots and spaces, `//`;
+/// - `;`, before which some servers end a segment, and backslashes, which some take for slashes;
+/// - escapes of those, of letters, digits and controls, which need none; of `%`, which some undo twice;
+///   of bytes that are no UTF-8, as the long forms of a dot; and escapes that are not whole.
+pub fn is_unambiguous(path: &str) -> bool {
+    if !is_plain(path) || path.contains([';', '\\']) {
+        return false;
+    }
+    path.split('/').all(|segment| {
+        let Some(text) = unescaped(segment) else {
+            return false;
+        };
+        let odd = |c: char| c.is_control() || LOOKALIKES.contains(&c);
+        let nothing = !text.is_empty() && text.chars().all(|c| matches!(c, '.' | ' '));
+        !nothing && !text.chars().any(odd)
+    })
+}
+
+/// A segment without its escapes, if each of them is whole and needed.
+fn unescaped(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, after) = rest.split_at_checked(2)?;
+        let digits = std::str::from_utf8(digits).ok();
+        let digits = digits.filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+        let byte = u8::from_str_radix(digits, 16).ok()?;
+        if byte.is_ascii_alphanumeric() || b"./\\;%".contains(&byte) {
+            return None;
+        }
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// True when the path names one place by segments that are all there.
 fn is_plain(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let ambiguous = ["%2f", "%5c", "%2e", "%00", "//", "\\"];
@@ -171,7 +227,7 @@ impl HttpRule {
             true => method != "CONNECT",
             false => self.methods.iter().any(|allowed| allowed.0 == method),
         };
-        method && (self.paths.is_empty() || self.paths.iter().any(|p| p.matches(path)))
+        method && (self.paths.is_empty() || self.paths.iter().any(|p| p.matches_request(path)))
     }
 }
 
@@ -249,6 +305,91 @@ mod tests {
         ] {
             assert!(wrong.parse::<PathPattern>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_servers_read_in_two_ways_is_in_no_pattern() {
+        let pattern: PathPattern = "/a/**".parse().unwrap();
+        for plain in [
+            "/a",
+            "/a/",
+            "/a/b%20c",
+            "/a/caf%C3%A9",
+            "/a/b.c..d",
+            "/a/main...next",
+            "/a/x@1.2:y,z=+&!",
+            "/a/%5Bid%5D",
+            "/a/%E2%82%AC",
+            "/a/~b",
+            "/a/%7Eb",
+            "/a/.git",
+            "/a/...b",
+            "/a/%23%3F",
+        ] {
+            assert!(pattern.matches_request(plain), "{plain}");
+        }
+        for odd in [
+            "/a/..;/b",
+            "/a/.;/b",
+            "/a/b;x=1/c",
+            "/a/b;",
+            "/a/..%3b/b",
+            "/a/b%3Bc",
+            "/a/%252e%252e/b",
+            "/a/%25",
+            "/a/%2525",
+            "/a/b%25u002e",
+            "/a/%c0%ae%c0%ae/b",
+            "/a/%C0%AF",
+            "/a/%e0%80%ae",
+            "/a/%f0%80%80%ae",
+            "/a/%E9",
+            "/a/%u002e%u002e/b",
+            "/a/%",
+            "/a/%2",
+            "/a/%zz",
+            "/a/%+1",
+            "/a/%c3",
+            "/a/%2e%2e/b",
+            "/a/%2E",
+            "/a/b%2fc",
+            "/a/b%5cc",
+            "/a\\b",
+            "/a/..\\b",
+            "/a/%61",
+            "/a/b%41",
+            "/a/%39",
+            "/a/%00",
+            "/a/b%0d%0a",
+            "/a/%7f",
+            "/a/%c2%85",
+            "/a/..",
+            "/a/./b",
+            "/a//b",
+            "/a/.../b",
+            "/a/..%20/b",
+            "/a/%20",
+            "/a/.%20./b",
+            "/a/%ef%bc%8e%ef%bc%8e/b",
+            "/a/%ef%bc%8fb",
+            "/a/%ef%bc%bcb",
+            "/a/%e2%80%a4",
+            "/a/%e2%80%a5/b",
+            "/a/\u{e9}",
+            "/a/b c",
+            "a/b",
+        ] {
+            assert!(!pattern.matches_request(odd), "{odd}");
+        }
+        let rule = HttpRule {
+            paths: vec![pattern],
+            ..HttpRule::default()
+        };
+        assert!(rule.allows("GET", "/a/b") && !rule.allows("GET", "/a/..;/b"));
+        assert!(
+            HttpRule::default().allows("GET", "/a/..;/b"),
+            "not narrowed"
+        );
     }
 
     #[test]

@@ -173,6 +173,23 @@ fn where_a_name_is_what_was_granted_tls_has_to_ask_for_it() {
 }
 
 #[test]
+fn the_address_of_a_denied_name_is_granted_by_names_alone() {
+    let (config, mut rules) = rules(&["tcp:*:443", "tcp:a.example:443"], &[]);
+    let to = Ipv4Addr::new(192, 0, 2, 1);
+    rules.learn(NOW, "a.example", to, 60);
+    let route = |rules: &Rules| rules.outbound(&config, NOW, Protocol::Tcp, to, 443);
+    assert!(route(&rules).unwrap().by_address);
+    rules.learn(NOW, "evil.example", to, 60);
+    rules
+        .deny
+        .connect
+        .push("tcp:evil.example:443".parse().unwrap());
+    let narrow = route(&rules).unwrap();
+    assert!(!narrow.by_address, "the proxy is told");
+    assert_eq!(narrow.names.unwrap().into_vec(), ["a.example"]);
+}
+
+#[test]
 fn a_loopback_service_can_have_a_name() {
     let (mut config, mut rules) = rules(&["tcp:*:*"], &["tcp:443=8443", "tcp:80"]);
     config.hosts = vec!["a.example".to_owned(), "b.example".to_owned()];

@@ -174,6 +174,7 @@ impl<H: Host> Tcp<H> {
                     to: route.to,
                     port: key.port,
                     address,
+                    by_address: route.by_address,
                     names: route.names.take().unwrap_or_default(),
                 };
                 core.host.hand_over(flow, token)

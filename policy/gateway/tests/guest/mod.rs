@@ -2,6 +2,8 @@
 //! `bulkhead-gateway`, and the supervisor's side of the control socket.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod ledger;
+
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};

@@ -16,7 +16,9 @@ use bulkhead_proxy::quota::Quotas;
 use bulkhead_proxy::secrets::{Secret, Secrets};
 use bulkhead_proxy::{Authority, End, Flow, Policy, Proxy, Records, authority, provider};
 use bulkhead_record::{Entry, RecordError, Recorder};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use hyper::HeaderMap;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::server::conn::{http1, http2};
@@ -34,6 +36,8 @@ use zeroize::Zeroizing;
 
 pub const PLACEHOLDER: &str = "bulkhead-secret-0123456789abcdef";
 pub const VALUE: &str = "the-value-that-no-guest-sees";
+/// The header, and the trailer, in which the server repeats a secret.
+pub const ECHO: HeaderName = HeaderName::from_static("x-echo");
 /// No test waits longer.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -162,6 +166,7 @@ impl World {
             to,
             port: 443,
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            by_address: true,
             names: Box::new(["api.example".to_owned()]),
         };
         Self {
@@ -323,10 +328,10 @@ async fn serve(
 async fn answer(
     mut request: Request<Incoming>,
     seen: Rc<RefCell<Vec<(Version, String)>>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
     let path = request.uri().path().to_owned();
     seen.borrow_mut().push((request.version(), path.clone()));
-    let mut response = Response::new(Full::default());
+    let mut response = Response::new(Full::default().boxed_unsync());
     if path == "/v1/elsewhere" {
         *response.status_mut() = StatusCode::FOUND;
         let place = HeaderValue::from_static("https://evil.example/v1/x");
@@ -370,12 +375,20 @@ async fn answer(
         text += &format!("{name}: {}\n", value.to_str().unwrap());
     }
     if let Some(value) = request.headers().get("authorization").cloned() {
-        response.headers_mut().insert("x-echo", value);
+        let reason = hyper::ext::ReasonPhrase::try_from(value.as_bytes()).unwrap();
+        response.extensions_mut().insert(reason);
+        response.headers_mut().insert(ECHO, value);
     }
-    let body = request.into_body().collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    text += &String::from_utf8_lossy(&body);
-    *response.body_mut() = Full::new(text.into());
+    let secret = request.headers().get("authorization").cloned();
+    if let Ok(body) = request.into_body().collect().await {
+        for (name, value) in body.trailers().into_iter().flatten() {
+            text += &format!("trailer {name}: {}\n", value.to_str().unwrap());
+        }
+        text += &String::from_utf8_lossy(&body.to_bytes());
+    }
+    let trailers = secret.map(|value| Ok(HeaderMap::from_iter([(ECHO, value)])));
+    let body = Full::new(Bytes::from(text)).with_trailers(std::future::ready(trailers));
+    *response.body_mut() = body.boxed_unsync();
     response
         .headers_mut()
         .insert("alt-svc", HeaderValue::from_static("h3=\":443\""));
