@@ -15,6 +15,7 @@ use bulkhead_manifest::{Network, Owner, SecretBinding, Share, is_reserved_direct
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
 use bulkhead_network::{Forward, ModelAccess, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::fs;
@@ -23,6 +24,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Where DNS queries go: where this host's go.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -277,6 +279,21 @@ impl Ready {
 }
 
 impl Backend {
+    /// Waits, not beyond `deadline`, until a gateway has ended by itself: that it does when its VMM is
+    /// gone, after it has had recorded what it did.
+    pub(crate) fn take_leave(&self, deadline: Instant) {
+        if self.kind != Kind::Gateway {
+            return;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(left) = Timespec::try_from(left) else {
+            return;
+        };
+        let mut ended = [PollFd::new(&self.process.pidfd, PollFlags::IN)];
+        // One that does not end in time is killed.
+        let _ = poll(&mut ended, Some(&left));
+    }
+
     /// Asks a gateway for its counters; whether it could be asked.
     pub(crate) fn ask_for_stats(&mut self) -> bool {
         self.stats = None;
@@ -356,6 +373,40 @@ mod tests {
         let file = descriptors.find(|descriptor| descriptor.as_raw_fd() == secret.value.0);
         let value = std::io::read_to_string(fs::File::from(file.unwrap())).unwrap();
         assert_eq!(value.as_bytes(), bound[0].value.expose());
+    }
+
+    #[test]
+    fn a_gateway_that_ends_by_itself_is_waited_for_and_no_other() {
+        use std::os::unix::fs::OpenOptionsExt;
+        use std::time::Duration;
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("gateway");
+        let start = |script: &str| {
+            let text = format!("#!/bin/sh\n{script}\n");
+            let mut options = fs::File::options();
+            let options = options.write(true).create(true).truncate(true).mode(0o755);
+            let mut file = options.open(&path).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+            drop(file);
+            Backend {
+                device: "net0".to_owned(),
+                kind: Kind::Gateway,
+                process: Process::spawn(&path, b"{}", Vec::new(), None).unwrap(),
+                control: None,
+                questions: None,
+                stats: None,
+                jail_gaps: Vec::new(),
+            }
+        };
+        let mut ends = start("sleep 0.1");
+        ends.take_leave(Instant::now() + Duration::from_secs(60));
+        ends.process.kill();
+        assert_eq!(ends.process.reap(), "exited with status 0");
+        fs::remove_file(&path).unwrap();
+        let mut stays = start("exec sleep 600");
+        stays.take_leave(Instant::now() + Duration::from_millis(10));
+        stays.process.kill();
+        assert_eq!(stays.process.reap(), "was killed by signal 9");
     }
 
     #[test]

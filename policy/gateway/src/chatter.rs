@@ -44,12 +44,11 @@ impl Chatter {
         }
     }
 
-    /// Says a sentence, unless it was just said, or counts it when there were too many; whether it
-    /// was said.
-    pub fn say(&mut self, now: Instant, sentence: fmt::Arguments<'_>) -> bool {
+    /// Says a sentence, unless it was just said, or counts it when there were too many.
+    pub fn say(&mut self, now: Instant, sentence: fmt::Arguments<'_>) {
         let sentence = sentence.to_string();
         if self.is_repeated(now, &sentence) || !self.permits(now) || self.silent {
-            return false;
+            return;
         }
         let mut text = String::new();
         if self.withheld > 0 {
@@ -62,7 +61,6 @@ impl Chatter {
         text += &format!("bulkhead-gateway: {}: {sentence}\n", self.name);
         // Nobody is left to tell when this fails.
         let _ = io::stderr().lock().write_all(text.as_bytes());
-        true
     }
 
     fn is_repeated(&mut self, now: Instant, sentence: &str) -> bool {

@@ -163,12 +163,9 @@ impl<H: Host> Core<H> {
     /// Counts a refused flow, and says so, to the ledger as well.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
         self.stats.refused += 1;
-        // As often as people are told: a flood must not fill the ledger.
-        if self.chatter.say(self.now, format_args!("{refusal}")) {
-            let reason = refusal.to_string();
-            self.journal
-                .refusal("net.connect", &refusal.object(), &reason);
-        }
+        self.chatter.say(self.now, format_args!("{refusal}"));
+        let (object, reason) = (refusal.object(), refusal.to_string());
+        self.journal.refusal("net.connect", &object, &reason);
     }
 
     /// Counts a flow for which there is no room, and says so.

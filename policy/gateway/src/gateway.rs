@@ -84,6 +84,14 @@ impl<H: Host> Gateway<H> {
         }
     }
 
+    /// The guest is gone, and everything with it: waits until that is on record, for a while.
+    pub(crate) fn end(&mut self) {
+        self.recorded();
+        self.tcp.end(&mut self.core);
+        self.udp.end(&mut self.core);
+        self.core.journal.finish();
+    }
+
     /// The counters.
     pub fn stats(&self) -> Stats {
         Stats {

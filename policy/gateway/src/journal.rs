@@ -4,12 +4,18 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bulkhead_proxy::Records;
 use bulkhead_proxy::records::Act;
 use bulkhead_record::{RecordError, Verdict};
 
 use crate::table::Token;
+
+/// How long the process waits at its end for what is not on record yet. Its supervisor waits longer.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How acts end that are under way then.
+const GONE: &str = "the guest is gone";
 
 /// Whose act, and whether it may be done.
 pub(crate) type Heard = (Token, Result<Act, RecordError>);
@@ -74,6 +80,16 @@ impl Journal {
         };
         let reason = failure.unwrap_or_default();
         self.records.outcome(act, verdict, reason, detail);
+    }
+
+    /// A flow ends because the guest has.
+    pub(crate) fn gone(&self, act: &Act, bytes: (u64, u64)) {
+        self.outcome(act, Some(GONE), bytes);
+    }
+
+    /// Waits for what is not on record yet, the proxy's acts among it.
+    pub(crate) fn finish(&self) {
+        self.records.finish(PATIENCE);
     }
 
     /// Something was refused.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use bulkhead_network::control::{Command, Event};
 use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES, MAX_FRAME_BYTES, NetworkDescription};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+};
 
 use bulkhead_proxy::Records;
 use bulkhead_proxy::quota::Quotas;
@@ -35,6 +37,7 @@ const FRAMES: usize = 64;
 
 /// Serves the network whose description is on this descriptor until it ends.
 pub fn run(description: Fd) -> ExitCode {
+    hide();
     // The supervisor's death is the end; refused nowhere.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     match read(description).and_then(|description| serve(&description)) {
@@ -53,11 +56,18 @@ pub fn run(description: Fd) -> ExitCode {
 /// # Errors
 /// The host gives no randomness, or nobody takes it.
 pub fn create_authority(partition: &str) -> io::Result<()> {
+    hide();
     let created = bulkhead_proxy::authority::create(partition).map_err(io::Error::other)?;
     let mut output = io::stdout().lock();
     output.write_all(created.certificate.as_bytes())?;
     output.write_all(created.key.as_bytes())?;
     output.flush()
+}
+
+/// Nobody of the same user reads this process's memory, which holds a private key at least.
+fn hide() {
+    // Refused nowhere; the jail does it again, and notes if it is.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 fn read(description: Fd) -> Result<NetworkDescription, Error> {
@@ -84,7 +94,9 @@ fn serve(description: &NetworkDescription) -> Result<(), Error> {
         if let Some(control) = gateway.host().control() {
             control::tell(control, &Event::Running { jail_gaps });
         }
-        serve_link(&mut gateway)
+        let served = serve_link(&mut gateway);
+        gateway.end();
+        served
     });
     if let (Err(error), Some(report)) = (&served, report) {
         let failed = Event::Failed {

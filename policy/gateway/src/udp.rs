@@ -275,6 +275,18 @@ impl<H: Host> Udp<H> {
         core.schedule.wake(token, &mut flow.slot);
     }
 
+    /// Ends all of them, since the guest is gone.
+    pub(crate) fn end(&mut self, core: &mut Core<H>) {
+        let tokens: Vec<Token> = self.flows.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            let flow = self.flows.get_mut(token);
+            if let Some((act, bytes)) = flow.and_then(|flow| Some((flow.act.take()?, flow.bytes))) {
+                core.journal.gone(&act, bytes);
+            }
+            self.close(core, token);
+        }
+    }
+
     fn close(&mut self, core: &mut Core<H>, token: Token) {
         if let Some(mut flow) = self.flows.remove(token) {
             core.schedule.forget(token, &mut flow.slot);

@@ -16,12 +16,15 @@ use std::time::{Duration, Instant};
 use bulkhead_ledger::{Reader, Record, Report, directory, verifier, verify};
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_record::description::{Command as Order, Event, LedgerDescription, VERSION};
+use bulkhead_record::wire::Request;
 use bulkhead_record::{Client, Entry, Kind, RecordError, Recorder, Verdict};
 use command_fds::CommandFdExt;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recv, sendmsg, socketpair,
+    SocketType, recv, send, sendmsg, socketpair,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
 /// Longest wait for something that takes milliseconds: it tells a hang from a busy machine.
@@ -133,6 +136,11 @@ struct Writer {
 
 impl Writer {
     fn client(&self, actor: &str) -> Arc<Client> {
+        Arc::new(Client::new(self.socket(actor)))
+    }
+
+    /// The client's end of a socket.
+    fn socket(&self, actor: &str) -> OwnedFd {
         let (ours, theirs) = pair();
         let order = Order::Client {
             actor: actor.to_owned(),
@@ -146,7 +154,7 @@ impl Writer {
         let parts = [IoSlice::new(&packet)];
         // A writer that was killed is seen to be gone by its client.
         let _ = sendmsg(&self.control, &parts, &mut ancillary, SendFlags::NOSIGNAL);
-        Arc::new(Client::new(ours))
+        ours
     }
 
     fn event(&self) -> Event {
@@ -228,6 +236,33 @@ fn clients_record_together_and_each_for_itself() {
             assert_eq!(objects, expected);
         }
     }
+}
+
+#[test]
+fn what_a_client_asked_for_before_it_died_is_recorded() {
+    let house = House::new();
+    let writer = house.start();
+    assert!(matches!(writer.event(), Event::Running { .. }));
+    let socket = writer.socket("s/a");
+    let ask = |id, object: &str| {
+        let entry = entry("s/a", object);
+        let packet = serde_json::to_vec(&Request { id, entry }).unwrap();
+        send(&socket, &packet, SendFlags::NOSIGNAL).unwrap();
+    };
+    ask(1, "first");
+    let mut answered = [PollFd::new(&socket, PollFlags::IN)];
+    assert_eq!(poll(&mut answered, None), Ok(1));
+    // It dies with the answer unread, right after it has asked again.
+    let pid = Pid::from_child(&writer.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    ask(2, "second");
+    drop(socket);
+    kill_process(pid, Signal::CONT).unwrap();
+    let last = writer.client("s/b");
+    last.record(&entry("s/b", "third")).unwrap();
+    assert_eq!(writer.end().0, Some(0));
+    let objects: Vec<String> = house.records().into_iter().map(|(_, o)| o).collect();
+    assert_eq!(objects, ["first", "second", "third"]);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
 
@@ -16,6 +16,10 @@ const WAITERS: usize = 4;
 const MAX_WAITING: usize = 4096;
 /// Longest text of a record.
 const MAX_TEXT: usize = 1024;
+/// Most refusals that are recorded at once.
+const BURST: u32 = 20;
+/// Time in which one more becomes possible: a guest that is refused all day fills no ledger.
+const PER_REFUSAL: Duration = Duration::from_secs(5);
 
 type Done = Box<dyn FnOnce(Result<u64, RecordError>) + Send>;
 
@@ -26,8 +30,31 @@ struct Job {
 
 struct Ledger {
     jobs: Sender<Job>,
-    waiting: Arc<AtomicUsize>,
+    work: Arc<Work>,
+    flood: Mutex<Flood>,
     actor: String,
+}
+
+/// What is not done yet.
+#[derive(Default)]
+struct Work {
+    left: Mutex<Left>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Left {
+    /// Records that wait.
+    records: usize,
+    /// Acts whose outcome is to come.
+    acts: usize,
+}
+
+/// Bounds the refusals that are recorded, and counts the others.
+struct Flood {
+    left: u32,
+    refilled: Instant,
+    withheld: u64,
 }
 
 /// Where acts are recorded; clones are the same place.
@@ -51,11 +78,11 @@ impl Records {
     pub fn start(recorder: &Arc<dyn Recorder>, actor: &str) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let work = Arc::new(Work::default());
         let (began, begun) = channel();
         for _ in 0..WAITERS {
             let (recorder, queue) = (recorder.clone(), queue.clone());
-            let (waiting, began) = (waiting.clone(), began.clone());
+            let (work, began) = (work.clone(), began.clone());
             // Held, so that the thread never ends before the process does, which it may have no
             // system call for.
             let held: Sender<Job> = jobs.clone();
@@ -63,7 +90,7 @@ impl Records {
                 .name("records".to_owned())
                 .spawn(move || {
                     let _ = began.send(());
-                    wait(&*recorder, &queue, &waiting);
+                    wait(&*recorder, &queue, &work);
                     drop(held);
                 })?;
         }
@@ -72,7 +99,8 @@ impl Records {
         debug_assert_eq!(there, WAITERS);
         Ok(Self(Some(Arc::new(Ledger {
             jobs,
-            waiting,
+            work,
+            flood: Mutex::new(Flood::new(Instant::now())),
             actor: actor.to_owned(),
         }))))
     }
@@ -98,11 +126,15 @@ impl Records {
             intent: None,
         };
         let entry = self.entry(Kind::Intent, &act, Verdict::Allowed, reason, detail);
+        let work = self.0.as_ref().map(|ledger| ledger.work.clone());
         self.submit(
             entry,
             Box::new(move |index| match index {
                 Ok(index) => {
                     act.intent = index.into();
+                    if let Some(work) = work {
+                        work.left().acts += 1;
+                    }
                     done(Ok(act));
                 }
                 Err(error) => done(Err(error)),
@@ -146,23 +178,59 @@ impl Records {
     ) {
         let entry = self.entry(Kind::Outcome, act, verdict, reason, detail);
         self.submit(entry, Box::new(|_| {}));
+        if let Some(ledger) = &self.0
+            && act.intent.is_some()
+        {
+            let mut left = ledger.work.left();
+            left.acts = left.acts.saturating_sub(1);
+        }
     }
 
-    /// Records that something was refused, as far as the ledger keeps up: it had no effect.
+    /// Records that something was refused, as far as the ledger keeps up: it had no effect. Of a
+    /// flood the first are recorded, and how many others there were with the next.
     pub fn refusal(&self, action: &'static str, object: &str, reason: &str) {
+        let Some(ledger) = &self.0 else {
+            return;
+        };
+        let mut flood = ledger.flood.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(withheld) = flood.permits(Instant::now()) else {
+            return;
+        };
+        drop(flood);
+        self.refuse(action, object, reason, withheld);
+    }
+
+    fn refuse(&self, action: &'static str, object: &str, reason: &str, withheld: u64) {
         let act = Act {
             action,
             object: shortened(object),
             intent: None,
         };
-        let entry = self.entry(
-            Kind::Refusal,
-            &act,
-            Verdict::Denied,
-            reason,
-            BTreeMap::new(),
-        );
+        let mut detail = BTreeMap::new();
+        if withheld > 0 {
+            detail.insert("unrecorded".to_owned(), withheld.to_string());
+        }
+        let entry = self.entry(Kind::Refusal, &act, Verdict::Denied, reason, detail);
         self.submit(entry, Box::new(|_| {}));
+    }
+
+    /// Waits until everything is on record, the outcomes of acts that are under way among it, but not
+    /// longer than `patience`. For a process that ends.
+    pub fn finish(&self, patience: Duration) {
+        let Some(ledger) = &self.0 else {
+            return;
+        };
+        let mut flood = ledger.flood.lock().unwrap_or_else(PoisonError::into_inner);
+        let withheld = std::mem::take(&mut flood.withheld);
+        drop(flood);
+        if withheld > 0 {
+            let reason = "refusals that are not recorded one by one";
+            self.refuse("net.connect", "", reason, withheld);
+        }
+        let left = ledger.work.left();
+        let busy = |left: &mut Left| left.records > 0 || left.acts > 0;
+        // What is late has no outcome on record.
+        let _ = ledger.work.changed.wait_timeout_while(left, patience, busy);
     }
 
     fn entry(
@@ -192,35 +260,137 @@ impl Records {
         let Some(ledger) = &self.0 else {
             return;
         };
-        let outcome = entry.kind == Kind::Outcome;
         // An outcome has an intent, of which there are only so many.
-        if ledger.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING && !outcome {
-            ledger.waiting.fetch_sub(1, Ordering::AcqRel);
-            done(Err(RecordError::NotWritten(
-                "too many records wait".to_owned(),
-            )));
-            return;
+        let outcome = entry.kind == Kind::Outcome;
+        {
+            let mut left = ledger.work.left();
+            if left.records >= MAX_WAITING && !outcome {
+                drop(left);
+                let why = "too many records wait".to_owned();
+                return done(Err(RecordError::NotWritten(why)));
+            }
+            left.records += 1;
         }
         if let Err(unsent) = ledger.jobs.send(Job { entry, done }) {
+            ledger.work.is_done();
             (unsent.0.done)(Err(RecordError::WriterGone));
         }
     }
 }
 
+impl Work {
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One record is written, or will not be.
+    fn is_done(&self) {
+        let mut left = self.left();
+        left.records = left.records.saturating_sub(1);
+        self.changed.notify_all();
+    }
+}
+
+impl Flood {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: BURST,
+            refilled: now,
+            withheld: 0,
+        }
+    }
+
+    /// Whether one more is recorded, and how many were not since the last that was.
+    fn permits(&mut self, now: Instant) -> Option<u64> {
+        let passed = now.saturating_duration_since(self.refilled).as_nanos();
+        let gained = u32::try_from(passed / PER_REFUSAL.as_nanos()).unwrap_or(BURST);
+        if gained > 0 {
+            self.left = self.left.saturating_add(gained).min(BURST);
+            self.refilled = now;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.withheld))
+            }
+            None => {
+                self.withheld = self.withheld.saturating_add(1);
+                None
+            }
+        }
+    }
+}
+
 /// Records one after the other.
-fn wait(recorder: &dyn Recorder, queue: &Mutex<Receiver<Job>>, waiting: &AtomicUsize) {
+fn wait(recorder: &dyn Recorder, queue: &Mutex<Receiver<Job>>, work: &Work) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = next else {
             return;
         };
         let recorded = recorder.record(&job.entry);
-        waiting.fetch_sub(1, Ordering::AcqRel);
         (job.done)(recorded);
+        work.is_done();
     }
 }
 
 /// The beginning of `text`, in characters that fit into a record.
 fn shortened(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flood_the_first_are_recorded_and_the_others_counted() {
+        let start = Instant::now();
+        let mut flood = Flood::new(start);
+        let recorded = (0..1000).filter_map(|_| flood.permits(start)).count();
+        assert_eq!(recorded, 20);
+        assert_eq!(flood.permits(start + PER_REFUSAL), Some(980));
+        assert_eq!(flood.permits(start + PER_REFUSAL), None);
+        let much_later = start + Duration::from_secs(3600);
+        assert_eq!(flood.permits(much_later), Some(1));
+        let rest = (0..1000).filter_map(|_| flood.permits(much_later)).count();
+        assert_eq!(rest, 19);
+    }
+
+    /// A ledger in memory that takes its time.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<Entry>>);
+
+    impl Recorder for Slow {
+        fn record(&self, entry: &Entry) -> Result<u64, RecordError> {
+            thread::sleep(Duration::from_millis(20));
+            let mut entries = self.0.lock().unwrap();
+            entries.push(entry.clone());
+            Ok(entries.len() as u64 - 1)
+        }
+    }
+
+    #[test]
+    fn at_the_end_everything_is_on_record() {
+        let ledger = Arc::new(Slow::default());
+        let recorder: Arc<dyn Recorder> = ledger.clone();
+        let records = Records::start(&recorder, "demo/web").unwrap();
+        let again = records.clone();
+        records.begin("net.connect", "x", "y", BTreeMap::new(), move |act| {
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                again.outcome(&act.unwrap(), Verdict::Done, "", BTreeMap::new());
+            });
+        });
+        for number in 0..30 {
+            records.refusal("net.connect", &number.to_string(), "no rule");
+        }
+        records.finish(Duration::from_secs(20));
+        let entries = ledger.0.lock().unwrap();
+        let count = |kind| entries.iter().filter(|entry| entry.kind == kind).count();
+        assert_eq!((count(Kind::Intent), count(Kind::Outcome)), (1, 1));
+        assert_eq!(count(Kind::Refusal), 21);
+        let unrecorded = entries.iter().find_map(|e| e.detail.get("unrecorded"));
+        assert_eq!(unrecorded.map(String::as_str), Some("10"));
+    }
 }

@@ -274,6 +274,11 @@ impl Member {
         self.talking = false;
         let how = self.vmm.process.reap();
         self.abandon();
+        // What stands still ends no sooner than it is killed.
+        if self.halt.is_none() {
+            let deadline = Instant::now() + GRACE;
+            self.backends.iter().for_each(|b| b.take_leave(deadline));
+        }
         self.backends.clear();
         launcher.options.secrets.end(&self.system, self.name());
         self.vsock = None;

@@ -75,9 +75,8 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
             let name = printable(&query.name);
             let help = format!("a rule such as tcp:{name}:443 would allow it");
             let said = format_args!("refused to resolve {name}: {help}");
-            if core.chatter.say(core.now, said) {
-                core.journal.refusal("dns.resolve", &name, &help);
-            }
+            core.chatter.say(core.now, said);
+            core.journal.refusal("dns.resolve", &name, &help);
         }
         return Verdict::Answer(query.response(Code::Refused));
     }

@@ -100,11 +100,9 @@ pub fn enter(description: &NetworkDescription) -> Result<Entered, JailError> {
     if getppid() != supervisor {
         return Err(JailError::Orphaned);
     }
-    if !description.secrets.is_empty() || description.models.is_some() {
-        // Nobody of the same user reads its memory.
-        let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-        entered.note("user", hidden.map_err(io::Error::from))?;
-    }
+    // Nobody of the same user reads its memory: the authority's key is in it, traffic, and secrets.
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    entered.note("user", hidden.map_err(io::Error::from))?;
     Ok(entered)
 }
 

@@ -412,6 +412,18 @@ impl<H: Host> Tcp<H> {
         }
     }
 
+    /// Ends all of them, since the guest is gone.
+    pub(crate) fn end(&mut self, core: &mut Core<H>) {
+        let tokens: Vec<Token> = self.flows.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            let flow = self.flows.get_mut(token);
+            if let Some((act, bytes)) = flow.and_then(|flow| Some((flow.act.take()?, flow.bytes))) {
+                core.journal.gone(&act, bytes);
+            }
+            self.close(core, token, false);
+        }
+    }
+
     fn close(&mut self, core: &mut Core<H>, token: Token, well: bool) {
         let Some(mut flow) = self.flows.remove(token) else {
             return;

@@ -158,6 +158,8 @@ impl Client {
                 Ok((0, _)) => return false,
                 Ok((length, _)) => length,
                 Err(Errno::AGAIN | Errno::INTR) => return true,
+                // It ended before it read an answer; what it asked for before is there all the same.
+                Err(Errno::CONNRESET) => continue,
                 Err(_) => return false,
             };
             let packet = buffer.get(..length).unwrap_or_default();
