@@ -26,7 +26,9 @@ use crate::draft::PartitionDraft;
 use crate::mandate::Mandate;
 use crate::manifest::Manifest;
 use crate::system::Partition;
+use bulkhead_capability::Capability;
 use bulkhead_signature::{Envelope, Trusted};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -196,10 +198,54 @@ pub fn admit(
     let unreadable = |(_, message): document::Problem| {
         case.reject(Rule::Schema, "identity", None, message, "write it anew")
     };
+    let mut draft = document::to_draft(manifest.document()).map_err(unreadable)?;
+    if let Some(mandate) = &mut draft.mandate {
+        mandate.value.leads = leads(manifest, host);
+    }
     Ok(Admitted {
-        draft: document::to_draft(manifest.document()).map_err(unreadable)?,
+        draft,
         signers: signers.iter().map(|signer| signer.name.clone()).collect(),
     })
+}
+
+/// Where the names of the files in a manifest lead.
+fn leads(manifest: &Manifest, host: &dyn Host) -> BTreeMap<PathBuf, PathBuf> {
+    let grants = manifest.grants().iter().map(|at| at.value.capability());
+    let held = grants.chain(manifest.disk_files().iter().map(|at| &at.value));
+    let boot = manifest.boot_files().iter().map(|at| at.value.as_path());
+    let files = held.filter_map(Capability::path).chain(boot);
+    files
+        .map(|path| (path.to_owned(), host.real_path(path)))
+        .collect()
+}
+
+/// Judges `manifest`, which was admitted, once more by what runs, as of now: others may have been
+/// admitted meanwhile.
+///
+/// # Errors
+/// The first rule about other partitions and the host that it does not keep.
+pub fn admit_beside(manifest: &Manifest, host: &dyn Host) -> Result<(), Box<Rejection>> {
+    let case = Case { manifest, host };
+    let parent = family::check_parent(&case)?;
+    family::check_spawn(&case, parent)?;
+    capacity::check(&case)?;
+    family::check_identity(&case)
+}
+
+/// Judges the grants of a partition that runs, with those that are to be added to it
+/// ([`Manifest::with_grants`]).
+///
+/// # Errors
+/// The first rule about grants that it does not keep.
+pub fn admit_grants(
+    manifest: &Manifest,
+    policy: Policy<'_>,
+    host: &dyn Host,
+) -> Result<(), Box<Rejection>> {
+    let case = Case { manifest, host };
+    ceiling::check(&case, policy.role)?;
+    family::check_parent(&case)?;
+    denied::check(&case, policy.deny)
 }
 
 /// A manifest that is being judged.

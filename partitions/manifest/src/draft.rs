@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 /// A value and where it was written, if it was written in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +232,8 @@ pub struct MandateDraft {
     pub budget: Option<At<BudgetDraft>>,
     /// The manifest in canonical JSON.
     pub document: Vec<u8>,
+    /// Where the names of its files led when it was judged.
+    pub leads: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// How long a partition may run.

@@ -26,8 +26,8 @@ mod system;
 mod validate;
 
 pub use admission::{
-    Admitted, Capacity, DenyList, Host, Policy, Proof, Rejection, Role, Rule, admit,
-    parse_deny_list, parse_role,
+    Admitted, Capacity, DenyList, Host, Policy, Proof, Rejection, Role, Rule, admit, admit_beside,
+    admit_grants, parse_deny_list, parse_role,
 };
 pub use device::{
     Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,

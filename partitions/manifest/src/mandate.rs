@@ -2,6 +2,7 @@
 //! neither its machine nor its grants.
 
 use bulkhead_network::http::PathPattern;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The terms under which a partition runs. Only a `partition.toml` has one.
@@ -25,6 +26,9 @@ pub struct Mandate {
     pub budget: Budget,
     /// The whole manifest in canonical JSON, with absolute paths: what its children are held to.
     pub document: Vec<u8>,
+    /// Where the names of its files led when it was judged: what is opened by such a name has to be
+    /// there still.
+    pub leads: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// How long a partition may run.

@@ -3,7 +3,7 @@
 
 use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
 use crate::document::{self, Problem};
-use crate::draft::{At, PartitionDraft};
+use crate::draft::{At, GrantDraft, PartitionDraft};
 use crate::mandate::Mandate;
 use crate::parse::{parse_table, text_of};
 use crate::partition_toml::read_manifest;
@@ -68,9 +68,9 @@ impl Spans {
 
 /// Files of the host that lie behind disks beside those that are granted: what a guest writes to an
 /// overlay is written, what an image is based on is read.
-fn disk_files(draft: &PartitionDraft, base: &Path) -> Vec<At<Capability>> {
+fn disk_files(grants: &[At<GrantDraft>], base: &Path) -> Vec<At<Capability>> {
     let mut files = Vec::new();
-    for At { value: grant, .. } in &draft.grants {
+    for At { value: grant, .. } in grants {
         if let Some(overlay) = &grant.overlay {
             files.push(At {
                 value: Capability::BlockWrite(base.join(&overlay.value)),
@@ -202,7 +202,7 @@ fn check(text: String, file: String, base: &Path) -> Result<Manifest, Rejected> 
         partition,
         mandate,
         grants,
-        disk_files: disk_files(&draft, base),
+        disk_files: disk_files(&draft.grants, base),
         boot_files: boot_files(&draft, base),
         spans: Spans::of(&draft),
     })
@@ -242,6 +242,18 @@ impl Manifest {
     /// Every grant, also those that sections imply, and where it was written.
     pub fn grants(&self) -> &[At<Grant>] {
         &self.grants
+    }
+
+    /// The same with more grants, which somebody wants to add while it runs. They have places in no
+    /// text. Nothing if one of them is no grant.
+    pub fn with_grants(mut self, added: &[GrantDraft], base: &Path) -> Option<Self> {
+        let mut ignore = |_, _: Option<Range<usize>>, _: String, _: String| {};
+        let drafts: Vec<At<GrantDraft>> = added.iter().cloned().map(At::from).collect();
+        for draft in &drafts {
+            self.grants.push(granted(draft, base, &mut ignore)?);
+        }
+        self.disk_files.extend(disk_files(&drafts, base));
+        Some(self)
     }
 
     /// Files behind its disks beside those that are granted, and where they were written.

@@ -7,10 +7,12 @@
 //! it.
 
 use crate::error::{Error, reason};
+use crate::record::PartitionRecord;
 use crate::state_dir::{Standing, StateRoot, SystemDir};
 use bulkhead_manifest::{
-    Admitted, Capacity, DenyList, Host, MAX_BYTES, Manifest, Policy, Proof, Rejected, Rejection,
-    Role, Rule, Submission, System, parse_deny_list, parse_document, parse_role, parse_submission,
+    Admitted, Capacity, DenyList, GrantDraft, Host, MAX_BYTES, Manifest, Policy, Proof, Rejected,
+    Rejection, Role, Rule, Submission, System, parse_deny_list, parse_document, parse_role,
+    parse_submission,
 };
 use bulkhead_places::{Place, PlaceError};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
@@ -100,6 +102,55 @@ struct LiveHost {
     capacity: Capacity,
 }
 
+impl LiveHost {
+    /// Looks at what runs in `root`, without the system in the directory `but`.
+    fn look(root: &StateRoot, but: Option<&Path>) -> Result<Self, Error> {
+        let mut running = Vec::new();
+        let mut promised_mib = 0_u64;
+        for found in root.list()? {
+            if found.standing != Standing::Live || Some(found.path.as_path()) == but {
+                continue;
+            }
+            let manifests = manifests(&found.path)?;
+            let partitions = &found.record.partitions;
+            // One that starts just now is not in the record yet.
+            let known = |manifest: &&Manifest| {
+                let is = |partition: &PartitionRecord| partition.name == manifest.identity();
+                !partitions.iter().any(is)
+            };
+            promised_mib += manifests.iter().filter(known).map(promised).sum::<u64>();
+            let runs = partitions
+                .iter()
+                .filter(|partition| partition.status.is_none());
+            promised_mib += runs.map(|partition| partition.memory_mib).sum::<u64>();
+            running.extend(manifests);
+        }
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit);
+        let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
+        Ok(Self {
+            running,
+            capacity: Capacity {
+                memory_mib: (info.totalram + info.totalswap).saturating_mul(unit) / (1024 * 1024),
+                promised_mib,
+                cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            },
+        })
+    }
+
+    /// One more starts.
+    fn add(&mut self, manifest: Manifest) {
+        self.capacity.promised_mib += promised(&manifest);
+        self.running.push(manifest);
+    }
+}
+
+/// MiB of memory that its partition may come to have.
+fn promised(manifest: &Manifest) -> u64 {
+    let memory = &manifest.partition().memory;
+    memory.mib + memory.pluggable_mib
+}
+
 impl Host for LiveHost {
     fn running(&self) -> &[Manifest] {
         &self.running
@@ -115,6 +166,17 @@ impl Host for LiveHost {
 }
 
 impl Admissions {
+    /// The same where Bulkhead's places are by default, for a partition that runs in a system with
+    /// this directory.
+    pub(crate) fn of_running(
+        directory: &Path,
+        recorder: Arc<dyn Recorder>,
+    ) -> Result<Self, AdmissionError> {
+        let root = StateRoot::at(directory.parent().unwrap_or(directory))?;
+        let own = [&Place::data()?, &Place::checkpoints()?];
+        Self::new(&Place::config()?, &own, &root, recorder)
+    }
+
     /// Reads what operators have configured in `config`, and looks at what runs in `root`. Nobody
     /// may have anything of these directories and of `own`, which are Bulkhead's too. Each judgement goes to `recorder`.
     ///
@@ -140,10 +202,7 @@ impl Admissions {
             trusted: KeyStore::new(config).trusted()?,
             roles: config.below("roles"),
             deny,
-            host: LiveHost {
-                running: running(root)?,
-                capacity: capacity(root)?,
-            },
+            host: LiveHost::look(root, None)?,
             recorder,
         })
     }
@@ -183,9 +242,7 @@ impl Admissions {
         match bulkhead_manifest::admit(&manifest, proof, policy, &self.host) {
             Ok(admitted) => {
                 self.record_admitted(&manifest, &admitted)?;
-                let memory = manifest.partition().memory;
-                self.host.capacity.promised_mib += memory.mib + memory.pluggable_mib;
-                self.host.running.push(manifest);
+                self.host.add(manifest);
                 Ok(admitted)
             }
             Err(mut rejection) => {
@@ -194,6 +251,34 @@ impl Admissions {
                 Err(rejection.into())
             }
         }
+    }
+
+    /// Judges grants that are to be added to a running partition, by the rules about grants:
+    /// `document` is what it was started with. Whoever adds them has it recorded.
+    ///
+    /// # Errors
+    /// The first rule that it would not keep with them, or what stood in the way of judging it.
+    pub(crate) fn admit_grants(
+        &self,
+        partition: &str,
+        document: &[u8],
+        added: &[GrantDraft],
+        base: &Path,
+    ) -> Result<(), AdmissionError> {
+        let file = PathBuf::from(partition);
+        let manifest = own_manifest(document, &file)?;
+        // Devices were made of these grants before.
+        let no_grant = || Error::NotEnforced("something that is attached".to_owned());
+        let manifest = manifest.with_grants(added, base).ok_or_else(no_grant)?;
+        let role = self.role(&manifest.mandate().role)?;
+        let policy = Policy {
+            trusted: &self.trusted,
+            role: role.as_ref(),
+            deny: &self.deny,
+        };
+        Ok(bulkhead_manifest::admit_grants(
+            &manifest, policy, &self.host,
+        )?)
     }
 
     /// The role of this name, if somebody has described it. Names of roles have no slashes.
@@ -295,42 +380,20 @@ fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, AdmissionError> {
     }
 }
 
-/// What the host has, and what its partitions were promised.
-fn capacity(root: &StateRoot) -> Result<Capacity, Error> {
-    let info = rustix::system::sysinfo();
-    let unit = u64::from(info.mem_unit);
-    let memory_mib = (info.totalram + info.totalswap).saturating_mul(unit) / (1024 * 1024);
-    let mut promised_mib = 0_u64;
-    for found in root.list()? {
-        if found.standing == Standing::Live {
-            let partitions = found.record.partitions.iter();
-            let running = partitions.filter(|partition| partition.status.is_none());
-            promised_mib += running.map(|partition| partition.memory_mib).sum::<u64>();
+/// Manifests of a system's partitions that run.
+fn manifests(directory: &Path) -> Result<Vec<Manifest>, Error> {
+    let mut manifests = Vec::new();
+    for path in documents(directory)? {
+        let unreadable = |error: AdmissionError| Error::StateDir {
+            path: path.clone(),
+            source: io::Error::other(error),
+        };
+        // It may have ended just now.
+        if let Some(bytes) = read(&path, MAX_ENVELOPE_BYTES).map_err(unreadable)? {
+            manifests.push(own_manifest(&bytes, &path)?);
         }
     }
-    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
-    Ok(Capacity {
-        memory_mib,
-        promised_mib,
-        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-    })
-}
-
-/// Manifests of everything that runs.
-fn running(root: &StateRoot) -> Result<Vec<Manifest>, AdmissionError> {
-    let mut running = Vec::new();
-    for found in root.list()? {
-        if found.standing != Standing::Live {
-            continue;
-        }
-        for path in documents(&found.path)? {
-            // It may have ended just now.
-            if let Some(bytes) = read(&path, MAX_ENVELOPE_BYTES)? {
-                running.push(parse_document(&bytes, &path)?);
-            }
-        }
-    }
-    Ok(running)
+    Ok(manifests)
 }
 
 /// Paths of the documents in the directory of a system.
@@ -359,12 +422,12 @@ fn document_path(directory: &Path, partition: &str) -> PathBuf {
     directory.join(format!("{partition}{DOCUMENT}"))
 }
 
-/// Writes down the documents of a system's partitions, then looks whether anybody else has one of
-/// their identities. Two that start at the same time both write first and look afterwards: at least
+/// Writes down the documents of a system's partitions, then looks once more whether there is room for
+/// them beside what runs. Two that start at the same time both write first and look afterwards: at least
 /// one of them sees the other.
 ///
 /// # Errors
-/// Somebody has, or a document cannot be written.
+/// A rule about other partitions is not kept any more, or a document cannot be written.
 pub(crate) fn write_documents(
     system: &System,
     root: &StateRoot,
@@ -374,7 +437,7 @@ pub(crate) fn write_documents(
         path: directory.path().to_owned(),
         source,
     };
-    let mut identities = Vec::new();
+    let mut manifests = Vec::new();
     for partition in &system.partitions {
         if let Some(mandate) = &partition.mandate {
             let path = document_path(directory.path(), &partition.name);
@@ -382,25 +445,27 @@ pub(crate) fn write_documents(
             let new = path.with_extension("new");
             fs::write(&new, &mandate.document).map_err(failed)?;
             fs::rename(&new, &path).map_err(failed)?;
-            identities.push(&partition.name);
+            manifests.push(own_manifest(&mandate.document, &path)?);
         }
     }
-    if identities.is_empty() {
+    if manifests.is_empty() {
         return Ok(());
     }
-    for found in root.list()? {
-        if found.standing != Standing::Live || found.path == directory.path() {
-            continue;
-        }
-        let taken = |identity: &&&String| document_path(&found.path, identity).exists();
-        if let Some(identity) = identities.iter().find(taken) {
-            return Err(Error::IdentityTaken {
-                identity: (*identity).clone(),
-                system: found.name,
-            });
-        }
+    let mut host = LiveHost::look(root, Some(directory.path()))?;
+    for manifest in manifests {
+        bulkhead_manifest::admit_beside(&manifest, &host).map_err(Error::Rejected)?;
+        host.add(manifest);
     }
     Ok(())
+}
+
+/// The manifest of a document that was read and checked when its partition was admitted.
+fn own_manifest(document: &[u8], path: &Path) -> Result<Manifest, Error> {
+    let unreadable = |rejected: Rejected| Error::StateDir {
+        path: path.to_owned(),
+        source: io::Error::other(rejected),
+    };
+    parse_document(document, path).map_err(unreadable)
 }
 
 /// The partition has ended: its identity is free.

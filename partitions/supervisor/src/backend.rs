@@ -4,6 +4,7 @@
 
 use crate::cgroup::Group;
 use crate::error::Error;
+use crate::files::is_as_judged;
 use crate::library::{Library, LibraryFile};
 use crate::models::Models;
 use crate::open::Records;
@@ -11,7 +12,7 @@ use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
 use bulkhead_machine::{Fd, Jail};
-use bulkhead_manifest::{Network, Owner, SecretBinding, Share, is_reserved_directory};
+use bulkhead_manifest::{Network, Owner, Partition, SecretBinding, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
 use bulkhead_network::{Forward, ModelAccess, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
@@ -200,6 +201,7 @@ fn resolvers(text: &str) -> Vec<SocketAddr> {
 /// Makes the server of a shared directory ready; with it comes the VMM's connection to it.
 /// `private` is a directory of ours in which sockets may be made.
 pub(crate) fn share(
+    partition: &Partition,
     device: &str,
     share: &Share,
     jail: Jail,
@@ -218,6 +220,7 @@ pub(crate) fn share(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = openat(CWD, &path, flags, Mode::empty());
     let directory = directory.map_err(|errno| failed(errno.into()))?;
+    is_as_judged(partition, &share.path, &directory)?;
     let (listener, connected) = connection(private)?;
     let mut descriptors = Descriptors::default();
     let description = FsDescription {
@@ -420,7 +423,9 @@ mod tests {
                 tag: "t".to_owned(),
                 owner: Owner::Exporter { uid: 0, gid: 0 },
             };
-            share("fs0", &described, Jail::Full, dir.path())
+            let partition =
+                crate::compile::tests::partition("kernel = \"native\"\nprogram = \"/p\"");
+            share(&partition, "fs0", &described, Jail::Full, dir.path())
         };
         for (target, code) in [
             ("/proc/sys", "share-refused"),

@@ -20,7 +20,7 @@ use bulkhead_manifest as manifest;
 use bulkhead_manifest::{
     Disk, Kernel, KernelKind, LinuxBoot, Network, Partition, Program, Share, Source,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Search path of a Linux program that was given none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -78,6 +78,19 @@ pub(crate) enum Want<'p> {
     Output,
     /// The error stream of programs that have one of their own.
     ErrorOutput,
+}
+
+impl Want<'_> {
+    /// The name in the manifest of a file that is wanted by itself.
+    pub(crate) fn name(&self, library: &Path) -> Option<PathBuf> {
+        match *self {
+            Self::Program(source) | Self::File(_, source) => Some(source.resolve(library)),
+            Self::Disk(disk) | Self::Base(disk) => Some(disk.path.clone()),
+            Self::Top(disk) => disk.overlay.clone(),
+            Self::Backing(path) | Self::Pmem { path, .. } => Some(path.to_owned()),
+            _ => None,
+        }
+    }
 }
 
 /// Who opens what a description needs, and says under which number the VMM has it.

@@ -4,6 +4,7 @@
 //! prints both. A failure inside the VMM arrives as [`crate::End::Failed`] instead.
 
 use bulkhead_cpu::Lacks;
+use bulkhead_manifest::Rejection;
 use bulkhead_models::file::LoadError;
 use bulkhead_places::PlaceError;
 use bulkhead_toolbox::ParseLimitsError;
@@ -260,14 +261,22 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Another partition with a manifest has the identity of one that starts.
-    #[error("a partition with the identity `{identity}` runs already, in system `{system}`")]
-    IdentityTaken {
-        /// The identity.
-        identity: String,
-        /// Where it runs.
-        system: String,
+    /// The name of a file leads elsewhere than when the manifest that names it was judged.
+    #[error(
+        "`{}` led to `{}` when its manifest was judged, and leads to `{}`",
+        path.display(), judged.display(), found.display()
+    )]
+    LeadsElsewhere {
+        /// The name.
+        path: PathBuf,
+        /// Where it led.
+        judged: PathBuf,
+        /// Where it leads.
+        found: PathBuf,
     },
+    /// A manifest that was admitted does not keep a rule any more.
+    #[error("{}", .0.message)]
+    Rejected(Box<Rejection>),
     /// Something of a manifest that nothing would hold the partition to.
     #[error("nothing enforces `{0}` yet")]
     NotEnforced(String),
@@ -378,7 +387,8 @@ impl Error {
             Self::PmemSize { .. } => "pmem-size",
             Self::Limits { .. } => "limits",
             Self::NotEnforced(_) => "not-enforced",
-            Self::IdentityTaken { .. } => "rule-identity",
+            Self::LeadsElsewhere { .. } => "leads-elsewhere",
+            Self::Rejected(rejection) => rejection.rule.as_str(),
             Self::KernelImage { source, .. } => source.code(),
             Self::Program { problem, .. } => match problem {
                 ProgramProblem::NotElf => "program-not-elf",
@@ -472,7 +482,10 @@ impl Error {
                 }
             },
             Self::NotEnforced(_) => "leave it out of the manifest",
-            Self::IdentityTaken { .. } => "give this one another name, or end the other",
+            Self::LeadsElsewhere { .. } => {
+                "put the link back, or start the partition anew to have it judged as it is"
+            }
+            Self::Rejected(rejection) => &rejection.help,
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",
             Self::FilesExceedMemory { .. } => "give it more memory, or put the files on a disk",

@@ -4,11 +4,13 @@
 //! opened without blocking and looked at before it is handed on.
 
 use crate::error::Error;
-use rustix::fs::OFlags;
-use std::fs::{File, FileType, OpenOptions};
+use bulkhead_manifest::Partition;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Opens without waiting for anybody; `more` flags beside.
 pub(crate) fn open(path: &Path, write: bool, more: OFlags) -> io::Result<File> {
@@ -36,6 +38,44 @@ pub(crate) fn describe(kind: FileType) -> &'static str {
     } else {
         "no regular file"
     }
+}
+
+/// What was opened by a name in a partition's manifest is what that name led to when the manifest was
+/// judged. Links that were changed since then may lead to what it could never have been granted, and whoever
+/// may write beside a file can change them.
+pub(crate) fn is_as_judged(
+    partition: &Partition,
+    name: &Path,
+    opened: impl AsFd,
+) -> Result<(), Error> {
+    let mandate = partition.mandate.as_ref();
+    let Some(judged) = mandate.and_then(|mandate| mandate.leads.get(name)) else {
+        return Ok(());
+    };
+    let link = format!("/proc/self/fd/{}", opened.as_fd().as_raw_fd());
+    let found = fs::read_link(link).map_err(Error::system("look where a file is"))?;
+    match found == *judged {
+        true => Ok(()),
+        false => Err(Error::LeadsElsewhere {
+            path: name.to_owned(),
+            judged: judged.clone(),
+            found,
+        }),
+    }
+}
+
+/// Opens what a name leads to, to be looked at and to be held while it is walked through by the path
+/// that is returned with it.
+pub(crate) fn hold(partition: &Partition, name: &Path) -> Result<(OwnedFd, PathBuf), Error> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let held = openat(CWD, name, flags, Mode::empty()).map_err(|errno| Error::Open {
+        what: "file",
+        path: name.to_owned(),
+        source: errno.into(),
+    })?;
+    is_as_judged(partition, name, &held)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    Ok((held, path))
 }
 
 /// Opens a regular file for reading. `what` it is goes into the message: "kernel image".

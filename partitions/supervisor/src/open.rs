@@ -6,7 +6,7 @@ use crate::console::Streams;
 use crate::disk::{open_backing, open_base, open_disk, open_overlay, open_pmem};
 use crate::elf::open_program;
 use crate::error::{Error, ProgramProblem};
-use crate::files::open_regular;
+use crate::files::{hold, is_as_judged, open_regular};
 use crate::initramfs::Initramfs;
 use crate::library::Library;
 use crate::linux;
@@ -16,7 +16,7 @@ use crate::tap::open_tap;
 use crate::vsock::Vsock;
 use crate::web::{self, Authority};
 use bulkhead_machine::{Boot, Fd, Image, Jail};
-use bulkhead_manifest::{GuestPath, Partition, Program};
+use bulkhead_manifest::{GuestPath, Partition, Program, Source};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -163,6 +163,7 @@ impl<'o> Opened<'o> {
 
 impl Descriptors for Opened<'_> {
     fn open(&mut self, partition: &Partition, want: Want<'_>) -> Result<Fd, Error> {
+        let name = want.name(self.library.path());
         let file: OwnedFd = match want {
             Want::Kvm => {
                 let kvm = self.given.kvm.take();
@@ -197,8 +198,9 @@ impl Descriptors for Opened<'_> {
             }
             Want::Files(program) => {
                 check_command(program, self.library)?;
+                let held = Held::new(partition, program)?;
                 let mut archive = Initramfs::new(partition)?;
-                archive.program(program, self.library)?;
+                archive.program(&held.program, self.library)?;
                 archive.finish()?.into()
             }
             Want::AgentFiles(program) => {
@@ -210,7 +212,9 @@ impl Descriptors for Opened<'_> {
                     authority: authority.as_ref(),
                     secrets: &self.secrets,
                 };
-                let archive = linux::initramfs(partition, program, self.library, agent)?.into();
+                let held = Held::new(partition, program)?;
+                let archive =
+                    linux::initramfs(partition, &held.program, self.library, agent)?.into();
                 self.authority = authority;
                 archive
             }
@@ -254,7 +258,8 @@ impl Descriptors for Opened<'_> {
                 link
             }
             Want::Share(device, share) => {
-                let (connected, ready) = backend::share(device, share, self.jail, self.directory)?;
+                let (connected, ready) =
+                    backend::share(partition, device, share, self.jail, self.directory)?;
                 self.backends.push(ready);
                 connected
             }
@@ -280,6 +285,9 @@ impl Descriptors for Opened<'_> {
                 return self.take(connector);
             }
         };
+        if let Some(name) = name {
+            is_as_judged(partition, &name, &file)?;
+        }
         Ok(self.keep(file))
     }
 
@@ -293,6 +301,35 @@ impl Descriptors for Opened<'_> {
             partition: partition.name.clone(),
             source,
         })
+    }
+}
+
+/// A program whose files are those that were judged, and stay those while they are packed.
+struct Held {
+    /// With files of the host by paths that lead to what is held.
+    program: Program,
+    _files: Vec<OwnedFd>,
+}
+
+impl Held {
+    fn new(partition: &Partition, program: &Program) -> Result<Self, Error> {
+        let mut held = Self {
+            program: program.clone(),
+            _files: Vec::new(),
+        };
+        if partition.mandate.is_none() {
+            return Ok(held);
+        }
+        let mounts = held.program.mounts.iter_mut();
+        let sources = mounts.map(|mount| &mut mount.source);
+        for source in sources.chain(held.program.root.as_mut()) {
+            if let Source::Host(name) = source {
+                let (file, path) = hold(partition, name)?;
+                held._files.push(file);
+                *name = path;
+            }
+        }
+        Ok(held)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::backend::{Descriptors, Kind, Ready};
 use crate::error::Error;
+use crate::files::is_as_judged;
 use crate::process::packet_pair;
 use crate::vsock::Vsock;
 use bulkhead_capability::Capability;
@@ -104,31 +105,33 @@ fn directories(
 ) -> Result<Vec<Directory>, Error> {
     let mut directories = Vec::new();
     for held in partition.grants.capabilities() {
-        let (path, write) = match held {
+        let (named, write) = match held {
             Capability::FsRead(path) => (path, false),
             Capability::FsWrite(path) => (path, true),
             _ => continue,
         };
         let failed = |source| Error::Open {
             what: "directory",
-            path: path.clone(),
+            path: named.clone(),
             source,
         };
         // A link may lead where no manifest may.
-        let resolved = path.canonicalize().map_err(failed)?;
+        let resolved = named.canonicalize().map_err(failed)?;
         if is_reserved_directory(&resolved) {
             return Err(Error::Share(resolved));
         }
         // A call's path has neither, so that of its directory may not.
         let plain = |part: Component<'_>| !matches!(part, Component::CurDir | Component::ParentDir);
-        let written: PathBuf = path.components().collect();
+        let written: PathBuf = named.components().collect();
         let path = match written.components().all(plain) {
             true => written,
             false => resolved.clone(),
         };
+        let opened = directory(&resolved)?;
+        is_as_judged(partition, named, &opened)?;
         directories.push(Directory {
             path,
-            file: descriptors.keep(directory(&resolved)?),
+            file: descriptors.keep(opened),
             write,
         });
     }

@@ -187,7 +187,11 @@ fn what_keeps_all_rules_becomes_a_partition() {
     let system: Validated<_> = validate(&system, Path::new("/elsewhere")).unwrap();
     let partition = &system.partitions[0];
     let manifest = manifest(MANIFEST);
-    assert_eq!(partition.mandate.as_ref(), Some(manifest.mandate()));
+    let mut mandate = partition.mandate.clone().unwrap();
+    let leads = std::mem::take(&mut mandate.leads);
+    let files = manifest.boot_files().iter().map(|at| &at.value);
+    assert!(files.clone().count() > 0 && files.clone().all(|file| leads.contains_key(file)));
+    assert_eq!(mandate, *manifest.mandate());
     assert_eq!(partition.grants, manifest.partition().grants);
 }
 

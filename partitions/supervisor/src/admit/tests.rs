@@ -1,7 +1,11 @@
 //! Judgements of files, and that each is recorded.
 
 use super::*;
-use bulkhead_manifest::{At, SystemDraft, Validated, validate};
+use crate::Library;
+use crate::compile::{Descriptors, Want};
+use crate::open::Opened;
+use bulkhead_machine::Jail;
+use bulkhead_manifest::{At, DeviceKind, SystemDraft, Validated, validate};
 use bulkhead_signature::{Envelope, Trust};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::sync::Mutex;
@@ -208,11 +212,133 @@ fn an_identity_is_taken_while_its_partition_runs() {
     let late = write_documents(&two, &scene.root, &second).unwrap_err();
     assert_eq!(late.code(), "rule-identity");
     drop(second);
-    let running = running(&scene.root).unwrap();
+    let running = LiveHost::look(&scene.root, None).unwrap().running;
     let identities: Vec<&str> = running.iter().map(Manifest::identity).collect();
     assert_eq!(identities, ["agent"]);
     remove_document(directory.path(), "agent");
     scene.judge(&file, false).0.unwrap();
+}
+
+#[test]
+fn two_that_start_at_once_do_not_both_take_the_last_place() {
+    let scene = scene();
+    let roles = scene.config.below("roles");
+    let role = format!("{ROLE}[spawn]\ncount = 1\ndepth = 1\n");
+    fs::write(roles.path().join("coder.toml"), &role).unwrap();
+    let parent = MANIFEST.replace("name = \"agent\"", "name = \"parent\"");
+    let spawn = "[spawn]\nroles = [\"coder=1\"]\ncount = 1\n";
+    let file = scene.signed(&format!("{parent}{spawn}"));
+    let role = role.replace("\"console\"", "\"console\", \"partition.spawn:coder=1\"");
+    fs::write(roles.path().join("coder.toml"), role).unwrap();
+    let parent = system("parent", scene.judge(&file, false).0.unwrap());
+    let directory = scene.root.create("parent").unwrap();
+    write_documents(&parent, &scene.root, &directory).unwrap();
+    let child = |name: &str| {
+        let named = format!("name = \"{name}\"\nparent = \"parent\"");
+        let text = MANIFEST.replace("name = \"agent\"", &named);
+        system(name, scene.judge(&scene.signed(&text), false).0.unwrap())
+    };
+    // Both are judged before either is there.
+    let (one, two) = (child("one"), child("two"));
+    let first = scene.root.create("one").unwrap();
+    write_documents(&one, &scene.root, &first).unwrap();
+    let second = scene.root.create("two").unwrap();
+    let late = write_documents(&two, &scene.root, &second).unwrap_err();
+    assert_eq!(late.code(), "rule-spawn");
+    assert_eq!(
+        late.to_string(),
+        "parent `parent` has 1 children of role `coder` already"
+    );
+}
+
+#[test]
+fn memory_is_promised_as_soon_as_a_document_is_there() {
+    let scene = scene();
+    let directory = scene.root.create("one").unwrap();
+    let before = LiveHost::look(&scene.root, None)
+        .unwrap()
+        .capacity
+        .promised_mib;
+    let one = system(
+        "one",
+        scene.judge(&scene.signed(MANIFEST), false).0.unwrap(),
+    );
+    write_documents(&one, &scene.root, &directory).unwrap();
+    let after = LiveHost::look(&scene.root, None)
+        .unwrap()
+        .capacity
+        .promised_mib;
+    assert_eq!(after - before, one.partitions[0].memory.mib);
+}
+
+#[test]
+fn what_is_attached_keeps_the_rules_about_grants() {
+    let scene = scene();
+    let place = scene.dir.path().canonicalize().unwrap();
+    let fs = |name: &str| format!("fs.read:{}", place.join(name).display());
+    let role = ROLE.replace(
+        "\"console\"",
+        &format!("\"console\", \"{}\", \"{}\"", fs("w"), fs("c")),
+    );
+    let roles = scene.config.below("roles");
+    fs::write(roles.path().join("coder.toml"), role).unwrap();
+    let admitted = scene.judge(&scene.signed(MANIFEST), false).0.unwrap();
+    let system = system("one", admitted);
+    let document = &system.partitions[0].mandate.as_ref().unwrap().document;
+    let admissions = scene.admissions(&Arc::new(Fake::default()));
+    let attach = |grant: &str| {
+        let drafts = [GrantDraft::from(grant.to_owned())];
+        let judged = admissions.admit_grants("agent", document, &drafts, Path::new("/"));
+        judged.map_err(|error| error.code())
+    };
+    assert_eq!(attach(&fs("w")), Ok(()));
+    assert_eq!(attach(&fs("x")), Err("rule-ceiling"));
+    // The role has it, and nobody may.
+    assert_eq!(attach(&fs("c")), Err("rule-deny"));
+    // Through a link that leads there.
+    symlink(scene.config.path(), place.join("w")).unwrap();
+    assert_eq!(attach(&fs("w")), Err("rule-deny"));
+}
+
+#[test]
+fn a_link_that_was_changed_since_is_not_followed() {
+    let scene = scene();
+    let place = scene.dir.path().canonicalize().unwrap();
+    for name in ["good", "bad"] {
+        fs::create_dir(place.join(name)).unwrap();
+        fs::write(place.join(name).join("file"), [0; 512]).unwrap();
+    }
+    let link = place.join("link");
+    let lead = |to: &str| {
+        let _ = fs::remove_file(&link);
+        symlink(place.join(to), &link).unwrap();
+    };
+    lead("good");
+    let at = link.display();
+    let grants = format!("grants = [\"console\", \"block.read:{at}/file\"]");
+    let role = ROLE.replace("grants = [\"console\"]", &grants);
+    let roles = scene.config.below("roles");
+    fs::write(roles.path().join("coder.toml"), role).unwrap();
+    let text = MANIFEST.replace("grants = [\"console\"]", &grants);
+    let text = text.replace("source = \"/bin/true\"", &format!("source = \"{at}/file\""));
+    let system = system("one", scene.judge(&scene.signed(&text), false).0.unwrap());
+    let partition = &system.partitions[0];
+    for (to, code) in [
+        ("good", Ok(())),
+        ("bad", Err("leads-elsewhere")),
+        ("good", Ok(())),
+    ] {
+        lead(to);
+        let mount = crate::files::hold(partition, &link.join("file")).map(drop);
+        assert_eq!(mount.map_err(|error| error.code()), code, "{to}");
+        let library = Library::at(&place).unwrap();
+        let mut opened = Opened::for_packet(&library, &place, Jail::Full);
+        let DeviceKind::Disk(disk) = &partition.devices[0].kind else {
+            panic!("{:?}", partition.devices)
+        };
+        let disk = opened.open(partition, Want::Disk(disk)).map(drop);
+        assert_eq!(disk.map_err(|error| error.code()), code, "{to}");
+    }
 }
 
 #[test]

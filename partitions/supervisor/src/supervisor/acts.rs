@@ -3,6 +3,7 @@
 
 use super::launch::{Launcher, has_gateway};
 use super::member::Member;
+use crate::admit::AdmissionError;
 use crate::backend::Backend;
 use crate::compile::{Descriptors, device};
 use crate::control::{Act, Answer, NewDevice, reply};
@@ -73,6 +74,33 @@ impl From<Error> for Refusal {
             help: error.help(),
         }
     }
+}
+
+impl From<AdmissionError> for Refusal {
+    fn from(error: AdmissionError) -> Self {
+        let message = match &error {
+            // The manifest of something that runs has no text to point into.
+            AdmissionError::Rule(rejection) => rejection.message.clone(),
+            error => error.to_string(),
+        };
+        Self {
+            code: error.code().to_owned(),
+            message,
+            help: error.help(),
+        }
+    }
+}
+
+/// What somebody wants to attach, as a manifest would have it.
+fn drafts(new: &NewDevice) -> Vec<GrantDraft> {
+    let at = |text: &Option<String>| text.clone().map(At::from);
+    let draft = |grant: &String| GrantDraft {
+        name: at(&new.name),
+        tag: at(&new.tag),
+        format: at(&new.format),
+        ..GrantDraft::from(grant.clone())
+    };
+    new.grants.iter().map(draft).collect()
 }
 
 impl Refusal {
@@ -212,7 +240,12 @@ impl Member {
         new: NewDevice,
         launcher: &Launcher,
     ) -> Result<(Command, Vec<OwnedFd>, After), Refusal> {
-        let granted = self.check(&new)?;
+        let drafts = drafts(&new);
+        let granted = self.check(&drafts, &new.base)?;
+        if let Some(mandate) = &self.partition.mandate {
+            let admissions = launcher.admissions()?;
+            admissions.admit_grants(self.name(), &mandate.document, &drafts, &new.base)?;
+        }
         let jail = launcher.options.jail;
         let mut opened = Opened::for_packet(&launcher.library, &launcher.directory, jail);
         if has_gateway(&granted) {
@@ -228,22 +261,15 @@ impl Member {
         Ok((Command::Attach { device: described }, descriptors, after))
     }
 
-    fn check(&self, new: &NewDevice) -> Result<bulkhead_manifest::Device, Refusal> {
-        let at = |text: &Option<String>| text.clone().map(At::from);
-        let drafts: Vec<GrantDraft> = new
-            .grants
-            .iter()
-            .map(|grant| GrantDraft {
-                name: at(&new.name),
-                tag: at(&new.tag),
-                format: at(&new.format),
-                ..GrantDraft::from(grant.clone())
-            })
-            .collect();
+    fn check(
+        &self,
+        drafts: &[GrantDraft],
+        base: &Path,
+    ) -> Result<bulkhead_manifest::Device, Refusal> {
         let partition = &self.partition;
         let whose = (self.system.as_str(), partition.name.as_str());
         let machine = (partition.kernel.kind(), partition.vcpus);
-        let devices = validate_devices(&drafts, whose, machine, &self.devices, &new.base);
+        let devices = validate_devices(drafts, whose, machine, &self.devices, base);
         let mut devices = devices.map_err(|rejected| {
             let first = rejected.diagnostics.into_iter().next();
             let (code, message, help) = first.map_or_else(Default::default, |first| {

@@ -1,6 +1,7 @@
 //! How one partition is made ready and started: the first time, and again when its guest reboots.
 
 use super::{Consoles, Options};
+use crate::admit::{AdmissionError, Admissions};
 use crate::backend::{Backend, Ready};
 use crate::cgroup::Group;
 use crate::compile::{Settings, compile};
@@ -164,6 +165,11 @@ impl Launcher {
             backends: opened.backends.into_iter().chain(tools).collect(),
             vsock: opened.vsock,
         })
+    }
+
+    /// What judges grants that are added to what runs.
+    pub(super) fn admissions(&self) -> Result<Admissions, AdmissionError> {
+        Admissions::of_running(&self.directory, self.ledger.clone())
     }
 
     /// Where a gateway of `partition` records what it does.
