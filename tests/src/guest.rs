@@ -31,6 +31,11 @@ pub fn spins_with_interrupts_off() -> Vec<u8> {
     image(&[0xfa, 0xeb, 0xfe]) // cli; jmp $
 }
 
+/// Stops its CPU for ever: a partition that is there and costs nothing.
+pub fn sleeps() -> Vec<u8> {
+    image(&[0xfa, 0xf4, 0xeb, 0xfd]) // cli; hlt; jmp -3
+}
+
 /// Writes to the first serial port for ever.
 pub fn floods_the_serial_port() -> Vec<u8> {
     image(&[

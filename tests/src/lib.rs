@@ -10,10 +10,12 @@
 pub mod bulkhead;
 pub mod debian;
 pub mod guest;
+pub mod house;
 pub mod initramfs;
 pub mod initrd;
 pub mod leftovers;
 pub mod library;
+pub mod mcp;
 pub mod scratch;
 pub mod vmm;
 

@@ -2,7 +2,7 @@
 //! through the front door (`BULKHEAD_LIB`).
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::bulkhead::Bulkhead;
@@ -10,7 +10,7 @@ use crate::scratch::Scratch;
 
 /// The built library, with `content` in the place of `name`.
 pub fn with(bulkhead: &Bulkhead, scratch: &Scratch, name: &str, content: &[u8]) -> PathBuf {
-    let library = scratch.path().join("lib");
+    let library = scratch.path().join(format!("lib-{name}"));
     fs::create_dir_all(&library).expect("the scratch directory is writable");
     let built = bulkhead.library("");
     for entry in fs::read_dir(&built).expect("the built library") {
@@ -19,7 +19,10 @@ pub fn with(bulkhead: &Bulkhead, scratch: &Scratch, name: &str, content: &[u8]) 
             symlink(entry.path(), library.join(entry.file_name())).expect("a fresh directory");
         }
     }
-    fs::write(library.join(name), content).expect("the scratch directory is writable");
+    let file = library.join(name);
+    fs::write(&file, content).expect("the scratch directory is writable");
+    // It may be a program.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("our own file");
     library
 }
 

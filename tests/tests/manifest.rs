@@ -4,13 +4,11 @@
 
 mod kvm {
     use std::fs;
-    use std::os::unix::fs::DirBuilderExt;
     use std::path::PathBuf;
     use std::process::Stdio;
 
-    use bulkhead_tests::bulkhead::{Bulkhead, Ended, Running};
-    use bulkhead_tests::leftovers::Census;
-    use bulkhead_tests::scratch::Scratch;
+    use bulkhead_tests::bulkhead::Running;
+    use bulkhead_tests::house::House;
 
     const MANIFEST: &str = r#"grants = ["console", "time"]
 [identity]
@@ -40,83 +38,9 @@ count = 1
 depth = 1
 "#;
 
-    /// An operator's keys and roles, and systems, of the test's own.
-    struct House {
-        bulkhead: Bulkhead,
-        scratch: Scratch,
-        census: Census,
-    }
-
-    impl House {
-        /// Alice signs, Bob signs and approves, Mallory is not trusted.
-        fn new() -> Self {
-            let scratch = Scratch::new();
-            let config = scratch.path().join("config");
-            let roles = config.join("roles");
-            let mut builder = fs::DirBuilder::new();
-            builder.mode(0o700).recursive(true).create(&roles).unwrap();
-            fs::write(roles.join("coder.toml"), ROLE).unwrap();
-            let bulkhead = Bulkhead::built()
-                .env("BULKHEAD_CONFIG_DIR", &config)
-                .env("BULKHEAD_DATA_DIR", scratch.path().join("data"))
-                .env(
-                    "BULKHEAD_CHECKPOINT_DIR",
-                    scratch.path().join("checkpoints"),
-                )
-                .env("BULKHEAD_STATE_DIR", scratch.path().join("s"));
-            let house = Self {
-                bulkhead,
-                scratch,
-                census: Census::take(),
-            };
-            for name in ["alice", "bob", "mallory"] {
-                house.run(&["key", "new", name]).expect_status(0);
-                let public = house.run(&["key", "export", name]);
-                house.scratch.file(&format!("{name}.pub"), public.stdout());
-            }
-            house.trust("alice", &[]);
-            house.trust("bob", &["--approver"]);
-            house
-        }
-
-        fn run(&self, words: &[&str]) -> Ended {
-            self.bulkhead.run(words)
-        }
-
-        fn trust(&self, name: &str, options: &[&str]) {
-            let file = self.scratch.path().join(format!("{name}.pub"));
-            let words = ["key", "trust", file.to_str().unwrap()];
-            self.run(&[&words[..], options].concat()).expect_status(0);
-        }
-
-        /// The manifest, signed by these.
-        fn signed(&self, text: &str, keys: &[&str]) -> String {
-            let mut file = self.scratch.file("agent.toml", text);
-            for key in keys {
-                let words = ["manifest", "sign", file.to_str().unwrap(), "--key", key];
-                self.run(&words).expect_status(0);
-                file = file.with_extension("json");
-            }
-            file.to_str().unwrap().to_owned()
-        }
-
-        fn start(&self, file: &str) -> Ended {
-            let words = ["run", "--manifest", file];
-            self.bulkhead.run_with_input(words, b"\n")
-        }
-
-        /// A start that a rule stands against.
-        #[track_caller]
-        fn refused(&self, file: &str, said: &str) {
-            let ended = self.start(file);
-            ended.expect_status(125).expect_stderr(said);
-            assert_eq!(ended.stdout(), "", "nothing of it ran");
-        }
-    }
-
     #[test]
     fn what_alice_signed_runs() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let file = house.signed(MANIFEST, &["alice"]);
         let ended = house.start(&file);
         ended.expect_status(7).expect_stdout("hello from agent");
@@ -156,7 +80,7 @@ depth = 1
 
     #[test]
     fn nothing_runs_that_nobody_trusted_signed() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let text = house.signed(MANIFEST, &[]);
         house.refused(&text, "error[rule-signature]");
         let mallory = house.signed(MANIFEST, &["mallory"]);
@@ -192,7 +116,7 @@ depth = 1
 
     #[test]
     fn a_refusal_names_rule_field_and_line() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let big = house.signed(&MANIFEST.replace("64MiB", "65MiB"), &["alice"]);
         house.refused(&big, "error[rule-ceiling]");
         house.refused(
@@ -221,7 +145,7 @@ depth = 1
 
     #[test]
     fn a_lifetime_without_end_takes_two() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let text = MANIFEST.replace("max = \"8h\"", "unlimited = true");
         let alone = house.signed(&text, &["alice"]);
         house.refused(&alone, "error[rule-approval]");
@@ -232,7 +156,7 @@ depth = 1
 
     #[test]
     fn a_lifetime_ends_the_partition() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let file = house.signed(&MANIFEST.replace("8h", "1s"), &["alice"]);
         let mut command = house.bulkhead.command(["run", "--manifest", &file]);
         // Nobody types, and nobody closes the input.
@@ -246,10 +170,9 @@ depth = 1
 
     #[test]
     fn a_family_stays_within_its_parent() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let role = ROLE.replace("\"time\"", "\"time\", \"partition.spawn:coder=1\"");
-        let roles = house.scratch.path().join("config/roles/coder.toml");
-        fs::write(&roles, role).unwrap();
+        house.role("coder", &role);
         // The parent runs until somebody ends it.
         let parent = MANIFEST
             .replace("\"agent\"\nrole", "\"boss\"\nrole")
@@ -279,7 +202,7 @@ depth = 1
 
     #[test]
     fn what_nobody_enforces_is_refused_not_ignored() {
-        let house = House::new();
+        let house = House::new(ROLE);
         let text = format!("{MANIFEST}[budget]\ncalls = 5\n");
         let file = house.signed(&text, &["alice"]);
         house.refused(

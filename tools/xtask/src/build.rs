@@ -27,7 +27,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 12] = [
+const HOSTED: [Program; 13] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -66,6 +66,11 @@ const HOSTED: [Program; 12] = [
         "lib/bulkhead/examples/hello-linux-abi",
     ),
     program("bulkhead-bench", "bench", "bin/bulkhead-bench"),
+    program(
+        "bulkhead-rogue-vmm",
+        "rogue-vmm",
+        "lib/bulkhead/tests/rogue-vmm",
+    ),
     program(
         "bulkhead-vsock-peer",
         "vsock-peer",

@@ -5,12 +5,16 @@
 use std::fs;
 use std::path::Path;
 
-/// The rows of the table of mitigations.
+/// The rows of the tables of mitigations and of what the red team tried.
 fn rows(book: &str) -> Vec<&str> {
-    let after = book.split_once("<!-- mitigations: begin -->\n");
-    let table = after.and_then(|(_, after)| after.split_once("<!-- mitigations: end -->"));
-    let (table, _) = table.expect("the table is between its markers");
-    table.lines().skip(2).collect()
+    let table = |name: &str| {
+        let after = book.split_once(&format!("<!-- {name}: begin -->\n"));
+        let (_, after) = after.expect("the table is between its markers");
+        let table = after.split_once(&format!("<!-- {name}: end -->"));
+        let (table, _) = table.expect("the table is between its markers");
+        table.lines().skip(2)
+    };
+    table("mitigations").chain(table("red team")).collect()
 }
 
 /// The tests that a row names, as file and name.

@@ -26,7 +26,16 @@ const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Suites whose `kvm` tests are about processes of the host and not about its KVM: the lab repeats
 /// them only where there is no other.
-const ONCE: [&str; 5] = ["bad_input", "cli", "emergency", "ledger", "manifest"];
+const ONCE: [&str; 8] = [
+    "bad_input",
+    "cli",
+    "emergency",
+    "ledger",
+    "manifest",
+    "redteam_manifest",
+    "redteam_tools",
+    "redteam_vmm",
+];
 
 /// Why a suite runs a second time.
 const TWICE: &str = "the emulator delivered an interrupt to its guest twice";
