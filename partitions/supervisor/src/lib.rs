@@ -25,6 +25,7 @@ mod files;
 mod halt;
 pub mod host;
 mod initramfs;
+mod lasting;
 mod ledger;
 mod library;
 mod lifecycle;

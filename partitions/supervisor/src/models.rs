@@ -3,6 +3,7 @@
 
 use crate::error::Error;
 use crate::initramfs::memory_file;
+use crate::lasting::Lasting;
 use crate::secrets::Secrets;
 use bulkhead_capability::{Capability, NamePattern};
 use bulkhead_manifest::Partition;
@@ -10,13 +11,15 @@ use bulkhead_models::file::ModelsFile;
 use bulkhead_models::{Budget, Key, KeyValue, Models as Description, Money, Spent};
 use bulkhead_network::{SPENT_BYTES, spent_from};
 use bulkhead_places::Place;
-use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
+
+/// What the file of what a partition has spent is for.
+const SPENT: &CStr = c"spent";
 
 /// The way to a partition's models, for its gateway.
 #[derive(Debug)]
@@ -29,28 +32,23 @@ pub(crate) struct Models {
     pub(crate) spent: File,
 }
 
-/// What the partitions of a system have spent, for as long as they live: a guest that resets itself
-/// gets another gateway, and no other budget.
-#[derive(Debug, Default)]
-pub(crate) struct Spending(Mutex<BTreeMap<String, File>>);
-
-impl Spending {
+impl Models {
     /// The models of a partition, if it may call any.
     ///
     /// # Errors
     /// A grant that nothing serves or holds, or keys that cannot be had.
     pub(crate) fn ready(
-        &self,
         system: &str,
         partition: &Partition,
         secrets: &Secrets,
-    ) -> Result<Option<Models>, Error> {
+        lasting: &Lasting,
+    ) -> Result<Option<Self>, Error> {
         let Some(wanted) = Wanted::of(partition)? else {
             return Ok(None);
         };
         let config = Place::config().map_err(Error::Place)?;
         let file = ModelsFile::load(&config).map_err(Error::Models)?;
-        let spent = self.file(&partition.name)?;
+        let spent = lasting.file(&partition.name, SPENT, &[0; SPENT_BYTES])?;
         let actor = format!("{system}/{}", partition.name);
         let value = |name: &str| key(secrets, name);
         let models = describe(&wanted, &file, actor, read(&spent)?, value, addresses)?;
@@ -65,22 +63,7 @@ impl Spending {
         let mut file = memory_file(c"models")?;
         let written = file.write_all(&json).and_then(|()| file.rewind());
         written.map_err(Error::system("write a memfd"))?;
-        Ok(Some(Models { file, ports, spent }))
-    }
-
-    /// The file of what this partition has spent.
-    fn file(&self, partition: &str) -> Result<File, Error> {
-        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !files.contains_key(partition) {
-            let mut file = memory_file(c"spent")?;
-            let written = file.write_all(&[0; SPENT_BYTES]);
-            written.map_err(Error::system("write a memfd"))?;
-            files.insert(partition.to_owned(), file);
-        }
-        let file = files.get(partition).map(File::try_clone);
-        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        let file = file.ok_or_else(missing).flatten();
-        file.map_err(Error::system("duplicate a descriptor"))
+        Ok(Some(Self { file, ports, spent }))
     }
 }
 
@@ -269,16 +252,11 @@ mod tests {
 
     #[test]
     fn a_second_gateway_begins_with_what_the_first_has_spent() {
-        let spending = Spending::default();
-        let first = spending.file("p").unwrap();
-        assert_eq!(read(&first).unwrap(), Spent::default());
-        first.write_all_at(&spent(7, u64::MAX), 0).unwrap();
-        let second = read(&spending.file("p").unwrap()).unwrap();
+        let lasting = Lasting::default();
+        let file = || lasting.file("p", SPENT, &[0; SPENT_BYTES]).unwrap();
+        assert_eq!(read(&file()).unwrap(), Spent::default());
+        file().write_all_at(&spent(7, u64::MAX), 0).unwrap();
         let money = Money::from_micro_cents(u64::MAX);
-        assert_eq!(second, Spent { tokens: 7, money });
-        assert_eq!(
-            read(&spending.file("q").unwrap()).unwrap(),
-            Spent::default()
-        );
+        assert_eq!(read(&file()).unwrap(), Spent { tokens: 7, money });
     }
 }

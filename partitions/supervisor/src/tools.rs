@@ -4,6 +4,7 @@
 use crate::backend::{Descriptors, Kind, Ready};
 use crate::error::Error;
 use crate::files::is_as_judged;
+use crate::lasting::Lasting;
 use crate::process::packet_pair;
 use crate::vsock::Vsock;
 use bulkhead_capability::Capability;
@@ -11,6 +12,7 @@ use bulkhead_manifest::{Partition, is_reserved_directory};
 use bulkhead_places::Place;
 use bulkhead_toolbox::{Directory, Jail, Limits, PORT, ToolsDescription, VERSION};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,7 +23,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const POLICY: &str = "tools.toml";
 /// Directory of what tools leave, in the one of what lasts, and the file of counters in it.
 const DIRECTORY: &str = "tools";
-const COUNTERS: &str = "calls.json";
+const COUNTERS: &str = "calls";
+/// What the file of the calls of one partition is for.
+const CALLS: &CStr = c"calls";
 /// Name of the process where devices have theirs.
 const NAME: &str = "tools";
 
@@ -33,6 +37,8 @@ pub(crate) struct Whose<'w> {
     /// When the system started.
     pub(crate) started: SystemTime,
     pub(crate) jail: Jail,
+    /// Where its own calls are counted.
+    pub(crate) lasting: &'w Lasting,
 }
 
 /// Makes the tools of a partition ready, if it may call any. `ledger` gives them their way into it.
@@ -65,6 +71,7 @@ fn describe(
         partition,
         started,
         jail,
+        lasting,
     } = *whose;
     let mut descriptors = Descriptors::default();
     let (questions, approvals) = packet_pair()?;
@@ -79,6 +86,7 @@ fn describe(
         approvals: Some(descriptors.keep(approvals)),
         backups: descriptors.keep(backups),
         counters: Some(descriptors.keep(counters(data)?)),
+        own_counters: Some(descriptors.keep(lasting.file(&partition.name, CALLS, &[])?)),
         grants: partition.grants.clone(),
         started: started
             .duration_since(UNIX_EPOCH)
@@ -198,6 +206,7 @@ mod tests {
             partition: &partition,
             started: UNIX_EPOCH + Duration::from_secs(7),
             jail: Jail::Full,
+            lasting: &Lasting::default(),
         };
         let (vsock, _theirs) = Vsock::new(&dir.path().join("p"))?;
         let place = |name: &str| Place::at(&dir.path().join(name)).unwrap();
@@ -205,7 +214,7 @@ mod tests {
         assert!(dir.path().join("p/vsock.sock_1024").exists());
         let description: ToolsDescription = serde_json::from_slice(&ready.description).unwrap();
         assert!(ready.questions.is_some() && description.approvals.is_some());
-        assert_eq!(ready.descriptors.len(), 4 + description.directories.len());
+        assert_eq!(ready.descriptors.len(), 5 + description.directories.len());
         Ok(description)
     }
 
@@ -275,6 +284,7 @@ mod tests {
                 partition: &partition,
                 started: UNIX_EPOCH,
                 jail: Jail::Full,
+                lasting: &Lasting::default(),
             };
             super::ready(&whose, None, || Ok(None))
         };

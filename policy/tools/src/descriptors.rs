@@ -36,6 +36,7 @@ impl Descriptors {
             .chain(description.ledger)
             .chain(description.approvals)
             .chain(description.counters)
+            .chain(description.own_counters)
             .chain([description.listener, description.backups]);
         let open = open(named);
         let mut first = 3;

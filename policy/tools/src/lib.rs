@@ -12,6 +12,7 @@
 
 pub mod backups;
 mod calls;
+mod counters;
 mod descriptors;
 pub mod directories;
 pub mod error;

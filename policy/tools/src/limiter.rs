@@ -2,25 +2,23 @@
 //! in a file that all share, of all partitions together. Asked by the pipeline.
 //!
 //! At most so many calls begin in any 60 seconds, exactly: one that began 60 seconds ago no longer
-//! counts.
+//! counts. What a partition has called is kept while it lives, for the process after this one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_toolbox::{Limits, Rates, Risk};
-use rustix::fs::{FlockOperation, flock};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::counters::{Counters, Found};
 use crate::registry::Facts;
 
 /// What "a minute" is.
 const WINDOW: u64 = 60_000;
-/// Most bytes of the shared file.
-const MAX_FILE: u64 = 1024 * 1024;
 
 /// Milliseconds that all processes of the host count alike.
 pub trait Clock: Send + Sync {
@@ -58,9 +56,29 @@ struct Counts {
     writes: VecDeque<u64>,
     destructive: VecDeque<u64>,
     network: VecDeque<u64>,
+    /// When it was found that what had been counted is lost.
+    lost: Option<u64>,
 }
 
 impl Counts {
+    /// What stands in a file; where that is damaged, that it is.
+    fn found(found: Found<Self>, now: u64) -> Self {
+        match found {
+            Found::Whole(counts) => counts,
+            Found::Damaged => Self {
+                lost: Some(now),
+                ..Self::default()
+            },
+        }
+    }
+
+    /// How many milliseconds until what is lost would no longer count.
+    fn unknown(&self, now: u64) -> Option<u64> {
+        let lost = self.lost.filter(|lost| *lost <= now)?;
+        let over = lost.saturating_add(WINDOW);
+        (now < over).then(|| over - now)
+    }
+
     fn of(&mut self, kind: Counted) -> &mut VecDeque<u64> {
         match kind {
             Counted::Calls => &mut self.calls,
@@ -121,32 +139,58 @@ pub struct TooOften {
     pub first: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Own {
     counts: Counts,
-    tools: BTreeMap<&'static str, VecDeque<u64>>,
+    /// By their names.
+    tools: BTreeMap<String, VecDeque<u64>>,
     /// Of the grants' quotas, by their names.
     quotas: BTreeMap<String, VecDeque<u64>>,
     /// Calls, and calls that are permitted otherwise, are being refused.
+    #[serde(skip)]
     refusing: [bool; 2],
+}
+
+impl Own {
+    fn read(file: &Counters, now: u64) -> Self {
+        match file.read() {
+            Ok(Found::Whole(own)) => own,
+            Ok(Found::Damaged) | Err(_) => Self {
+                counts: Counts::found(Found::Damaged, now),
+                ..Self::default()
+            },
+        }
+    }
 }
 
 /// Counts calls, and says which have to wait.
 pub struct Limiter {
     limits: Limits,
     clock: Box<dyn Clock>,
-    shared: Option<Mutex<File>>,
+    shared: Option<Counters>,
     own: Mutex<Own>,
+    /// Where `own` stands.
+    kept: Option<Counters>,
 }
 
 impl Limiter {
-    /// With these limits. `shared` is the file that all partitions count in.
-    pub fn new(limits: Limits, shared: Option<File>, clock: Box<dyn Clock>) -> Self {
+    /// With these limits. `shared` is the file that all partitions count in, `kept` the one in which
+    /// this one does while it lives.
+    pub fn new(
+        limits: Limits,
+        shared: Option<File>,
+        kept: Option<File>,
+        clock: Box<dyn Clock>,
+    ) -> Self {
+        let kept = kept.map(Counters::new);
+        let own = kept.as_ref().map(|file| Own::read(file, clock.now()));
         Self {
             limits,
             clock,
-            shared: shared.map(Mutex::new),
-            own: Mutex::default(),
+            shared: shared.map(Counters::new),
+            own: Mutex::new(own.unwrap_or_default()),
+            kept,
         }
     }
 
@@ -213,7 +257,7 @@ impl Limiter {
     ) -> Result<(), String> {
         let limit = tool.and_then(|tool| Some((tool, self.limits.tool.get(tool)?)));
         if let Some((tool, limit)) = limit {
-            let times = own.tools.entry(tool).or_default();
+            let times = own.tools.entry(tool.to_owned()).or_default();
             let last = times.back().copied();
             if let Some(most) = limit.per_minute
                 && let Some(left) = wait(times, most, now)
@@ -255,7 +299,7 @@ impl Limiter {
                 .push_back(now);
         }
         if let Some((tool, limit)) = limit {
-            let times = own.tools.entry(tool).or_default();
+            let times = own.tools.entry(tool.to_owned()).or_default();
             times.push_back(now);
             // The last one is needed for the cool-down however long ago it was.
             let most = limit.per_minute.unwrap_or(1).max(1) as usize;
@@ -263,7 +307,8 @@ impl Limiter {
                 times.pop_front();
             }
         }
-        Ok(())
+        let kept = self.kept.as_ref().map_or(Ok(()), |kept| kept.write(own));
+        kept.map_err(uncounted)
     }
 
     /// Counts in the file that all partitions share.
@@ -271,27 +316,23 @@ impl Limiter {
         let Some(file) = self.shared.as_ref().filter(|_| !kinds.is_empty()) else {
             return Ok(());
         };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let broken = |error: io::Error| format!("calls cannot be counted: {error}");
-        // Whoever holds it is a process of ours, and holds it for a moment.
-        flock(&*file, FlockOperation::LockExclusive).map_err(|errno| broken(errno.into()))?;
-        let counted = (|| {
-            let mut counts = read_counts(&mut file).map_err(broken)?;
-            fits(
-                &mut counts,
-                kinds,
-                self.limits.all.rates(),
-                now,
-                "all partitions",
-            )?;
-            for kind in kinds {
-                counts.of(*kind).push_back(now);
+        let rates = self.limits.all.rates();
+        let count = |found| {
+            let mut counts = Counts::found(found, now);
+            let fits = fits(&mut counts, kinds, rates, now, "all partitions");
+            if fits.is_ok() {
+                kinds
+                    .iter()
+                    .for_each(|kind| counts.of(*kind).push_back(now));
             }
-            write_counts(&mut file, &counts).map_err(broken)
-        })();
-        flock(&*file, FlockOperation::Unlock).map_err(|errno| broken(errno.into()))?;
-        counted
+            (Some(counts), fits)
+        };
+        file.change(count).map_err(uncounted).flatten()
     }
+}
+
+fn uncounted(error: io::Error) -> String {
+    format!("calls cannot be counted: {error}")
 }
 
 fn fits(
@@ -301,6 +342,12 @@ fn fits(
     now: u64,
     whose: &str,
 ) -> Result<(), String> {
+    if let Some(left) = counts.unknown(now) {
+        let again = seconds(left);
+        return Err(format!(
+            "how often {whose} called is lost, so it counts as too often; again in {again}"
+        ));
+    }
     for kind in kinds {
         if let Some(left) = counts.wait(*kind, rates, now) {
             let (kind, again) = (kind.plural(), seconds(left));
@@ -310,24 +357,6 @@ fn fits(
         }
     }
     Ok(())
-}
-
-/// Nothing that was counted stands in a file that is empty, or not ours.
-fn read_counts(file: &mut File) -> io::Result<Counts> {
-    let mut text = Vec::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.take(MAX_FILE).read_to_end(&mut text)?;
-    match text.is_empty() {
-        true => Ok(Counts::default()),
-        false => serde_json::from_slice(&text).map_err(Into::into),
-    }
-}
-
-fn write_counts(file: &mut File, counts: &Counts) -> io::Result<()> {
-    let text = serde_json::to_vec(counts)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&text)?;
-    file.set_len(text.len() as u64)
 }
 
 fn seconds(millis: u64) -> String {

@@ -67,8 +67,12 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
     let mut own = Descriptors::of(&description).map_err(Error::host("close descriptors"))?;
     let listener = UnixListener::from(own.take("the listener", description.listener)?);
     let backups = own.take("the back-ups", description.backups)?;
-    let counters = description.counters.map(|fd| own.take("the counters", fd));
-    let counters = counters.transpose()?.map(File::from);
+    let mut counters = |fd: Option<Fd>| {
+        let taken = fd.map(|fd| own.take("the counters", fd)).transpose();
+        taken.map(|taken| taken.map(File::from))
+    };
+    let shared = counters(description.counters)?;
+    let lasting = counters(description.own_counters)?;
     let recorder: Arc<dyn Recorder> = match description.ledger {
         Some(fd) => Arc::new(Client::new(own.take("the ledger", fd)?)),
         None => Arc::new(NoLedger),
@@ -118,7 +122,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
             git,
             jobs: Jobs::default(),
         },
-        limiter: Limiter::new(description.limits, counters, Box::new(HostClock)),
+        limiter: Limiter::new(description.limits, shared, lasting, Box::new(HostClock)),
         approver,
         recorder,
     });

@@ -37,7 +37,10 @@ const NETWORK: Facts = facts("t.network", Risk::Network);
 fn limiter(limits: Limits, shared: Option<File>) -> (Limiter, Watch) {
     let watch = Watch::default();
     watch.0.store(1_000_000, Ordering::SeqCst);
-    (Limiter::new(limits, shared, Box::new(watch.clone())), watch)
+    (
+        Limiter::new(limits, shared, None, Box::new(watch.clone())),
+        watch,
+    )
 }
 
 fn pass(watch: &Watch, millis: u64) {
@@ -183,18 +186,58 @@ fn what_another_start_of_the_host_counted_does_not_count() {
 }
 
 #[test]
-fn a_file_of_counters_that_makes_no_sense_lets_nothing_through() {
+fn a_file_of_counters_that_makes_no_sense_lets_nothing_through_for_a_minute() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "nonsense").unwrap();
-    let open = File::options().read(true).write(true).open(file.path());
-    let (limiter, _) = limiter(Limits::default(), Some(open.unwrap()));
-    assert!(
-        limiter
-            .permit(&WRITE, &[])
-            .unwrap_err()
-            .reason
-            .contains("cannot be counted")
-    );
+    // As a kill left it that cut a shorter count off before the rest of a longer one.
+    for nonsense in ["nonsense", "{\"calls\":[1]}1]}"] {
+        std::fs::write(file.path(), nonsense).unwrap();
+        let open = File::options().read(true).write(true).open(file.path());
+        let (limiter, watch) = limiter(Limits::default(), Some(open.unwrap()));
+        let refused = limiter.permit(&WRITE, &[]).unwrap_err().reason;
+        assert!(
+            refused.ends_with("is lost, so it counts as too often; again in 60 seconds"),
+            "{refused}"
+        );
+        pass(&watch, 59_999);
+        assert!(limiter.permit(&WRITE, &[]).is_err());
+        pass(&watch, 1);
+        limiter.permit(&WRITE, &[]).unwrap();
+    }
+}
+
+#[test]
+fn a_second_process_begins_with_what_the_first_has_counted() {
+    let file = tempfile::tempfile().unwrap();
+    let watch = Watch::default();
+    watch.0.store(1_000_000, Ordering::SeqCst);
+    let mut limits = Limits::default();
+    let limit = ToolLimit {
+        per_minute: None,
+        cooldown: Some(600),
+    };
+    limits.tool.insert("t.destroy".to_owned(), limit);
+    let process = || {
+        let kept = Some(file.try_clone().unwrap());
+        Limiter::new(limits.clone(), None, kept, Box::new(watch.clone()))
+    };
+    let first = process();
+    for _ in 0..60 {
+        first.begin().unwrap();
+    }
+    first.permit(&DESTROY, &[]).unwrap();
+    for _ in 0..3 {
+        first.permit(&WRITE, &[("both", 3)]).unwrap();
+    }
+    drop(first);
+    let second = process();
+    assert!(second.begin().is_err());
+    let refused = |facts, quotas| second.permit(facts, quotas).unwrap_err().reason;
+    assert!(refused(&DESTROY, &[]).contains("cool down"));
+    assert!(refused(&WRITE, &[("both", 3)]).contains("the grant both allows 3"));
+    pass(&watch, 60_000);
+    second.begin().unwrap();
+    second.permit(&WRITE, &[("both", 3)]).unwrap();
+    assert!(refused(&DESTROY, &[]).contains("cool down"));
 }
 
 #[test]

@@ -7,9 +7,10 @@ use crate::cgroup::Group;
 use crate::compile::{Settings, compile};
 use crate::console::Streams;
 use crate::error::Error;
+use crate::lasting::Lasting;
 use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
-use crate::models::Spending;
+use crate::models::Models;
 use crate::open::{Given, Opened, Records};
 use crate::process::packet_pair;
 use crate::tools;
@@ -42,8 +43,8 @@ pub(super) struct Launcher {
     started: SystemTime,
     /// The system's directory.
     pub(super) directory: PathBuf,
-    /// What its partitions spend on models.
-    models: Spending,
+    /// What its partitions have used up.
+    lasting: Lasting,
 }
 
 /// One partition with everything open, before its processes exist.
@@ -96,7 +97,7 @@ impl Launcher {
             options: options.clone(),
             ledger: ledger.clone(),
             started: SystemTime::now(),
-            models: Spending::default(),
+            lasting: Lasting::default(),
             directory: directory.to_owned(),
         })
     }
@@ -134,7 +135,7 @@ impl Launcher {
         };
         let secrets = &self.options.secrets;
         let given = Given {
-            models: self.models.ready(&self.system(), partition, secrets)?,
+            models: Models::ready(&self.system(), partition, secrets, &self.lasting)?,
             records: match partition.devices.iter().any(has_gateway) {
                 true => self.records(&partition.name)?,
                 false => None,
@@ -155,6 +156,7 @@ impl Launcher {
             partition,
             started: self.started,
             jail: self.options.jail,
+            lasting: &self.lasting,
         };
         let ledger = || self.ledger.client(&partition.name);
         let tools = tools::ready(&whose, opened.vsock.as_ref(), ledger)?;

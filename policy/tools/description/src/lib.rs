@@ -5,7 +5,8 @@
 //! 1. listens on `vsock.sock_1024` ([`PORT`]) beside the partition's `vsock.sock`, which is where
 //!    the guest's connections to that port of the host arrive;
 //! 2. opens each granted directory, and the private one for back-ups (`O_PATH | O_DIRECTORY`), and
-//!    the file of counters that all partitions share (read and write);
+//!    the files of counters (read and write): the one that all partitions share, and the partition's
+//!    own, which is the same for every process that serves it while it lives;
 //! 3. spawns `bulkhead-tools --description-fd N` with exactly the descriptors that the description
 //!    names. It ends with the thread that spawned it (`PR_SET_PDEATHSIG`), or when it is killed.
 //!
@@ -51,6 +52,10 @@ pub struct ToolsDescription {
     /// The file of counters that limit all partitions together. Absent: only this one is limited.
     #[serde(default)]
     pub counters: Option<Fd>,
+    /// The file in which the partition's own calls are counted. Absent: they count as long as this
+    /// process lives.
+    #[serde(default)]
+    pub own_counters: Option<Fd>,
     /// What the partition was granted; `tool.call` and `exec` matter here.
     pub grants: Grants,
     /// When the partition started first, in seconds since 1970.

@@ -110,19 +110,28 @@ pub fn directory(path: &Path) -> rustix::fd::OwnedFd {
     open(path, flags, Mode::empty()).unwrap()
 }
 
+fn unreached() -> Limits {
+    let mut limits = Limits::default();
+    limits.partition.calls = 10_000;
+    limits.partition.writes = 10_000;
+    limits.partition.destructive = 10_000;
+    limits
+}
+
 impl Bench {
     /// With limits that no test reaches.
     pub fn new() -> Self {
         Self::with_programs(&[])
     }
 
+    /// The same with programs of the host that are started by another program than ours.
+    pub fn with_launcher(programs: &[&'static str], launcher: PathBuf) -> Self {
+        Self::of(unreached(), &["*"], programs, Vec::new(), launcher)
+    }
+
     /// The same with programs of the host.
     pub fn with_programs(programs: &[&'static str]) -> Self {
-        let mut limits = Limits::default();
-        limits.partition.calls = 10_000;
-        limits.partition.writes = 10_000;
-        limits.partition.destructive = 10_000;
-        Self::with(limits, &["*"], programs)
+        Self::with(unreached(), &["*"], programs)
     }
 
     pub fn with(limits: Limits, tools: &[&str], programs: &[&'static str]) -> Self {
@@ -135,6 +144,17 @@ impl Bench {
         tools: &[&str],
         programs: &[&'static str],
         more: Vec<Grant>,
+    ) -> Self {
+        let launcher = env!("CARGO_BIN_EXE_bulkhead-tools").into();
+        Self::of(limits, tools, programs, more, launcher)
+    }
+
+    fn of(
+        limits: Limits,
+        tools: &[&str],
+        programs: &[&'static str],
+        more: Vec<Grant>,
+        binary: PathBuf,
     ) -> Self {
         let scratch = TempDir::new().unwrap();
         let path = |name: &str| {
@@ -168,13 +188,13 @@ impl Bench {
                 directories: Directories::new(vec![root(&data, true), root(&given, false)]),
                 backups: Backups::open(directory(&backups)).unwrap(),
                 launcher: Launcher {
-                    binary: env!("CARGO_BIN_EXE_bulkhead-tools").into(),
+                    binary,
                     jailed: true,
                 },
                 git: programs.iter().find(|path| path.ends_with("/git")).copied(),
                 jobs: Jobs::default(),
             },
-            limiter: Limiter::new(limits, None, Box::new(watch.clone())),
+            limiter: Limiter::new(limits, None, None, Box::new(watch.clone())),
             approver: person.clone(),
             recorder: ledger.clone(),
         });
