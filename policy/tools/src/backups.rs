@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -77,9 +78,23 @@ impl Undo {
 #[serde(rename_all = "kebab-case")]
 enum Print {
     Absent,
-    File { mode: u32, sha256: Vec<u8> },
-    Directory { mode: u32 },
-    Link { target: Vec<u8> },
+    File {
+        mode: u32,
+        sha256: Vec<u8>,
+    },
+    Directory {
+        mode: u32,
+    },
+    Link {
+        target: Vec<u8>,
+    },
+    /// A file of which more would have to be read than is backed up of any: the host notes when it was
+    /// changed.
+    Large {
+        file: [u64; 5],
+        bytes: u64,
+    },
+    /// What no call leaves, and so what somebody else has made.
     Other,
 }
 
@@ -218,8 +233,10 @@ impl Backups {
         })?;
         if !force {
             let left = kept.left.iter().flatten();
+            let mut room = MAX_BYTES;
             for (undo, left) in kept.undo.iter().zip(left) {
-                if print(&directories.place(undo.path())?)? != *left {
+                let now = print(&directories.place(undo.path())?, &mut room)?;
+                if now == Print::Other || now != *left {
                     return Err(ToolError::refused(format!(
                         "`{}` was changed since; `force` rolls back all the same",
                         undo.path().display()
@@ -417,18 +434,18 @@ impl Draft<'_> {
         };
         let name = format!("draft-{number}");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        let most = MAX_FILE.min(MAX_BYTES.saturating_sub(self.bytes));
+        if file.metadata().map_err(failed)?.len() > most {
+            return Err(too_large(path));
+        }
         let blob = self.backups.file(&name, flags);
         let mut blob = blob.map_err(|errno| failed(errno.into()))?;
         self.contents.push(OwnedName { name });
-        let copied = io::copy(&mut file.take(MAX_FILE + 1), &mut blob).map_err(failed)?;
+        // It may have grown since.
+        let copied = io::copy(&mut file.take(most + 1), &mut blob).map_err(failed)?;
         self.bytes += copied;
-        if copied > MAX_FILE || self.bytes > MAX_BYTES {
-            return Err(ToolError::refused(format!(
-                "`{}` is too large: at most {} MiB of a file, and {} MiB in all, are backed up",
-                path.display(),
-                MAX_FILE >> 20,
-                MAX_BYTES >> 20
-            )));
+        if copied > most {
+            return Err(too_large(path));
         }
         Ok(self.contents.len() - 1)
     }
@@ -491,9 +508,11 @@ impl Backups {
         let Some(mut kept) = self.find(call) else {
             return Ok(());
         };
-        let left = (kept.undo.iter())
-            .map(|undo| print(&directories.place(undo.path())?))
-            .collect::<Result<_, ToolError>>()?;
+        let mut room = MAX_BYTES;
+        let mut left = Vec::new();
+        for undo in &kept.undo {
+            left.push(print(&directories.place(undo.path())?, &mut room)?);
+        }
         kept.left = Some(left);
         self.write(&kept)?;
         let mut state = self.lock();
@@ -533,7 +552,9 @@ pub(crate) fn move_entry(from: &Place<'_>, to: &Place<'_>) -> Result<(), ToolErr
     })
 }
 
-fn print(place: &Place<'_>) -> Result<Print, ToolError> {
+/// What is at a place. A file is read while there is room for it, of what all places of a call have
+/// together.
+fn print(place: &Place<'_>, room: &mut u64) -> Result<Print, ToolError> {
     let Some(stat) = place.look()? else {
         return Ok(Print::Absent);
     };
@@ -544,25 +565,59 @@ fn print(place: &Place<'_>) -> Result<Print, ToolError> {
             target: place.link()?.into_vec(),
         },
         FileType::RegularFile => {
-            let mut file = place.read()?;
+            let file = place.read()?;
             let path = place.path();
             let failed = |error: io::Error| ToolError::io("read", &path, &error);
-            file.rewind().map_err(failed)?;
-            let mut sum = Sha256::new();
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                match file.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(count) => sum.update(buffer.get(..count).unwrap_or_default()),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(failed(error)),
-                }
+            let most = MAX_FILE.min(*room);
+            let found = file.metadata().map_err(failed)?;
+            let large = Print::Large {
+                file: [
+                    found.dev(),
+                    found.ino(),
+                    u64::from(found.mode()),
+                    found.ctime().unsigned_abs(),
+                    found.ctime_nsec().unsigned_abs(),
+                ],
+                bytes: found.len(),
+            };
+            if found.len() > most {
+                return Ok(large);
             }
-            let sha256 = sum.finalize().to_vec();
+            let mut sum = Hashing(Sha256::new());
+            // It may have grown since.
+            let read = io::copy(&mut file.take(most + 1), &mut sum).map_err(failed)?;
+            if read > most {
+                return Ok(large);
+            }
+            *room -= read;
+            let sha256 = sum.0.finalize().to_vec();
             Print::File { mode, sha256 }
         }
         _ => Print::Other,
     })
+}
+
+/// What is written to it is summed.
+struct Hashing(Sha256);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn too_large(path: &Path) -> ToolError {
+    ToolError::refused(format!(
+        "`{}` is too large: at most {} MiB of a file, and {} MiB in all, are backed up",
+        path.display(),
+        MAX_FILE >> 20,
+        MAX_BYTES >> 20
+    ))
 }
 
 fn json_name(call: u64) -> String {

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bench::{Bench, set_mode, tree};
 use serde_json::{Value, json};
@@ -327,9 +328,25 @@ fn a_repository_that_leads_elsewhere_shows_nothing_of_it() {
     fs::remove_file(&config).unwrap();
     symlink(outside.join(".git/config"), &config).unwrap();
     refused(&path);
+    // What says that a part of it is elsewhere, within the directory too, where git could read it.
+    for (name, leads) in [
+        ("commondir", "../w/.git"),
+        ("config.worktree", ""),
+        ("objects/info/alternates", "../../w/.git/objects"),
+        ("objects/info/http-alternates", ""),
+    ] {
+        let other = bench.data.join(name.replace('/', "-"));
+        repository(&other);
+        repository(&other.join("w"));
+        fs::create_dir_all(other.join(".git/objects/info")).unwrap();
+        fs::write(other.join(".git").join(name), leads).unwrap();
+        let status = bench.call("git.status", on(&other, json!({})));
+        let refused = status.unwrap_err().to_string();
+        assert!(refused.contains("leads elsewhere"), "{name}: {refused}");
+    }
     // Deeper ones lead out of the jail, where nothing can be read.
     for name in ["HEAD", "refs", "objects", "commondir", "index"] {
-        let other = bench.data.join(name);
+        let other = bench.data.join(format!("deep-{name}"));
         repository(&other);
         let inner = other.join(".git").join(name);
         let _ = fs::remove_file(&inner);
@@ -351,6 +368,83 @@ fn a_repository_that_leads_elsewhere_shows_nothing_of_it() {
             let shown = shown.unwrap_or_default();
             assert!(!shown.contains("secret"), "{name} {tool}: {shown}");
         }
+    }
+}
+
+#[test]
+fn a_common_directory_that_appears_while_calls_run_is_not_gone_to() {
+    let (bench, path) = bench().unwrap();
+    let within = path.join("w");
+    repository(&within);
+    git(&within, &["checkout", "--quiet", "-b", "elsewhere"]);
+    git(
+        &within,
+        &["commit", "--quiet", "--allow-empty", "-m", "elsewhere"],
+    );
+    let over = Arc::new(AtomicBool::new(false));
+    let swapping = {
+        let (over, common) = (over.clone(), path.join(".git/commondir"));
+        thread::spawn(move || {
+            for pause in (0..40).cycle().map(Duration::from_millis) {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let _ = fs::remove_file(&common);
+                thread::sleep(pause);
+                let _ = fs::write(&common, "../w/.git");
+                thread::sleep(pause);
+            }
+        })
+    };
+    let mut looked = 0;
+    for _ in 0..120 {
+        let log = bench.call("git.log", on(&path, json!({ "revision": "elsewhere" })));
+        let refused = log.unwrap_err().to_string();
+        looked += usize::from(refused.contains("git refused"));
+    }
+    over.store(true, Ordering::Relaxed);
+    swapping.join().unwrap();
+    assert_ne!(looked, 0, "it was there whenever it was looked for");
+}
+
+#[test]
+fn before_a_call_is_on_record_git_can_only_read() {
+    let programs = tempfile::tempdir().unwrap();
+    let (seen, launcher) = (
+        programs.path().join("seen"),
+        programs.path().join("launcher"),
+    );
+    let script = format!(
+        "#!/bin/sh\necho \"$3\" >> '{}'\nexec '{}' \"$@\"\n",
+        seen.display(),
+        env!("CARGO_BIN_EXE_bulkhead-tools")
+    );
+    fs::write(&launcher, script).unwrap();
+    set_mode(&launcher, 0o755);
+    for (tool, more) in [
+        ("git.add", json!({ "paths": ["f"] })),
+        ("git.commit", json!({ "message": "m" })),
+        ("git.branch", json!({ "branch": "new" })),
+        ("git.checkout", json!({ "branch": "other" })),
+    ] {
+        let bench = Bench::with_launcher(&[GIT], launcher.clone());
+        let path = bench.data.join("repository");
+        repository(&path);
+        if tool == "git.commit" {
+            fs::write(path.join("f"), "changed\n").unwrap();
+            git(&path, &["add", "f"]);
+        }
+        let _ = fs::remove_file(&seen);
+        // A ledger without room ends the call where its intent would be on record.
+        bench.ledger.room.store(0, Ordering::SeqCst);
+        let refused = bench.call(tool, on(&path, more.clone())).unwrap_err();
+        assert!(matches!(refused, CallError::NotRecorded(_)), "{refused:?}");
+        let launched = fs::read_to_string(&seen).unwrap_or_default();
+        assert!(!launched.contains("\"write\":true"), "{tool}: {launched}");
+        bench.ledger.room.store(u64::MAX, Ordering::SeqCst);
+        bench.call(tool, on(&path, more)).unwrap();
+        let launched = fs::read_to_string(&seen).unwrap();
+        assert!(launched.contains("\"write\":true"), "{tool}: {launched}");
     }
 }
 

@@ -6,7 +6,7 @@ mod bench;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use bench::{Bench, set_mode, tree};
@@ -213,6 +213,38 @@ fn what_is_too_large_to_be_backed_up_is_not_touched() {
     assert!(matches!(refused, CallError::NotBackedUp(_)), "{refused}");
     assert_eq!(file.metadata().unwrap().len(), MAX_FILE + 1);
     assert_eq!(fs::read_dir(&bench.backups).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_that_is_too_large_to_be_read_is_told_by_when_it_was_changed() {
+    let bench = Bench::new();
+    let (from, to) = (bench.data.join("large"), bench.data.join("moved"));
+    // Reading it would take longer than anybody waits.
+    let large = fs::File::create(&from).unwrap();
+    large.set_len(1 << 42).unwrap();
+    let moves = || {
+        let arguments = json!({ "from": from, "to": to });
+        bench.call("fs.move", arguments).unwrap().call
+    };
+    let back = |call| bench.call("tool.rollback", json!({ "call": call }));
+    back(moves()).unwrap();
+    assert!(from.exists() && !to.exists());
+    let call = moves();
+    large.write_at(b"x", 0).unwrap();
+    let refused = back(call).unwrap_err().to_string();
+    assert!(refused.contains("was changed since"), "{refused}");
+    // One that was small when the call left it.
+    let file = bench.data.join("grown");
+    let written = json!({ "path": file, "content": "small" });
+    let call = bench.call("fs.write", written).unwrap().call;
+    large_file(&file);
+    let refused = back(call).unwrap_err().to_string();
+    assert!(refused.contains("was changed since"), "{refused}");
+}
+
+fn large_file(path: &Path) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(1 << 42).unwrap();
 }
 
 #[test]

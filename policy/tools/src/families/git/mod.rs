@@ -4,8 +4,9 @@
 //! A repository is data of the guest, and what stands in it can name programs: hooks, filters,
 //! diff and merge drivers, monitors, editors, pagers, signers. None of them runs. The jail lets git
 //! execute nothing but git; what can be switched off is switched off on the command line, which
-//! wins; and a repository whose own configuration has a key that is not known to be harmless is
-//! refused.
+//! wins; and a repository whose own configuration has a key that is not known to be harmless, or
+//! which keeps a part of itself elsewhere, is refused. What git is asked before a call is on record
+//! it is asked with a directory that it can only read.
 
 mod repository;
 
@@ -383,7 +384,7 @@ impl Action for Commit {
 
     fn back_up(host: &Host, input: &Message, draft: &mut Draft<'_>) -> Result<(), ToolError> {
         let deadline = Deadline::after(Self::FACTS.timeout);
-        let repository = Repository::open(host, &input.repository, true, &deadline)?;
+        let repository = Repository::open(host, &input.repository, false, &deadline)?;
         let head = repository.head()?;
         let names = [
             ".git/index".to_owned(),
@@ -450,7 +451,7 @@ impl Action for Branch {
     fn back_up(host: &Host, input: &Named, draft: &mut Draft<'_>) -> Result<(), ToolError> {
         let branch = plain(&input.branch)?;
         let deadline = Deadline::after(Self::FACTS.timeout);
-        let repository = Repository::open(host, &input.repository, true, &deadline)?;
+        let repository = Repository::open(host, &input.repository, false, &deadline)?;
         let names = [
             format!(".git/refs/heads/{branch}"),
             format!(".git/logs/refs/heads/{branch}"),
@@ -492,7 +493,7 @@ impl Action for Checkout {
     fn back_up(host: &Host, input: &Named, draft: &mut Draft<'_>) -> Result<(), ToolError> {
         let branch = format!("refs/heads/{}", plain(&input.branch)?);
         let deadline = Deadline::after(Self::FACTS.timeout);
-        let repository = Repository::open(host, &input.repository, true, &deadline)?;
+        let repository = Repository::open(host, &input.repository, false, &deadline)?;
         let status = ["status", "--porcelain=v1", "--ignore-submodules=all"];
         let dirty = repository.git(&status, &["--untracked-files=no"], "")?;
         if !dirty.stdout.is_empty() {

@@ -43,6 +43,22 @@ const SETTINGS: &[&str] = &[
     "color.ui=false",
 ];
 
+/// What a repository consists of. A file, or a link, in the place of a directory would lead elsewhere.
+const PARTS: &[(&str, FileType)] = &[
+    (".git", FileType::Directory),
+    (".git/config", FileType::RegularFile),
+    (".git/HEAD", FileType::RegularFile),
+    (".git/objects", FileType::Directory),
+    (".git/refs", FileType::Directory),
+];
+/// Files in which a repository says that parts of it, its configuration among them, are elsewhere.
+const ELSEWHERE: &[&str] = &[
+    ".git/commondir",
+    ".git/config.worktree",
+    ".git/objects/info/alternates",
+    ".git/objects/info/http-alternates",
+];
+
 /// Keys of a repository's configuration that name no program and lead nowhere, in lower case; a `*`
 /// stands for a name of the user's.
 const HARMLESS: &[&str] = &[
@@ -94,22 +110,29 @@ impl<'r> Repository<'r> {
             deadline: *deadline,
             write,
         };
-        // A file in its place would lead elsewhere.
-        for (name, kind) in [
-            (".git", FileType::Directory),
-            (".git/config", FileType::RegularFile),
-        ] {
-            let found = repository.place(name)?.look()?;
-            let found = found.map(|stat| FileType::from_raw_mode(stat.st_mode));
-            if found != Some(kind) {
+        for (name, kind) in PARTS {
+            if repository.kind(name)? != Some(*kind) {
                 let path = path.display();
                 return Err(ToolError::refused(format!(
                     "`{path}` is no repository: no {name}"
                 )));
             }
         }
+        for name in ELSEWHERE {
+            if repository.kind(name)?.is_some() {
+                let path = path.display();
+                return Err(ToolError::refused(format!(
+                    "`{path}` has {name}, which leads elsewhere"
+                )));
+            }
+        }
+        // Whatever the call may change, this only looks.
+        let looking = Self {
+            write: false,
+            ..repository
+        };
         let arguments = ["config", "--file", ".git/config", "--no-includes", "--null"];
-        let keys = repository.git(&arguments, &["--name-only", "--list"], "")?;
+        let keys = looking.git(&arguments, &["--name-only", "--list"], "")?;
         for key in keys.stdout.split('\0').filter(|key| !key.is_empty()) {
             if !is_harmless(key) {
                 return Err(ToolError::refused(format!(
@@ -118,7 +141,13 @@ impl<'r> Repository<'r> {
                 )));
             }
         }
-        Ok(repository)
+        Ok(Self { write, ..looking })
+    }
+
+    /// What is at a place, if anything is.
+    fn kind(&self, name: &str) -> Result<Option<FileType>, ToolError> {
+        let found = self.place(name)?.look()?;
+        Ok(found.map(|stat| FileType::from_raw_mode(stat.st_mode)))
     }
 
     fn place(&self, name: &str) -> Result<Place<'r>, ToolError> {
@@ -161,6 +190,8 @@ impl<'r> Repository<'r> {
         let environment = [
             ("GIT_DIR", ".git"),
             ("GIT_WORK_TREE", "."),
+            // Wins over a file that appears after it was looked for.
+            ("GIT_COMMON_DIR", ".git"),
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
             ("GIT_ATTR_NOSYSTEM", "1"),
