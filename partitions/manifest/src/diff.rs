@@ -84,6 +84,9 @@ fn wider(manifest: &Manifest, than: &Manifest) -> Vec<Change> {
     if own.vcpus > other.vcpus {
         add("resources.vcpus", format!("{} vCPUs", own.vcpus));
     }
+    if own.autonomy > other.autonomy {
+        add("tools.autonomy", own.autonomy.as_str().to_owned());
+    }
     let limits = |partition: &crate::Partition| {
         let limits = partition.limits;
         [
@@ -285,6 +288,11 @@ mod tests {
             ("calls = 1000\n", "calls = 999\n", "budget: calls 1000"),
             ("count = 4", "count = 3", "spawn.count: 4"),
             ("depth = 2", "depth = 1", "spawn.depth: 2"),
+            (
+                "autonomy = \"supervised\"\n",
+                "autonomy = \"manual\"\n",
+                "tools.autonomy: supervised",
+            ),
             (
                 "path = \"/repos/**\"\n",
                 "path = \"/repos/a\"\n",

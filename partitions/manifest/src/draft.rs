@@ -46,6 +46,7 @@ pub struct PartitionDraft {
     pub transport: Option<At<String>>,
     pub watchdog: Option<At<bool>>,
     pub on_reboot: Option<At<String>>,
+    pub autonomy: Option<At<String>>,
     pub grants: Vec<At<GrantDraft>>,
     pub deny: Vec<At<String>>,
     pub network: Option<At<NetworkDraft>>,

@@ -43,7 +43,7 @@ pub(crate) const RESOURCES_KEYS: &[&str] = &["memory", "vcpus", "cpu", "limits"]
 pub(crate) const LIFETIME_KEYS: &[&str] = &["max", "unlimited", "on_reboot"];
 pub(crate) const SECRET_KEYS: &[&str] =
     &["name", "host", "port", "header", "path", "env", "ephemeral"];
-pub(crate) const TOOLS_KEYS: &[&str] = &["allow", "limits"];
+pub(crate) const TOOLS_KEYS: &[&str] = &["allow", "limits", "autonomy"];
 pub(crate) const SPAWN_KEYS: &[&str] = &["roles", "count", "depth"];
 pub(crate) const BUDGET_KEYS: &[&str] = &["bytes", "calls", "tokens", "money"];
 
@@ -85,6 +85,7 @@ pub(crate) fn read_manifest(report: &mut Report<'_>, table: &DeTable<'_>) -> Par
     terms.secrets = reader.tables("secrets", read_secret);
     terms.tools = reader.table("tools", |report, table| {
         let mut reader = Reader::new(report, table, TOOLS_KEYS, "in `tools`");
+        partition.autonomy = reader.string("autonomy");
         ToolsDraft {
             allow: reader.spanned_strings("allow"),
             limits: reader.string("limits"),

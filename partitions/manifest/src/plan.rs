@@ -7,7 +7,7 @@ use crate::manifest::Manifest;
 use crate::system::{Kernel, KernelKind, LinuxBoot, Partition, Program};
 use bulkhead_abi::machine::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE};
 use bulkhead_abi::syscall::slot;
-use bulkhead_capability::{Capability, CapabilityName, Enforcer, Grant};
+use bulkhead_capability::{Autonomy, Capability, CapabilityName, Enforcer, Grant};
 use bulkhead_machine::Transport;
 use bulkhead_machine::device::{ImageFormat, RateLimit};
 use serde_json::{Value, json};
@@ -223,6 +223,11 @@ impl Plan {
                 self.add("lifetime unlimited", SUPERVISOR, at);
             }
         }
+        let autonomy = manifest.partition().autonomy;
+        if manifest.partition().calls_tools() {
+            let what = format!("autonomy {}", autonomy.as_str());
+            self.add(what, TOOLS, waits(autonomy));
+        }
         if let Some(limits) = &mandate.tool_limits {
             self.add(format!("limits {}", limits.display()), TOOLS, "each call");
         }
@@ -240,6 +245,15 @@ impl Plan {
             };
             self.add(what, by, "counter, while the partition lives");
         }
+    }
+}
+
+/// Which calls of tools wait for a person.
+fn waits(autonomy: Autonomy) -> &'static str {
+    match autonomy {
+        Autonomy::Full => "no call waits for a person but where a grant or tools.toml says so",
+        Autonomy::Supervised => "calls that destroy or use the network wait for a person",
+        Autonomy::Manual => "all calls but those that only read wait for a person",
     }
 }
 
@@ -461,6 +475,7 @@ mod tests {
             "root /srv/agent/rootfs | supervisor | copied to / at the start",
             "mount /srv/agent/bin | supervisor | copied to /opt/bin at the start",
             "lifetime 90 s | supervisor | timer, from the first start",
+            "autonomy supervised | bulkhead-tools | calls that destroy or use the network wait for a person",
             "budget money 5.00 | bulkhead-gateway | counter, while the partition lives",
         ] {
             assert!(

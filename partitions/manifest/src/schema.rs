@@ -10,7 +10,7 @@ use crate::partition_toml::{
     SECRET_KEYS, SPAWN_KEYS, TOOLS_KEYS,
 };
 use crate::system::KernelKind;
-use bulkhead_capability::{CapabilityName, ObjectKind};
+use bulkhead_capability::{Autonomy, CapabilityName, ObjectKind};
 use serde_json::{Map, Value, json};
 
 const NAME: &str = "^[a-z0-9][a-z0-9-]{0,39}$";
@@ -241,6 +241,10 @@ fn tools(key: &str) -> Option<Value> {
     Some(match key {
         "allow" => strings("Tools, or patterns such as fs.*"),
         "limits" => text("The file of their limits"),
+        "autonomy" => choice(
+            "Which calls wait for a person; else full, none for this",
+            &Autonomy::ALL.map(|(name, _)| name),
+        ),
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::guest_path::GuestPath;
 use crate::mandate::Mandate;
 use crate::source::Source;
-use bulkhead_capability::Grants;
+use bulkhead_capability::{Autonomy, Capability, Grants};
 use bulkhead_cpu::CpuTemplate;
 use bulkhead_machine::Transport;
 use std::fmt;
@@ -82,6 +82,8 @@ pub struct Partition {
     pub watchdog: bool,
     /// A reset starts it again, instead of ending it.
     pub restart: bool,
+    /// How many of its calls of tools wait for a person.
+    pub autonomy: Autonomy,
     /// What it may touch.
     pub grants: Grants,
     /// What the grants become, in their order; console, entropy and time have no options.
@@ -92,6 +94,14 @@ pub struct Partition {
     pub kernel: Kernel,
     /// What bounds it as a whole, where it has a manifest of its own.
     pub mandate: Option<Mandate>,
+}
+
+impl Partition {
+    /// True when it may call tools of the host at all.
+    pub fn calls_tools(&self) -> bool {
+        let calls = |held: &Capability| matches!(held, Capability::ToolCall(_));
+        self.grants.capabilities().any(calls)
+    }
 }
 
 /// Guest memory, within the bounds of the machine description.

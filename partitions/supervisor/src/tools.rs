@@ -47,8 +47,7 @@ pub(crate) fn ready(
     vsock: Option<&Vsock>,
     ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
 ) -> Result<Option<Ready>, Error> {
-    let calls = |held: &Capability| matches!(held, Capability::ToolCall(_));
-    if !whose.partition.grants.capabilities().any(calls) {
+    if !whose.partition.calls_tools() {
         return Ok(None);
     }
     let without = || Error::ToolsWithoutVsock(whose.partition.name.clone());
@@ -92,6 +91,7 @@ fn describe(
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since: Duration| since.as_secs()),
         directories: directories(partition, &mut descriptors)?,
+        autonomy: partition.autonomy,
         limits: limits(config)?,
         jail,
     };
@@ -194,6 +194,7 @@ fn limits(config: &Place) -> Result<Limits, Error> {
 mod tests {
     use super::*;
     use crate::compile::tests::partition;
+    use bulkhead_capability::Autonomy;
     use bulkhead_toolbox::Risk;
     use std::os::unix::fs::PermissionsExt;
     use tempfile::{TempDir, tempdir};
@@ -253,6 +254,15 @@ mod tests {
         fs::write(backups.join("kept"), "").unwrap();
         described(&dir, &grants).unwrap();
         assert!(backups.join("kept").exists());
+    }
+
+    #[test]
+    fn tools_know_how_autonomous_their_partition_is() {
+        let dir = tempdir().unwrap();
+        let grants = "\"vsock\", \"tool.call:*\"";
+        let said = described(&dir, &format!("{grants}]\nautonomy = \"manual\"\n#")).unwrap();
+        assert_eq!(said.autonomy, Autonomy::Manual);
+        assert_eq!(described(&dir, grants).unwrap().autonomy, Autonomy::Full);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! on single acts.
 #![forbid(unsafe_code)]
 
+mod autonomy;
 mod capability;
 mod constraints;
 mod grant;
@@ -15,6 +16,7 @@ mod name;
 mod object;
 pub mod table;
 
+pub use autonomy::Autonomy;
 pub use capability::{Capability, ParseCapabilityError};
 pub use constraints::{Constraints, Quota, http_rule, is_plain_directory};
 pub use grant::{Grant, GrantError};

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_capability::Autonomy;
 use bulkhead_record::{Entry, Kind, Recorder, Verdict};
 use bulkhead_toolbox::Risk;
 use serde_json::Value;
@@ -72,6 +73,7 @@ pub struct Pipeline {
     permits: Permits,
     host: Host,
     limiter: Limiter,
+    autonomy: Autonomy,
     approver: Arc<dyn Approver>,
     recorder: Arc<dyn Recorder>,
     /// Held by a call that changes something, from its back-up to its outcome: what was backed up
@@ -99,6 +101,8 @@ pub struct Parts {
     pub host: Host,
     /// The limits.
     pub limiter: Limiter,
+    /// Which calls wait for a person, beside those that a grant or the limits name.
+    pub autonomy: Autonomy,
     /// Who asks people.
     pub approver: Arc<dyn Approver>,
     /// The ledger.
@@ -124,6 +128,7 @@ impl Pipeline {
             permits,
             host,
             limiter,
+            autonomy,
             approver,
             recorder,
         } = parts;
@@ -133,6 +138,7 @@ impl Pipeline {
             permits,
             host,
             limiter,
+            autonomy,
             approver,
             recorder,
             changing: Mutex::new(()),
@@ -256,7 +262,8 @@ impl Pipeline {
     /// Who allowed it, where somebody has to.
     fn confirm(&self, call: &Permitted<'_>) -> Result<Option<String>, CallError> {
         let facts = &call.tool.facts;
-        if !call.cover.approval && !self.limiter.asks(facts.risk) {
+        let asks = self.limiter.asks(facts.risk) || facts.risk.asks_under(self.autonomy);
+        if !call.cover.approval && !asks {
             return Ok(None);
         }
         let question = Question {

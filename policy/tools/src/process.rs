@@ -123,6 +123,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
             jobs: Jobs::default(),
         },
         limiter: Limiter::new(description.limits, shared, lasting, Box::new(HostClock)),
+        autonomy: description.autonomy,
         approver,
         recorder,
     });

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use bench::{Bench, set_mode, tree};
+use bench::{Bench, Setup, set_mode, tree};
 use serde_json::{Value, json};
 use tools::CallError;
 
@@ -427,7 +427,11 @@ fn before_a_call_is_on_record_git_can_only_read() {
         ("git.branch", json!({ "branch": "new" })),
         ("git.checkout", json!({ "branch": "other" })),
     ] {
-        let bench = Bench::with_launcher(&[GIT], launcher.clone());
+        let bench = Bench::of(Setup {
+            programs: &[GIT],
+            launcher: launcher.clone(),
+            ..Setup::default()
+        });
         let path = bench.data.join("repository");
         repository(&path);
         if tool == "git.commit" {

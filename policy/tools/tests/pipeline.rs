@@ -7,8 +7,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::Ordering;
 
-use bench::{Bench, tree};
-use bulkhead_capability::{Capability, Grant};
+use bench::{Bench, Setup, tree};
+use bulkhead_capability::{Autonomy, Capability, Grant};
 use bulkhead_record::{Kind, Verdict};
 use bulkhead_toolbox::{Limits, Risk};
 use serde_json::{Value, json};
@@ -308,6 +308,45 @@ fn who_has_to_be_asked_is_asked_before_anything_happens() {
         .call("fs.write", json!({ "path": file, "content": "x" }))
         .unwrap();
     assert_eq!(bench.person.asked.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn each_level_of_autonomy_asks_about_its_risks() {
+    for (autonomy, asking) in [
+        (Autonomy::Full, &[][..]),
+        (Autonomy::Supervised, &["fs.delete"]),
+        (Autonomy::Manual, &["fs.write", "fs.delete"]),
+    ] {
+        let bench = Bench::of(Setup {
+            autonomy,
+            ..Setup::default()
+        });
+        let (new, old) = (bench.data.join("new"), bench.data.join("old"));
+        fs::write(&old, "x").unwrap();
+        let cases = [
+            ("fs.stat", json!({ "path": old })),
+            ("fs.write", json!({ "path": new, "content": "x" })),
+            ("fs.delete", json!({ "path": old })),
+        ];
+        for (tool, arguments) in &cases {
+            let done = bench.call(tool, arguments.clone());
+            match asking.contains(tool) {
+                true => assert!(matches!(done, Err(CallError::NotConfirmed(_))), "{tool}"),
+                false => assert!(done.is_ok(), "{autonomy:?} {tool}: {done:?}"),
+            }
+        }
+        assert_eq!(new.exists(), autonomy != Autonomy::Manual);
+        assert_eq!(old.exists(), autonomy != Autonomy::Full);
+        let asked = bench.person.asked.lock().unwrap().len();
+        assert_eq!(asked, asking.len(), "{autonomy:?}");
+        bench.person.allows.store(true, Ordering::SeqCst);
+        for (tool, arguments) in &cases {
+            if asking.contains(tool) {
+                bench.call(tool, arguments.clone()).unwrap();
+            }
+        }
+        assert!(new.exists() && !old.exists());
+    }
 }
 
 #[test]

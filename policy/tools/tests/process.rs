@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bulkhead_capability::Capability;
+use bulkhead_capability::{Autonomy, Capability};
 use bulkhead_record::wire::{Answer, MAX_REQUEST_BYTES, Outcome, Request};
 use bulkhead_record::{Entry, Kind};
 use bulkhead_toolbox::{Directory, Fd, Jail, Limits, ToolsDescription, VERSION};
@@ -121,6 +121,7 @@ impl Tools {
                 file: number(3),
                 write: true,
             }],
+            autonomy: Autonomy::Full,
             limits,
             jail: Jail::Full,
         };

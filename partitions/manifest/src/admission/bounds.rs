@@ -5,7 +5,7 @@ use super::{Case, Rejection, Rule};
 use crate::draft::At;
 use crate::mandate::{Budget, Lifetime, SpawnBudget};
 use crate::system::Limits;
-use bulkhead_capability::{Capability, Grant, Grants};
+use bulkhead_capability::{Autonomy, Capability, Grant, Grants};
 use std::path::Path;
 
 /// Most that a manifest may ask for.
@@ -16,6 +16,7 @@ pub(super) struct Bounds<'b> {
     pub(super) grants: &'b Grants,
     pub(super) memory_mib: u64,
     pub(super) vcpus: u32,
+    pub(super) autonomy: Autonomy,
     pub(super) limits: Limits,
     pub(super) lifetime: Lifetime,
     pub(super) spawn: SpawnBudget,
@@ -110,6 +111,16 @@ impl Bounds<'_> {
                 self.whose, self.vcpus, partition.vcpus
             );
             return Err(self.reject(case, "resources.vcpus", spans.vcpus.clone(), message));
+        }
+        // Whoever calls no tools has nothing to ask a person about.
+        if partition.calls_tools() && partition.autonomy > self.autonomy {
+            let message = format!(
+                "{} allows `{}` autonomy, not `{}`",
+                self.whose,
+                self.autonomy.as_str(),
+                partition.autonomy.as_str()
+            );
+            return Err(self.reject(case, "tools.autonomy", spans.autonomy.clone(), message));
         }
         let own = partition.limits;
         let pairs = [

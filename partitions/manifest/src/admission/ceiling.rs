@@ -20,6 +20,7 @@ pub(super) fn check(case: &Case<'_>, role: Option<&Role>) -> Result<(), Box<Reje
         grants: &role.grants,
         memory_mib: role.memory_mib,
         vcpus: role.vcpus,
+        autonomy: role.autonomy,
         limits: Limits::default(),
         lifetime: role.lifetime,
         spawn: role.spawn,

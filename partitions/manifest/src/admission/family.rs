@@ -39,6 +39,7 @@ pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, 
         grants: &partition.grants,
         memory_mib: partition.memory.mib + partition.memory.pluggable_mib,
         vcpus: partition.vcpus,
+        autonomy: partition.autonomy,
         limits: partition.limits,
         lifetime: mandate.lifetime,
         spawn: SpawnBudget {

@@ -6,8 +6,8 @@ use crate::mandate::{Budget, Lifetime, SpawnBudget};
 use crate::parse::{parse_table, read_denial, read_grant, text_of};
 use crate::partition_toml::read_budget;
 use crate::reader::{Reader, Report};
-use crate::validate::{Sink, Terms, denials, granted, memory_size};
-use bulkhead_capability::{Capability, Grants};
+use crate::validate::{Sink, Terms, autonomy, denials, granted, memory_size};
+use bulkhead_capability::{Autonomy, Capability, Grants};
 use bulkhead_network::http::PathPattern;
 use std::ops::Range;
 use std::path::Path;
@@ -19,11 +19,13 @@ const ROLE_KEYS: &[&str] = &[
     "files",
     "resources",
     "lifetime",
+    "tools",
     "spawn",
     "budget",
 ];
 const RESOURCES_KEYS: &[&str] = &["memory", "vcpus"];
 const LIFETIME_KEYS: &[&str] = &["max", "unlimited"];
+const TOOLS_KEYS: &[&str] = &["autonomy"];
 const SPAWN_KEYS: &[&str] = &["count", "depth"];
 
 /// A ceiling.
@@ -39,6 +41,8 @@ pub struct Role {
     pub vcpus: u32,
     /// How long it may run.
     pub lifetime: Lifetime,
+    /// How much of it may be done without asking a person.
+    pub autonomy: Autonomy,
     /// What it may start.
     pub spawn: SpawnBudget,
     /// What it may use while it lives.
@@ -61,6 +65,7 @@ struct RoleDraft {
     memory: Option<At<String>>,
     vcpus: Option<At<i64>>,
     lifetime: Option<At<LifetimeDraft>>,
+    autonomy: Option<At<String>>,
     count: Option<At<i64>>,
     depth: Option<At<i64>>,
     budget: Option<At<BudgetDraft>>,
@@ -100,6 +105,10 @@ fn read(report: &mut Report<'_>, table: &DeTable<'_>) -> RoleDraft {
             unlimited: reader.boolean("unlimited"),
         }
     });
+    let _ = reader.table("tools", |report, table| {
+        let mut reader = Reader::new(report, table, TOOLS_KEYS, "in `tools`");
+        draft.autonomy = reader.string("autonomy");
+    });
     let _ = reader.table("spawn", |report, table| {
         let mut reader = Reader::new(report, table, SPAWN_KEYS, "in `spawn`");
         draft.count = reader.integer("count");
@@ -125,6 +134,7 @@ fn check(draft: &RoleDraft, base: &Path, refuse: &mut Sink<'_>) -> Option<Role> 
             }
         })
         .collect();
+    let autonomy = autonomy(draft.autonomy.as_ref(), refuse);
     let whole: Option<Range<usize>> = Some(0..0);
     let mut missing = |key: &str, example: &str| {
         refuse(
@@ -165,6 +175,7 @@ fn check(draft: &RoleDraft, base: &Path, refuse: &mut Sink<'_>) -> Option<Role> 
         memory_mib: memory?,
         vcpus: u32::try_from(vcpus?).ok()?,
         lifetime: lifetime?,
+        autonomy: autonomy?,
         spawn: SpawnBudget {
             count: number(count)?,
             depth: number(depth)?,

@@ -349,6 +349,66 @@ fn rule_3_budgets_of_a_role() {
     judge(&format!("{MANIFEST}[budget]\ncalls = 10\n"), &given).unwrap();
 }
 
+/// With tools, and this much autonomy.
+fn calling(text: &str, autonomy: &str) -> String {
+    let tools = format!("[tools]\nallow = [\"fs.*\"]\nautonomy = \"{autonomy}\"\n");
+    format!("{text}{tools}")
+}
+
+#[test]
+fn rules_3_and_4_nobody_is_more_autonomous_than_his_role_and_his_parent() {
+    let levels = ["manual", "supervised", "full"];
+    let tools = ROLE.replace("\"console\",", "\"console\", \"tool.call:fs.*\",");
+    for (most, bound) in levels.iter().enumerate() {
+        let role = format!("{tools}[tools]\nautonomy = \"{bound}\"\n");
+        let parent = calling(PARENT, bound);
+        let under_role = Given {
+            role: &role,
+            ..given()
+        };
+        let under_parent = Given {
+            role: &tools,
+            host: host(&[&parent]),
+            ..given()
+        };
+        for (level, own) in levels.iter().enumerate() {
+            let of_role = calling(MANIFEST, own);
+            let of_parent = calling(&child(MANIFEST), own);
+            for (text, given, rule) in [
+                (of_role, &under_role, Rule::Ceiling),
+                (of_parent, &under_parent, Rule::Parent),
+            ] {
+                match level <= most {
+                    true => drop(judge(&text, given).unwrap()),
+                    false => {
+                        let found = refused(&text, given);
+                        assert_eq!(
+                            (found.0, found.1),
+                            (rule, "tools.autonomy"),
+                            "{bound} {own}"
+                        );
+                    }
+                }
+            }
+        }
+        // Who calls no tool asks nobody.
+        judge(&child(MANIFEST), &under_parent).unwrap();
+    }
+    // One that says nothing is fully autonomous, and a role that says nothing bounds nobody.
+    let silent = format!("{MANIFEST}[tools]\nallow = [\"fs.*\"]\n");
+    let role = format!("{tools}[tools]\nautonomy = \"supervised\"\n");
+    let bounded = Given {
+        role: &role,
+        ..given()
+    };
+    assert_eq!(refused(&silent, &bounded).1, "tools.autonomy");
+    let free = Given {
+        role: &tools,
+        ..given()
+    };
+    judge(&silent, &free).unwrap();
+}
+
 #[test]
 fn rule_4_the_parent() {
     let wide = ROLE

@@ -3,6 +3,7 @@
 use super::*;
 use crate::document::PAYLOAD_TYPE;
 use crate::{DeviceKind, Lifetime};
+use bulkhead_capability::Autonomy;
 use bulkhead_signature::PrivateKey;
 use proptest::prelude::*;
 
@@ -76,6 +77,7 @@ ephemeral = true
 [tools]
 allow = ["fs.*", "git.status"]
 limits = "tools.toml"
+autonomy = "supervised"
 
 [spawn]
 roles = ["worker=4", "reader"]
@@ -107,6 +109,8 @@ fn every_section_is_read() {
     assert_eq!(manifest.identity(), "agent");
     assert_eq!((partition.memory.mib, partition.vcpus), (256, 2));
     assert!(!partition.restart && partition.watchdog);
+    assert_eq!(partition.autonomy, Autonomy::Supervised);
+    assert_eq!(self::manifest(MINIMAL).partition().autonomy, Autonomy::Full);
     let mandate = manifest.mandate();
     assert_eq!(partition.mandate.as_ref(), Some(mandate));
     assert_eq!(mandate.role, "coder");

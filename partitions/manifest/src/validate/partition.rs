@@ -40,6 +40,7 @@ pub(super) fn check(
     let granted = grants::check(&draft.grants, &draft.deny, network, &whose, &[], refuse);
     let limits = machine::limits(draft.limits.as_ref(), refuse);
     let cpu = machine::cpu(draft, refuse);
+    let autonomy = machine::autonomy(draft.autonomy.as_ref(), refuse);
     // What follows depends on the kernel; without one there is nothing sensible to say.
     let kind = kind?;
     let memory = machine::memory(draft, kind, refuse);
@@ -67,6 +68,7 @@ pub(super) fn check(
         memory: memory?,
         vcpus: vcpus?,
         cpu: cpu?,
+        autonomy: autonomy?,
         transport: transport?,
         watchdog: draft.watchdog.as_ref().is_some_and(|at| at.value),
         restart: restart? && kind == KernelKind::Linux,
@@ -126,11 +128,12 @@ fn check_keys(draft: &PartitionDraft, kind: KernelKind, refuse: &mut Sink<'_>) {
         .memory
         .as_ref()
         .and_then(|memory| span(&memory.value.max));
-    let keys: [Key; 14] = [
+    let keys: [Key; 15] = [
         ("memory.max", max, &[Linux]),
         ("transport", span(&draft.transport), &[Linux]),
         ("watchdog", span(&draft.watchdog), &[Linux]),
         ("on_reboot", span(&draft.on_reboot), &[Linux]),
+        ("autonomy", span(&draft.autonomy), &[Native, Linux]),
         ("program", span(&draft.program), &[Native]),
         ("args", span(&draft.args), &[Native]),
         ("command", span(&draft.command), &[LinuxAbi, Linux]),

@@ -144,6 +144,7 @@ fn each_rule_has_its_code() {
         ("transport = \"pci\"", &[Code::KeyNotForKernel]),
         ("watchdog = true", &[Code::KeyNotForKernel]),
         ("on_reboot = \"end\"", &[Code::KeyNotForKernel]),
+        ("autonomy = \"manual\"", &[Code::KeyNotForKernel]),
         ("limits = {}", &[Code::Limits]),
         ("limits = { cpu = \"1.5\" }", &[Code::Limits]),
         ("limits = { cpu = \"0%\" }", &[Code::Limits]),
@@ -514,6 +515,7 @@ fn each_rule_of_a_grant_has_its_code() {
         ("memory = { size = \"512MiB\", max = \"513MiB\" }", Memory),
         ("transport = \"isa\"", Choice),
         ("on_reboot = \"panic\"", Choice),
+        ("autonomy = \"none\"", Choice),
     ] {
         assert_eq!(grant_codes("", lines), [expected], "{lines}");
     }

@@ -17,7 +17,7 @@ pub mod limits;
 
 use std::path::PathBuf;
 
-use bulkhead_capability::Grants;
+use bulkhead_capability::{Autonomy, Grants};
 pub use bulkhead_machine::{Fd, Jail};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,8 @@ pub struct ToolsDescription {
     /// The directories of its grants of `fs.read` and `fs.write`.
     #[serde(default)]
     pub directories: Vec<Directory>,
+    /// Which calls wait for a person, beside those that a grant or `limits` names.
+    pub autonomy: Autonomy,
     /// How often, and when to ask.
     #[serde(default)]
     pub limits: Limits,
@@ -98,6 +100,15 @@ pub enum Risk {
 }
 
 impl Risk {
+    /// True when a call of this risk waits for a person whatever else is said.
+    pub fn asks_under(self, autonomy: Autonomy) -> bool {
+        match autonomy {
+            Autonomy::Full => false,
+            Autonomy::Supervised => matches!(self, Self::Destructive | Self::Network),
+            Autonomy::Manual => self != Self::Read,
+        }
+    }
+
     /// As people write it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -105,6 +116,28 @@ impl Risk {
             Self::Write => "write",
             Self::Destructive => "destructive",
             Self::Network => "network",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_asks_for_the_risks_above_its_bound() {
+        use Autonomy::{Full, Manual, Supervised};
+        use Risk::{Destructive, Network, Read, Write};
+        for (risk, asking) in [
+            (Read, &[][..]),
+            (Write, &[Manual]),
+            (Destructive, &[Manual, Supervised]),
+            (Network, &[Manual, Supervised]),
+        ] {
+            for autonomy in [Manual, Supervised, Full] {
+                let asks = asking.contains(&autonomy);
+                assert_eq!(risk.asks_under(autonomy), asks, "{risk:?} {autonomy:?}");
+            }
         }
     }
 }

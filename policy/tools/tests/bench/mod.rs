@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bulkhead_capability::{Capability, Grant, Grants};
+use bulkhead_capability::{Autonomy, Capability, Grant, Grants};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder};
 use bulkhead_toolbox::Limits;
 use rustix::fs::{Mode, OFlags, open};
@@ -110,28 +110,47 @@ pub fn directory(path: &Path) -> rustix::fd::OwnedFd {
     open(path, flags, Mode::empty()).unwrap()
 }
 
-fn unreached() -> Limits {
-    let mut limits = Limits::default();
-    limits.partition.calls = 10_000;
-    limits.partition.writes = 10_000;
-    limits.partition.destructive = 10_000;
-    limits
+/// What a bench is made of.
+pub struct Setup<'s> {
+    pub limits: Limits,
+    pub tools: &'s [&'s str],
+    pub programs: &'s [&'static str],
+    /// Further grants.
+    pub more: Vec<Grant>,
+    /// What starts programs.
+    pub launcher: PathBuf,
+    pub autonomy: Autonomy,
+}
+
+impl Default for Setup<'_> {
+    /// Every tool, no program, and limits that no test reaches.
+    fn default() -> Self {
+        let mut limits = Limits::default();
+        limits.partition.calls = 10_000;
+        limits.partition.writes = 10_000;
+        limits.partition.destructive = 10_000;
+        Self {
+            limits,
+            tools: &["*"],
+            programs: &[],
+            more: Vec::new(),
+            launcher: env!("CARGO_BIN_EXE_bulkhead-tools").into(),
+            autonomy: Autonomy::default(),
+        }
+    }
 }
 
 impl Bench {
-    /// With limits that no test reaches.
     pub fn new() -> Self {
-        Self::with_programs(&[])
-    }
-
-    /// The same with programs of the host that are started by another program than ours.
-    pub fn with_launcher(programs: &[&'static str], launcher: PathBuf) -> Self {
-        Self::of(unreached(), &["*"], programs, Vec::new(), launcher)
+        Self::of(Setup::default())
     }
 
     /// The same with programs of the host.
     pub fn with_programs(programs: &[&'static str]) -> Self {
-        Self::with(unreached(), &["*"], programs)
+        Self::of(Setup {
+            programs,
+            ..Setup::default()
+        })
     }
 
     pub fn with(limits: Limits, tools: &[&str], programs: &[&'static str]) -> Self {
@@ -145,17 +164,24 @@ impl Bench {
         programs: &[&'static str],
         more: Vec<Grant>,
     ) -> Self {
-        let launcher = env!("CARGO_BIN_EXE_bulkhead-tools").into();
-        Self::of(limits, tools, programs, more, launcher)
+        Self::of(Setup {
+            limits,
+            tools,
+            programs,
+            more,
+            ..Setup::default()
+        })
     }
 
-    fn of(
-        limits: Limits,
-        tools: &[&str],
-        programs: &[&'static str],
-        more: Vec<Grant>,
-        binary: PathBuf,
-    ) -> Self {
+    pub fn of(setup: Setup<'_>) -> Self {
+        let Setup {
+            limits,
+            tools,
+            programs,
+            more,
+            launcher,
+            autonomy,
+        } = setup;
         let scratch = TempDir::new().unwrap();
         let path = |name: &str| {
             let path = scratch.path().join(name);
@@ -188,13 +214,14 @@ impl Bench {
                 directories: Directories::new(vec![root(&data, true), root(&given, false)]),
                 backups: Backups::open(directory(&backups)).unwrap(),
                 launcher: Launcher {
-                    binary,
+                    binary: launcher,
                     jailed: true,
                 },
                 git: programs.iter().find(|path| path.ends_with("/git")).copied(),
                 jobs: Jobs::default(),
             },
             limiter: Limiter::new(limits, None, None, Box::new(watch.clone())),
+            autonomy,
             approver: person.clone(),
             recorder: ledger.clone(),
         });
