@@ -88,7 +88,7 @@ impl Log {
             let what = "the segment that begins with it does not say so, or not signed";
             return Err(damaged(first, what));
         }
-        let (second, known) = Second::open(second, signer.verifier())?;
+        let second = Second::open(second).map_err(opening("open the second place"))?;
         drop(locked);
         let mut log = Self {
             directory,
@@ -104,13 +104,7 @@ impl Log {
         };
         log.take(bytes.get(start..).unwrap_or_default())?;
         log.catch_up_alone()?;
-        match known.map(|checkpoint| checkpoint.size) {
-            Some(known) if known > log.head.tree.size() => Err(LogError::Behind {
-                has: log.head.tree.size(),
-                known,
-            }),
-            _ => Ok(log),
-        }
+        Ok(log)
     }
 
     /// How many records there are, as far as this process knows.
@@ -142,6 +136,7 @@ impl Log {
         let locked = lock(&lock_file, FlockOperation::LockExclusive);
         let _locked = locked.map_err(LogError::io("lock the ledger"))?;
         self.catch_up()?;
+        self.mend_second()?;
         let length = self.length()?;
         if length > self.end {
             // A commit that was not finished, and so never acknowledged.
@@ -191,7 +186,57 @@ impl Log {
         let lock_file = self.lock.clone();
         let locked = lock(&lock_file, FlockOperation::LockShared);
         let _locked = locked.map_err(LogError::io("lock the ledger"))?;
-        self.catch_up()
+        self.catch_up()?;
+        self.known_to_second().map(drop)
+    }
+
+    /// How many records the second place knows: no more than there are, or somebody has cut them off.
+    fn known_to_second(&mut self) -> Result<u64, LogError> {
+        let known = self.second.known(self.signer.verifier());
+        let known = known.map_err(LogError::io("read the second place"))?;
+        let has = self.head.tree.size();
+        match known > has {
+            true => Err(LogError::Behind { has, known }),
+            false => Ok(known),
+        }
+    }
+
+    /// Tells the second place of what a writer had made durable, and did not live to tell it.
+    fn mend_second(&mut self) -> Result<(), LogError> {
+        let known = self.known_to_second()?;
+        let size = self.head.tree.size();
+        if known == size {
+            return Ok(());
+        }
+        let reading = LogError::io;
+        let firsts = segments(&self.directory).map_err(reading("list the ledger"))?;
+        // Those that begin behind it, and the one that it is in.
+        let begin = firsts
+            .partition_point(|first| *first <= known)
+            .saturating_sub(1);
+        let mut leaves = Vec::new();
+        for first in firsts.get(begin..).unwrap_or_default() {
+            let segment = open_segment(&self.directory, *first)?;
+            let bytes = read_from(&segment, 0).map_err(reading("read the ledger"))?;
+            let Some((head, start)) = parse_header(&bytes) else {
+                return Err(damaged(*first, "its segment has no header"));
+            };
+            let frames = bytes.get(start..).unwrap_or_default();
+            let walked = segment::walk(head, frames, |index, leaf, _, _| {
+                if (known..size).contains(&index) {
+                    leaves.push(leaf);
+                }
+            });
+            if let Some(problem) = walked.problem {
+                return Err(LogError::Damaged(problem));
+            }
+        }
+        if leaves.len() as u64 != size - known {
+            return Err(damaged(known, "not all records behind it are there"));
+        }
+        let note = String::from_utf8_lossy(&self.head.note).into_owned();
+        let told = self.second.write(&note, known, &leaves);
+        told.map_err(LogError::io("write to the second place"))
     }
 
     /// Takes in what others have added.

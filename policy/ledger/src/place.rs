@@ -11,7 +11,6 @@ use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::LogError;
 use crate::note::Verifier;
 use crate::segment::first_of;
 use crate::tree::Hash;
@@ -107,31 +106,36 @@ pub(crate) struct Second {
     checkpoint: File,
     leaves: File,
     slot: usize,
+    /// The slots as they were seen or written last, and the records that they count.
+    seen: Vec<u8>,
+    known: u64,
 }
 
 impl Second {
-    /// Opens it, and tells the checkpoint that it has.
-    pub(crate) fn open(
-        directory: &OwnedFd,
-        verifier: &Verifier,
-    ) -> Result<(Self, Option<Checkpoint>), LogError> {
-        let failed = |source| LogError::Io {
-            doing: "open the second place",
-            source,
-        };
+    /// Opens it.
+    pub(crate) fn open(directory: &OwnedFd) -> io::Result<Self> {
         let flags = OFlags::CREATE | OFlags::RDWR;
-        let checkpoint = open(directory, CHECKPOINT, flags).map_err(failed)?;
-        let leaves = open(directory, LEAVES, flags).map_err(failed)?;
-        let bytes = read_from(&checkpoint, 0).map_err(failed)?;
-        let found = latest(&bytes, verifier);
-        // The slot with the newest is not the one to write next.
-        let newest = found.as_ref().map_or(1, |(slot, _)| *slot);
-        let second = Self {
-            checkpoint,
-            leaves,
-            slot: (newest + 1) % SLOTS,
-        };
-        Ok((second, found.map(|(_, checkpoint)| checkpoint)))
+        Ok(Self {
+            checkpoint: open(directory, CHECKPOINT, flags)?,
+            leaves: open(directory, LEAVES, flags)?,
+            slot: 0,
+            seen: Vec::new(),
+            known: 0,
+        })
+    }
+
+    /// How many records it counts, whoever wrote that.
+    pub(crate) fn known(&mut self, verifier: &Verifier) -> io::Result<u64> {
+        let bytes = read_from(&self.checkpoint, 0)?;
+        if bytes != self.seen {
+            let found = latest(&bytes, verifier);
+            // The slot with the newest is not the one to write next.
+            let newest = found.as_ref().map_or(1, |(slot, _)| *slot);
+            self.slot = (newest + 1) % SLOTS;
+            self.known = found.map_or(0, |(_, checkpoint)| checkpoint.size);
+            self.seen = bytes;
+        }
+        Ok(self.known)
     }
 
     /// Takes note of a checkpoint, behind which stand `leaves` from record `first` on.
@@ -140,8 +144,13 @@ impl Second {
         self.leaves.write_all_at(leaves.as_flattened(), offset)?;
         let mut slot = note.as_bytes().to_vec();
         slot.resize(SLOT.max(slot.len()), b'\n');
-        let at = (self.slot * SLOT) as u64;
-        self.checkpoint.write_all_at(&slot, at)?;
+        let at = self.slot * SLOT;
+        self.checkpoint.write_all_at(&slot, at as u64)?;
+        self.seen.resize(self.seen.len().max(at + slot.len()), 0);
+        if let Some(seen) = self.seen.get_mut(at..at + slot.len()) {
+            seen.copy_from_slice(&slot);
+        }
+        self.known = first + leaves.len() as u64;
         self.slot = (self.slot + 1) % SLOTS;
         Ok(())
     }

@@ -106,6 +106,55 @@ fn signer() -> Signer {
 }
 
 #[test]
+fn a_writer_sees_that_another_ones_end_was_cut_off() {
+    for more in [0, 1] {
+        let place = Place::new();
+        let (mut one, mut other) = (place.log(), place.log());
+        place.commit(&mut one, 2).unwrap();
+        if more > 0 {
+            place.commit(&mut other, 1).unwrap();
+        }
+        let path = place.segment_path(0);
+        let kept = fs::read(&path).unwrap();
+        other.append(vec![entry("x")]).unwrap();
+        fs::write(&path, kept).unwrap();
+        let error = one.append(vec![entry("y")]).unwrap_err();
+        assert!(matches!(error, LogError::Behind { .. }), "{error}");
+    }
+}
+
+#[test]
+fn the_second_place_is_told_what_a_killed_writer_did_not() {
+    let place = Place::with(&[2]);
+    let second = ["checkpoint", "leaves"].map(|name| place.path("second").join(name));
+    let before = second.each_ref().map(|path| fs::read(path).unwrap());
+    // Over several segments.
+    let mut log = place.log();
+    for count in [3, 8, 8, 8, 1] {
+        place.commit(&mut log, count).unwrap();
+    }
+    assert!(place.segments().len() > 2);
+    let after = second.each_ref().map(|path| fs::read(path).unwrap());
+    for (path, bytes) in second.iter().zip(&before) {
+        fs::write(path, bytes).unwrap();
+    }
+    drop(log);
+    place.commit(&mut place.log(), 1).unwrap();
+    place.expect_good(31);
+    let leaves = place::leaves(place.open("second"), 31).unwrap().unwrap();
+    let leaves = leaves.as_flattened();
+    assert_eq!(leaves.get(..30 * 32), Some(after[1].as_slice()));
+    // The writer that was there all the time goes on as well.
+    let mut log = place.log();
+    for (path, bytes) in second.iter().zip(&before) {
+        fs::write(path, bytes).unwrap();
+    }
+    place.commit(&mut log, 1).unwrap();
+    let again = place::leaves(place.open("second"), 31).unwrap().unwrap();
+    assert_eq!(again.as_flattened(), leaves);
+}
+
+#[test]
 fn what_is_recorded_can_be_verified_and_read() {
     let place = Place::new();
     place.expect_good(0);

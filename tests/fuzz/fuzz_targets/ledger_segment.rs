@@ -81,7 +81,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         (b'r', _) => {
-            if let Packet::Record(_, entry) = look_at(rest, "s/a") {
+            if let Packet::Record(_, entry) = look_at(rest, "s/a", 1 << 20) {
                 let is_its = entry.actor == "s/a" || entry.actor.starts_with("s/a/");
                 assert!(is_its);
                 let record = Record::new(entry, 1, 2, None);

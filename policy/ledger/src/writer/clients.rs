@@ -107,8 +107,9 @@ impl Clients {
             .map(|client| client.socket.as_fd())
     }
 
-    /// What is asked for by those that are `ready`, counted as in [`Clients::sockets`].
-    pub(super) fn requests(&mut self, ready: &[usize]) -> Vec<(Sender, Entry)> {
+    /// What is asked for by those that are `ready`, counted as in [`Clients::sockets`], of a ledger with
+    /// `size` records.
+    pub(super) fn requests(&mut self, ready: &[usize], size: u64) -> Vec<(Sender, Entry)> {
         let mut requests = Vec::new();
         let present = self
             .clients
@@ -121,7 +122,7 @@ impl Clients {
             }
             let goes_on = place
                 .as_mut()
-                .is_none_or(|client| client.take(at, &mut requests));
+                .is_none_or(|client| client.take(at, size, &mut requests));
             if !goes_on {
                 *place = None;
             }
@@ -148,7 +149,7 @@ impl Clients {
 
 impl Client {
     /// Takes the requests that are there; false when there will be no more.
-    fn take(&mut self, at: usize, requests: &mut Vec<(Sender, Entry)>) -> bool {
+    fn take(&mut self, at: usize, size: u64, requests: &mut Vec<(Sender, Entry)>) -> bool {
         let mut buffer = [0; MAX_REQUEST_BYTES + 1];
         for _ in 0..PACKETS {
             if requests.len() >= ENTRIES {
@@ -163,7 +164,7 @@ impl Client {
                 Err(_) => return false,
             };
             let packet = buffer.get(..length).unwrap_or_default();
-            match requests::look_at(packet, &self.actor) {
+            match requests::look_at(packet, &self.actor, size) {
                 Packet::Record(id, entry) => requests.push(((at, id), entry)),
                 Packet::Refuse(id, why) => {
                     if !self.told {

@@ -177,7 +177,7 @@ fn serve(mut log: Log, control: Control) -> Result<(), WriterError> {
         if control_ready && !control.obey(&mut clients) {
             return Ok(());
         }
-        let requests = clients.requests(&ready);
+        let requests = clients.requests(&ready, log.size());
         if requests.is_empty() {
             continue;
         }

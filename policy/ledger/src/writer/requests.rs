@@ -28,11 +28,18 @@ pub fn is_actor(name: &str) -> bool {
         && !name.split('/').any(str::is_empty)
 }
 
-/// Looks at a packet of a client that may name `actor`, or what is below it, as the actor.
-pub fn look_at(packet: &[u8], actor: &str) -> Packet {
+/// Looks at a packet of a client that may name `actor`, or what is below it, as the actor, and as the
+/// intent of an outcome one of the `size` records that there are.
+pub fn look_at(packet: &[u8], actor: &str, size: u64) -> Packet {
     let Ok(Request { id, entry }) = serde_json::from_slice(packet) else {
         return Packet::Nonsense;
     };
+    if let Some(intent) = entry.intent.filter(|intent| *intent >= size) {
+        return Packet::Refuse(
+            id,
+            format!("there is no record {intent} to name as the intent"),
+        );
+    }
     let below = entry.actor.strip_prefix(actor);
     let may = below.is_some_and(|below| below.is_empty() || below.starts_with('/'));
     if may && is_actor(&entry.actor) {
@@ -70,17 +77,41 @@ mod tests {
     #[test]
     fn a_client_speaks_for_itself_and_what_is_below_it() {
         for actor in ["s/a", "s/a/tool", "s/a/b/c"] {
-            let packet = look_at(&packet(actor), "s/a");
+            let packet = look_at(&packet(actor), "s/a", 1);
             assert!(matches!(packet, Packet::Record(7, _)), "{actor}");
         }
         for actor in [
             "s/b", "s", "s/ab", "", "operator", "s/a/", "s/a//b", "s/a/\n", "s/a b",
         ] {
-            let packet = look_at(&packet(actor), "s/a");
+            let packet = look_at(&packet(actor), "s/a", 1);
             assert!(matches!(packet, Packet::Refuse(7, _)), "{actor:?}");
         }
         for nonsense in [&b""[..], b"{}", b"null", b"{\"id\":7}", &packet("s/a")[1..]] {
-            assert_eq!(look_at(nonsense, "s/a"), Packet::Nonsense);
+            assert_eq!(look_at(nonsense, "s/a", 1), Packet::Nonsense);
+        }
+    }
+
+    #[test]
+    fn an_intent_is_a_record_that_is_there() {
+        for (intent, is_there) in [
+            (0, true),
+            (6, true),
+            (7, false),
+            (1 << 53, false),
+            (u64::MAX, false),
+        ] {
+            let entry = Entry {
+                intent: Some(intent),
+                ..entry("x")
+            };
+            let entry = Entry {
+                actor: "s/a".to_owned(),
+                ..entry
+            };
+            let packet = serde_json::to_vec(&Request { id: 7, entry }).unwrap();
+            let looked = look_at(&packet, "s/a", 7);
+            assert_eq!(matches!(looked, Packet::Record(..)), is_there, "{intent}");
+            assert_eq!(matches!(looked, Packet::Refuse(..)), !is_there, "{intent}");
         }
     }
 
