@@ -53,6 +53,11 @@ impl Chroot {
         &self.shared
     }
 
+    /// The path on the host of what is `inside` in there.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.root.join(inside)
+    }
+
     /// A program of the distribution, not yet started.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("chroot");

@@ -15,7 +15,7 @@ const SUITE: &str = "bookworm";
 /// What it consists of, beyond the essential.
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,udev,dbus,kmod,e2fsprogs,iproute2,\
                         linux-image-cloud-amd64,initramfs-tools,lz4,openssh-server,fio,iperf3,\
-                        pciutils,curl";
+                        pciutils,curl,python3,git,openssl";
 /// Written before any package of [`PACKAGES`] is installed: an initial RAM filesystem with what
 /// finds the root and nothing else, since it is unpacked by an emulated CPU.
 const INITRAMFS: &str = r#"mkdir -p "$1/etc/initramfs-tools/conf.d"
