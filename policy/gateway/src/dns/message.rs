@@ -1,5 +1,6 @@
 //! DNS messages (RFC 1035, section 4): queries of the guest, which are written anew before they go
-//! on, so that nothing but what is understood leaves the partition; and answers of resolvers.
+//! on, so that nothing but what is understood leaves the partition, spelt in one way; and answers of
+//! resolvers.
 
 use std::net::Ipv4Addr;
 
@@ -15,6 +16,11 @@ const OPT: u16 = 41;
 const OPT_LEN: usize = 11;
 /// Type and class of a record with an IPv4 address.
 const ADDRESS: [u8; 4] = [0, 1, 0, 1];
+/// Types of records that may be asked for (IANA's registry of DNS parameters): A, NS, CNAME, SOA, PTR, MX,
+/// TXT, AAAA, SRV, NAPTR, DS, DNSKEY, TLSA, SVCB, HTTPS, CAA. Any other number would carry what a guest likes to say.
+const TYPES: [u16; 16] = [1, 2, 5, 6, 12, 15, 16, 28, 33, 35, 43, 48, 52, 64, 65, 257];
+/// Bytes of a question behind its name: type and class.
+const QUESTION_END: usize = 4;
 /// How long an answer about a local name lives, in seconds.
 const LOCAL_TTL: u32 = 60;
 /// Largest answer over UDP that is asked for (DNS flag day 2020: it needs no fragments).
@@ -29,7 +35,7 @@ pub(crate) enum Code {
     FormatError = 1,
     /// No resolver answers.
     ServerFailure = 2,
-    /// Not a query.
+    /// Not a query, or one for a type of record that nobody asks for.
     NotImplemented = 4,
     /// No rule speaks of the name.
     Refused = 5,
@@ -84,6 +90,9 @@ impl Query {
             return Err(wrong);
         }
         let (rest, question) = DnsQuestion::parse(packet.payload()).map_err(|_| wrong)?;
+        if !TYPES.contains(&question.type_.into()) {
+            return Err(malformed(Code::NotImplemented));
+        }
         let length = packet.payload().len() - rest.len();
         let kept =
             DnsFlags::RECURSION_DESIRED | DnsFlags::CHECK_DISABLED | DnsFlags::AUTHENTIC_DATA;
@@ -100,12 +109,36 @@ impl Query {
     pub(crate) fn forwarded(&self, id: u16) -> Vec<u8> {
         let opt = self.edns.is_some();
         let mut bytes = self.header(id, self.flags.bits(), u16::from(opt));
+        bytes.truncate(HEADER);
+        bytes.extend(self.asked());
         if let Some(signatures) = self.edns {
             let [high, low] = UDP_PAYLOAD.to_be_bytes();
             let flags = if signatures { 0x80 } else { 0 };
             bytes.extend([0, 0, OPT.to_be_bytes()[1], high, low, 0, 0, flags, 0, 0, 0]);
         }
         bytes
+    }
+
+    /// The question as it goes to a resolver: the guest's own spelling would carry a bit with each letter.
+    fn asked(&self) -> Vec<u8> {
+        let mut asked = self.question.clone();
+        let name = asked.len().saturating_sub(QUESTION_END);
+        // Lengths of labels are below all letters.
+        if let Some(name) = asked.get_mut(..name) {
+            name.make_ascii_lowercase();
+        }
+        asked
+    }
+
+    /// Makes the answer to what was forwarded one to what the guest has asked.
+    pub(crate) fn hand_back(&self, answer: &mut [u8]) {
+        if let Some(field) = answer.first_chunk_mut() {
+            *field = self.id.to_be_bytes();
+        }
+        let question = HEADER..HEADER + self.question.len();
+        if let Some(question) = answer.get_mut(question) {
+            question.copy_from_slice(&self.question);
+        }
     }
 
     /// An answer without records.
@@ -158,7 +191,7 @@ impl Query {
             && packet.flags().contains(DnsFlags::RESPONSE)
             && packet.question_count() == 1
             // Resolvers repeat the name as it was spelt.
-            && question == Some(&self.question)
+            && question == Some(&self.asked())
     }
 
     /// The addresses in an answer, with their time to live in seconds.
@@ -236,13 +269,6 @@ fn edns(additional: u16, rest: &[u8]) -> Option<bool> {
     is_opt.then_some(record[7] & 0x80 != 0)
 }
 
-/// Gives an answer the id by which the guest knows its query.
-pub(crate) fn set_id(answer: &mut [u8], id: u16) {
-    if let Some(field) = answer.first_chunk_mut() {
-        *field = id.to_be_bytes();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,7 +300,7 @@ mod tests {
         assert_eq!((query.id, query.name.as_str()), (0x1234, "deb.debian.org"));
         let sent = query.forwarded(7);
         assert_eq!(sent[..12], [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(sent[12..28], *b"\x03Deb\x06debian\x03ORG\0");
+        assert_eq!(sent[12..28], *b"\x03deb\x06debian\x03org\0");
         assert_eq!(sent[28..32], [0, 1, 0, 1]);
         assert_eq!(
             sent[32..],
@@ -285,6 +311,13 @@ mod tests {
         let mut plain = bytes(&["a"]);
         plain[11] = 0;
         assert_eq!(Query::parse(&plain).unwrap().forwarded(7).len(), 12 + 3 + 4);
+        // The guest hears its own question, and its own number.
+        let mut answer = sent.clone();
+        query.hand_back(&mut answer);
+        assert_eq!(answer[..2], [0x12, 0x34]);
+        assert_eq!(answer[12..28], *b"\x03Deb\x06debian\x03ORG\0");
+        assert_eq!((&answer[2..12], &answer[28..]), (&sent[2..12], &sent[28..]));
+        query.hand_back(&mut [0; 5]);
         let refused = query.response(Code::Refused);
         assert_eq!(refused[..4], [0x12, 0x34, 0x81, 0x85]);
         assert_eq!(query.truncated()[..4], [0x12, 0x34, 0x83, 0x80]);
@@ -316,6 +349,7 @@ mod tests {
         assert_eq!(code(&change(12, 0xc0)), 1, "a pointer");
         assert_eq!(code(&change(18, 3)), 1, "another class");
         assert_eq!(code(&bytes(&["a"])[..17]), 1, "cut off");
+        assert_eq!(code(&change(15, 0x7f)), 4, "a type that nobody has");
         let long = "a".repeat(63);
         assert_eq!(
             code(&bytes(&[&long, &long, &long, &long])),

@@ -15,7 +15,7 @@ use crate::core::Core;
 use crate::host::{Datagrams, Host};
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
-use message::{Code, Malformed, Query, set_id};
+use message::{Code, Malformed, Query};
 
 /// The port of DNS.
 pub(crate) const PORT: u16 = 53;
@@ -233,7 +233,7 @@ impl<H: Host> Dns<H> {
 
 fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8]) {
     learn(core, &pending.query, answer);
-    set_id(answer, pending.query.id);
+    pending.query.hand_back(answer);
     match answer.len() > core.config.max_datagram() {
         true => reply(core, pending.guest_port, &pending.query.truncated()),
         false => reply(core, pending.guest_port, answer),

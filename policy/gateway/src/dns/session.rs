@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
-use super::message::{Code, MAX_QUERY, Query, set_id};
+use super::message::{Code, MAX_QUERY, Query};
 use super::{Verdict, decide, learn, random_id, resolver};
 use crate::core::Core;
 use crate::host::{Host, Readiness, Stream};
@@ -238,7 +238,7 @@ impl<S: Stream> Asking<S> {
             return answering(&self.query.response(Code::ServerFailure));
         }
         learn(core, &self.query, answer);
-        set_id(answer, self.query.id);
+        self.query.hand_back(answer);
         answering(answer)
     }
 }
