@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::files::is_as_judged;
 use crate::library::{Library, LibraryFile};
 use crate::models::Models;
-use crate::open::Records;
+use crate::open::{Amounts, Records};
 use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
@@ -106,6 +106,10 @@ pub(crate) struct Own<'a> {
     pub(crate) authority: Option<Authority>,
     pub(crate) secrets: &'a [PartitionSecret],
     pub(crate) models: Option<Models>,
+    /// Most bytes of all its flows together.
+    pub(crate) budget: Option<u64>,
+    /// Absent: amounts begin with this gateway.
+    pub(crate) amounts: Option<Amounts>,
     /// Absent: nothing is recorded, which is for tests.
     pub(crate) records: Option<Records>,
 }
@@ -127,7 +131,11 @@ pub(crate) fn network(
     description.mtu = network.mtu;
     description.hostname = Some(partition.to_owned());
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    web::rules(&mut description, network)?;
+    let age = own.amounts.as_ref().map_or(0, |amounts| amounts.age);
+    web::rules(&mut description, network, own.budget, age)?;
+    if let Some(amounts) = own.amounts {
+        description.used = Some(descriptors.keep(amounts.used));
+    }
     if let Some(authority) = own.authority {
         let trust = web::trusted(network)?.into_iter();
         description.web = Some(Web {

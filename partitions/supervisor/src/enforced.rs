@@ -17,8 +17,9 @@ pub(crate) fn check(partition: &Partition) -> Result<(), Error> {
         return Ok(());
     };
     let budget = mandate.budget.amounts();
-    // The router of models counts tokens and money; who may call no model spends none.
-    let counted = |key: &str| matches!(key, "tokens" | "money");
+    // The gateway counts bytes, its router of models tokens and money; who has no network and may call
+    // no model spends none.
+    let counted = |key: &str| matches!(key, "bytes" | "tokens" | "money");
     let amount = budget
         .into_iter()
         .find(|(key, amount)| amount.is_some() && !counted(key));

@@ -33,8 +33,19 @@ pub(crate) struct Given {
     pub(crate) gdb: Option<OwnedFd>,
     /// The way to the models that it may call.
     pub(crate) models: Option<Models>,
+    /// What it has used of its amounts before.
+    pub(crate) amounts: Option<Amounts>,
     /// Where its gateway records what it does.
     pub(crate) records: Option<Records>,
+}
+
+/// What a partition has used before this start.
+#[derive(Debug)]
+pub(crate) struct Amounts {
+    /// Where its gateways keep it.
+    pub(crate) used: File,
+    /// Seconds since it started for the first time.
+    pub(crate) age: u64,
 }
 
 /// A partition's way into the ledger.
@@ -251,6 +262,8 @@ impl Descriptors for Opened<'_> {
                     authority,
                     secrets: &self.secrets,
                     models: self.given.models.take(),
+                    budget: partition.mandate.as_ref().and_then(|m| m.budget.bytes),
+                    amounts: self.given.amounts.take(),
                     records: self.given.records.take(),
                 };
                 let (link, ready) = backend::network(name, device, network, own, self.jail)?;

@@ -134,9 +134,18 @@ pub(crate) fn trusted(network: &Network) -> Result<Vec<OwnedFd>, Error> {
     network.trust.iter().map(open).collect()
 }
 
-/// Tells the gateway what is allowed and denied.
-pub(crate) fn rules(description: &mut NetworkDescription, network: &Network) -> Result<(), Error> {
-    let mut amounts = Amounts::default();
+/// Tells the gateway what is allowed and denied, of at most `budget` bytes in all, to a partition that
+/// is `age` seconds old.
+pub(crate) fn rules(
+    description: &mut NetworkDescription,
+    network: &Network,
+    budget: Option<u64>,
+    age: u64,
+) -> Result<(), Error> {
+    let mut amounts = Amounts {
+        quotas: Vec::new(),
+        age,
+    };
     for connect in &network.connect {
         let what = || format!("net.connect:{}", connect.rule);
         let (quotas, lifetime) = amounts.of(&connect.constraints, what)?;
@@ -162,13 +171,24 @@ pub(crate) fn rules(description: &mut NetworkDescription, network: &Network) -> 
             Denial::Resolve(name) => description.deny.resolve.push(name.clone()),
         }
     }
-    description.quotas = amounts.0;
+    description.quotas = amounts.quotas;
+    if budget.is_some() {
+        description.budget = Some(description.quotas.len());
+        description.quotas.push(Quota {
+            name: "the partition's budget".to_owned(),
+            calls_per_minute: None,
+            bytes: budget,
+        });
+    }
     Ok(())
 }
 
-/// The amounts that grants share, by their names.
-#[derive(Default)]
-struct Amounts(Vec<Quota>);
+/// The amounts that grants share, in the same order at each start.
+struct Amounts {
+    quotas: Vec<Quota>,
+    /// Of the partition, in seconds.
+    age: u64,
+}
 
 impl Amounts {
     /// The places of a grant's amounts, and the seconds that it is left.
@@ -189,10 +209,10 @@ impl Amounts {
                     .map(|calls| u32::try_from(calls).unwrap_or(u32::MAX)),
                 bytes: quota.bytes,
             };
-            let known = self.0.iter().position(|known| *known == quota);
-            places.push(known.unwrap_or(self.0.len()));
+            let known = self.quotas.iter().position(|known| *known == quota);
+            places.push(known.unwrap_or(self.quotas.len()));
             if known.is_none() {
-                self.0.push(quota);
+                self.quotas.push(quota);
             }
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -200,8 +220,9 @@ impl Amounts {
         let left = constraints
             .expires
             .map(|expires| expires.saturating_sub(now));
-        let lifetime = left.into_iter().chain(constraints.lifetime).min();
-        Ok((places, lifetime))
+        let lifetime = constraints.lifetime;
+        let lifetime = lifetime.map(|lifetime| lifetime.saturating_sub(self.age));
+        Ok((places, left.into_iter().chain(lifetime).min()))
     }
 }
 
@@ -213,6 +234,10 @@ mod tests {
     use bulkhead_network::Protocol;
 
     fn described(grants: &str) -> (bool, Result<NetworkDescription, Error>) {
+        described_at(grants, 0)
+    }
+
+    fn described_at(grants: &str, age: u64) -> (bool, Result<NetworkDescription, Error>) {
         let partition = partition(&format!(
             "kernel = \"linux\"\ncommand = [\"/x\"]\ngrants = [{grants}]\n\
              deny = [\"net.connect:*.evil.example:*\", \"dns.resolve:x.example\"]\n"
@@ -222,7 +247,7 @@ mod tests {
             panic!("a network");
         };
         let mut description = NetworkDescription::new("t", Fd(3), [2, 0, 0, 0, 0, 1], Jail::None);
-        let done = rules(&mut description, &network);
+        let done = rules(&mut description, &network, None, age);
         (is_needed(&partition), done.map(|()| description))
     }
 
@@ -252,6 +277,14 @@ mod tests {
         );
         assert_eq!(description.deny.resolve, ["x.example".parse().unwrap()]);
         assert!(!described(r#""net.connect:c.example:22""#).0);
+    }
+
+    #[test]
+    fn a_guest_that_resets_itself_gets_no_more_time() {
+        let grants = r#"{ capability = "net.connect:a.example:443", lifetime = "1h" }"#;
+        let lifetime = |age| described_at(grants, age).1.unwrap().allow[0].lifetime;
+        let left = [0, 600, 3600, 9999].map(lifetime);
+        assert_eq!(left, [Some(3600), Some(3000), Some(0), Some(0)]);
     }
 
     #[test]

@@ -223,7 +223,8 @@ fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
         }
     }
     let allow = d.allow.iter().flat_map(|grant| &grant.quotas);
-    let mut used = allow.chain(d.resolve.iter().flat_map(|grant| &grant.quotas));
+    let resolve = d.resolve.iter().flat_map(|grant| &grant.quotas);
+    let mut used = allow.chain(resolve).chain(&d.budget);
     let is_missing = |place: &&usize| {
         let quota = d.quotas.get(**place);
         quota.is_none_or(|quota| quota.calls_per_minute == Some(0))

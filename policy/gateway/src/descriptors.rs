@@ -44,6 +44,7 @@ impl Descriptors {
                     .iter()
                     .flat_map(|models| [models.file, models.spent]),
             )
+            .chain(description.used)
             .chain(description.ledger)
             .chain(description.control)
             .chain([description.link]);

@@ -1,6 +1,7 @@
 //! The process `bulkhead-gateway`: reads its description, locks itself in, and moves frames until
 //! the VMM or the supervisor is gone. Called by `main` alone.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -119,7 +120,11 @@ fn set_up(
         .iter()
         .map(|forward| own.take("a forward", forward.listener))
         .collect::<Result<_, _>>()?;
-    let quotas = Quotas::new(&description.quotas);
+    let used = match description.used {
+        Some(fd) => Some(File::from(own.take("what was used", fd)?)),
+        None => None,
+    };
+    let quotas = Quotas::kept_in(&description.quotas, used);
     let chatter = || Chatter::new(&description.name);
     let web = web::prepare(description, own, &quotas)?;
     let models = models::prepare(description, own)?;

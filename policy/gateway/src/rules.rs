@@ -26,6 +26,8 @@ pub(crate) struct Rules {
     secret_hosts: Vec<String>,
     /// What was used; the proxy counts in the same.
     quotas: Quotas,
+    /// The place of what everything counts against, where there is such an amount.
+    budget: Option<usize>,
     pins: Pins,
 }
 
@@ -220,16 +222,23 @@ impl Rules {
             models: description.models.is_some(),
             secret_hosts: secrets.map(|secret| secret.host.clone()).collect(),
             quotas,
+            budget: description.budget,
             pins: Pins::default(),
         }
     }
 
-    /// Counts bytes of a flow.
+    /// Counts bytes of a flow, against the partition's budget as well.
     ///
     /// # Errors
     /// What is used up.
-    pub(crate) fn spend(&self, quotas: &[usize], bytes: usize) -> Result<(), Exhausted> {
-        self.quotas.bytes(quotas, bytes as u64)
+    pub(crate) fn spend(&self, quotas: &[usize], bytes: u64) -> Result<(), Exhausted> {
+        self.quotas.bytes(self.budget.as_slice(), bytes)?;
+        self.quotas.bytes(quotas, bytes)
+    }
+
+    /// Has what was used kept to the byte, since the process ends.
+    pub(crate) fn settle(&self) {
+        self.quotas.settle();
     }
 
     /// Where a flow of the guest to `to` goes.
@@ -250,6 +259,13 @@ impl Rules {
             port,
             now,
         };
+        let left = self.spend(&[], 0);
+        left.map_err(|what| Refusal::Exhausted {
+            protocol,
+            to,
+            port,
+            what,
+        })?;
         if to != config.router {
             return self.to_address(config, wanted);
         }

@@ -96,7 +96,7 @@ impl<H: Host> Udp<H> {
             return;
         };
         flow.heard = core.now;
-        if let Err(what) = core.rules.spend(&flow.quotas, payload.len()) {
+        if let Err(what) = core.rules.spend(&flow.quotas, payload.len() as u64) {
             exhausted(core, key, what);
             return;
         }
@@ -262,7 +262,7 @@ impl<H: Host> Udp<H> {
                 }
             };
             flow.heard = core.now;
-            if let Err(what) = core.rules.spend(&flow.quotas, len) {
+            if let Err(what) = core.rules.spend(&flow.quotas, len as u64) {
                 exhausted(core, key, what);
                 continue;
             }

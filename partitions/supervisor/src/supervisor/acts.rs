@@ -249,6 +249,12 @@ impl Member {
         let jail = launcher.options.jail;
         let mut opened = Opened::for_packet(&launcher.library, &launcher.directory, jail);
         if has_gateway(&granted) {
+            let budget = self.partition.mandate.as_ref().map(|m| m.budget.bytes);
+            if budget.flatten().is_some() {
+                // Each gateway counts for itself.
+                let what = "budget.bytes of a second network".to_owned();
+                return Err(Error::NotEnforced(what).into());
+            }
             opened.record_in(launcher.records(&self.partition.name)?);
         }
         let described = device(&granted, &mut |want| opened.open(&self.partition, want))?;

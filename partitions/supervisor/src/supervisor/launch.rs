@@ -11,7 +11,7 @@ use crate::lasting::Lasting;
 use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
 use crate::models::Models;
-use crate::open::{Given, Opened, Records};
+use crate::open::{Amounts, Given, Opened, Records};
 use crate::process::packet_pair;
 use crate::tools;
 use crate::vmm::Vmm;
@@ -136,6 +136,10 @@ impl Launcher {
         let secrets = &self.options.secrets;
         let given = Given {
             models: Models::ready(&self.system(), partition, secrets, &self.lasting)?,
+            amounts: Some(Amounts {
+                used: self.lasting.file(&partition.name, c"used", &[])?,
+                age: self.started.elapsed().map_or(0, |age| age.as_secs()),
+            }),
             records: match partition.devices.iter().any(has_gateway) {
                 true => self.records(&partition.name)?,
                 false => None,

@@ -22,6 +22,7 @@ pub mod control;
 pub mod http;
 pub mod range;
 pub mod rule;
+mod used;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use connect::{Connect, Deny, Quota, Resolve, Secret, Web};
 pub use rule::{Host, Loopback, ParseRuleError, Ports, Protocol, Rule};
+pub use used::{USED_BYTES, USED_SECONDS, Used};
 
 /// Version of this format; the gateway refuses any other.
 pub const VERSION: u32 = 1;
@@ -110,6 +112,13 @@ pub struct NetworkDescription {
     /// Amounts that [`Self::allow`] is counted against, at most [`MAX_RULES`].
     #[serde(default)]
     pub quotas: Vec<Quota>,
+    /// The place in [`Self::quotas`] of what all bytes of the partition are counted against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<usize>,
+    /// A file in which the gateway keeps what is used of [`Self::quotas`], as [`Used`] has it, for the
+    /// gateway that comes after this one; absent: nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Fd>,
     /// How web requests are looked into; absent: they are not, and no rule may ask for it.
     #[serde(default)]
     pub web: Option<Web>,
@@ -166,6 +175,8 @@ impl NetworkDescription {
             resolve: Vec::new(),
             deny: Deny::default(),
             quotas: Vec::new(),
+            budget: None,
+            used: None,
             web: None,
             secrets: Vec::new(),
             models: None,

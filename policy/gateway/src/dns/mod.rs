@@ -64,6 +64,9 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
             });
         }
     };
+    if core.rules.spend(&[], bytes.len() as u64).is_err() {
+        return Verdict::Answer(query.response(Code::Refused));
+    }
     if core.config.hosts.contains(&query.name) {
         return Verdict::Answer(query.local(core.config.router));
     }
@@ -99,6 +102,8 @@ fn without_service(mut name: &str) -> &str {
 
 /// Lets the rules know the addresses in an answer.
 fn learn<H: Host>(core: &mut Core<H>, query: &Query, answer: &[u8]) {
+    // This one is here already; the next may be one too many.
+    let _ = core.rules.spend(&[], answer.len() as u64);
     for (address, ttl) in query.addresses(answer) {
         core.rules.learn(core.now, &query.name, address, ttl);
     }

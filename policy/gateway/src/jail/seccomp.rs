@@ -132,7 +132,7 @@ rules! {
     SYS_readv           ANY          "the proxy's streams"
     SYS_write           ANY          "a line about a refusal, a panic's message, the proxy's streams"
     SYS_writev          ANY          "the proxy's streams"
-    SYS_pwrite64        ANY          "what was spent on models"
+    SYS_pwrite64        ANY          "what was spent on models and used of amounts"
     SYS_getrandom       ANY          "sequence numbers, DNS ids, seeds of hash maps"
     SYS_clock_gettime   ANY          "the clock, where the vDSO does not serve it"
 

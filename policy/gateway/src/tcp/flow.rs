@@ -200,6 +200,12 @@ impl<S: Stream> Open<S> {
         self.output(core)
     }
 
+    /// Ends it, with a reset for both sides.
+    pub(super) fn abort<H: Host<Stream = S>>(&mut self, core: &mut Core<H>) -> Next {
+        self.connection.socket().abort();
+        self.output(core)
+    }
+
     /// Sends to the guest, and sees what is left to do.
     fn output<H: Host<Stream = S>>(&mut self, core: &mut Core<H>) -> Next {
         let mut sent = 0;

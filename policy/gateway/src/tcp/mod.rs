@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind};
 
 use bulkhead_network::Protocol;
 use bulkhead_proxy::Flow as Web;
+use bulkhead_proxy::quota::Exhausted;
 use bulkhead_proxy::records::Act;
 use bulkhead_record::RecordError;
 use smoltcp::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::core::Core;
 use crate::dns::session::Session;
 use crate::frame::Packet;
 use crate::host::{Host, Readiness, Stream};
+use crate::rules::Refusal;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 use connection::{Connection, Key};
@@ -271,6 +273,17 @@ impl<H: Host> Tcp<H> {
     }
 
     fn forward(&mut self, core: &mut Core<H>, stream: H::Stream, guest_port: u16) {
+        if let Err(what) = core.rules.spend(&[], 0) {
+            let (address, port) = (core.config.guest, guest_port);
+            let key = Key {
+                address,
+                port,
+                guest_port,
+            };
+            core.refuse(&exhausted(key, what));
+            stream.reset();
+            return;
+        }
         core.stats.tcp_in += 1;
         let (buffer, large) = self.buffer();
         let opened = self.forward_key(core, guest_port).and_then(|key| {
@@ -399,9 +412,19 @@ impl<H: Host> Tcp<H> {
             return;
         };
         let before = (core.stats.bytes_out, core.stats.bytes_in);
-        let next = open.turn(core, flow.key, &mut flow.ready, token);
-        flow.bytes.0 += core.stats.bytes_out - before.0;
-        flow.bytes.1 += core.stats.bytes_in - before.1;
+        let mut next = open.turn(core, flow.key, &mut flow.ready, token);
+        let moved = (
+            core.stats.bytes_out - before.0,
+            core.stats.bytes_in - before.1,
+        );
+        flow.bytes.0 += moved.0;
+        flow.bytes.1 += moved.1;
+        if let Err(what) = core.rules.spend(&[], moved.0 + moved.1)
+            && moved != (0, 0)
+        {
+            core.refuse(&exhausted(flow.key, what));
+            next = open.abort(core);
+        }
         let slot = &mut flow.slot;
         match next {
             Next::Wait(until) => core.schedule.set_deadline(token, slot, until),
@@ -447,6 +470,16 @@ impl<H: Host> Tcp<H> {
         {
             stream.reset();
         }
+    }
+}
+
+/// An amount that a connection is counted against is used up.
+fn exhausted(key: Key, what: Exhausted) -> Refusal {
+    Refusal::Exhausted {
+        protocol: Protocol::Tcp,
+        to: key.address,
+        port: key.port,
+        what,
     }
 }
 
