@@ -3,6 +3,8 @@
 //! ```text
 //! vsock-peer echo PORT         sends back whatever anyone who connects sends, until they end
 //! vsock-peer connect PORT      standard input to the host's port, what comes back to standard output
+//! vsock-peer ask PORT          each line of standard input to the host's port; after one with an `id` the line
+//!                              that answers it, to standard output
 //! vsock-peer repeat PORT N     N connections, one after the other, each for one line and its echo
 //! ```
 #![allow(
@@ -26,12 +28,13 @@ fn main() {
     match args.as_slice() {
         ["echo", port] => echo(port.parse().expect("a port")),
         ["connect", port] => talk(connect(port.parse().expect("a port"))),
+        ["ask", port] => ask(connect(port.parse().expect("a port"))),
         ["repeat", port, count] => {
             for number in 0..count.parse().expect("a number") {
                 repeat(port.parse().expect("a port"), number);
             }
         }
-        _ => panic!("usage: vsock-peer echo PORT | connect PORT | repeat PORT N"),
+        _ => panic!("usage: vsock-peer echo PORT | connect PORT | ask PORT | repeat PORT N"),
     }
 }
 
@@ -71,6 +74,21 @@ fn talk(mut stream: UnixStream) {
     });
     io::copy(&mut stream, &mut io::stdout()).expect("receive");
     sender.join().expect("all sent");
+}
+
+fn ask(mut stream: UnixStream) {
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for line in io::stdin().lines() {
+        let line = line.expect("a line");
+        stream
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("send");
+        if line.contains("\"id\"") {
+            let mut answer = String::new();
+            answers.read_line(&mut answer).expect("receive");
+            print!("{answer}");
+        }
+    }
 }
 
 fn repeat(port: u32, number: u32) {

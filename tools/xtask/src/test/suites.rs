@@ -26,7 +26,7 @@ const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Suites whose `kvm` tests are about processes of the host and not about its KVM: the lab repeats
 /// them only where there is no other.
-const ONCE: [&str; 8] = [
+const ONCE: [&str; 9] = [
     "bad_input",
     "cli",
     "emergency",
@@ -35,6 +35,7 @@ const ONCE: [&str; 8] = [
     "redteam_manifest",
     "redteam_tools",
     "redteam_vmm",
+    "tools",
 ];
 
 /// Why a suite runs a second time.

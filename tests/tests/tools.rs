@@ -1,0 +1,280 @@
+//! Promise: an agent in a partition does what it does outside by calling tools, on vsock; what it may
+//! not do it is refused, what takes a person's consent waits for it, what it did it can take back, and
+//! all of it is on record.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+/// The guest itself does nothing: the tests are at the end of its connections.
+mod kvm {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use bulkhead_tests::house::House;
+    use bulkhead_tests::mcp::Mcp;
+    use bulkhead_tests::{guest, library};
+    use serde_json::{Value, json};
+
+    /// No limit of a promise: it only ends a hang, in the lab too.
+    const HANG: Duration = Duration::from_secs(300);
+
+    /// A partition with tools and a directory.
+    struct Shop {
+        house: House,
+    }
+
+    impl Shop {
+        /// `lines` are further ones of its partition.
+        fn new(grants: &str, lines: &str) -> Self {
+            let mut house = House::new("");
+            let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
+            house.bulkhead = house.bulkhead.env("BULKHEAD_LIB", kernel);
+            let data = house.scratch.path().join("shared");
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("file"), "of the host").unwrap();
+            let system = format!(
+                "name = \"shop\"\n[[partition]]\nname = \"agent\"\nkernel = \"native\"\n\
+                 program = \"@examples/hello-native\"\n\
+                 grants = [\"vsock\", \"fs.write:{}\", {grants}]\n{lines}\n",
+                data.display()
+            );
+            let system = house.scratch.file("system.toml", system);
+            let up = ["up", "--detach", system.to_str().unwrap()];
+            house.run(&up).expect_status(0);
+            Self { house }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.house.scratch.path().join("shared").join(name)
+        }
+
+        /// Where the guest's connections to its tools arrive.
+        fn socket(&self) -> PathBuf {
+            let socket = "s/shop/agent/vsock.sock_1024";
+            self.house.scratch.path().join(socket)
+        }
+
+        fn connect(&self) -> Mcp {
+            Mcp::connect(&self.socket())
+        }
+
+        fn down(self) {
+            self.house.run(&["down", "shop"]).expect_status(0);
+            wait("the socket to go", || !self.socket().exists());
+            self.house.run(&["ledger", "verify"]).expect_status(0);
+            self.house.census.expect_nothing_new();
+        }
+    }
+
+    fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + HANG;
+        while !is_so() {
+            assert!(Instant::now() < end, "waited for {what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn tools_come_and_go_with_their_partition_and_record_what_they_do() {
+        let shop = Shop::new(
+            "\"tool.call:fs.*\", \"tool.call:tool.*\"",
+            "deny = [\"tool.call:fs.delete\"]",
+        );
+        let mut agent = shop.connect();
+        let listed = agent.ask("tools/list", &json!({}));
+        let listed = listed["result"]["tools"].as_array().unwrap();
+        let has = |name: &str| listed.iter().any(|tool| tool["name"] == name);
+        assert!(has("fs.edit") && !has("fs.delete") && !has("process.run"));
+        let file = shop.path("file");
+        let edit = json!({ "path": file, "old": "host", "new": "agent" });
+        let edited = agent.call("fs.edit", &edit).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"of the agent");
+        let unknown = agent.call("fs.delete", &json!({ "path": file }));
+        assert!(unknown.unwrap_err().contains("unknown tool"));
+        let refused = agent.call("fs.read", &json!({ "path": "/etc/passwd" }));
+        assert_eq!(
+            refused.unwrap_err(),
+            "it takes a grant of fs.read:/etc/passwd"
+        );
+        let number = edited["_meta"]["bulkhead/call"].as_u64().unwrap();
+        let back = json!({ "call": number });
+        agent.call("tool.rollback", &back).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"of the host");
+        let records = shop.house.records();
+        let of = |tool: &str, kind: &str| {
+            let is = |record: &&Value| {
+                record["entry"]["object"] == tool && record["entry"]["kind"] == kind
+            };
+            records.iter().filter(is).count()
+        };
+        for tool in ["fs.edit", "tool.rollback"] {
+            assert_eq!((of(tool, "intent"), of(tool, "outcome")), (1, 1), "{tool}");
+        }
+        for tool in ["fs.delete", "fs.read"] {
+            assert_eq!((of(tool, "refusal"), of(tool, "intent")), (1, 0), "{tool}");
+        }
+        shop.down();
+    }
+
+    #[test]
+    fn a_supervised_agent_waits_for_a_person_before_it_destroys() {
+        let shop = Shop::new("\"tool.call:fs.*\"", "autonomy = \"supervised\"");
+        let mut agent = shop.connect();
+        let (file, new) = (shop.path("file"), shop.path("new"));
+        agent
+            .call("fs.write", &json!({ "path": new, "content": "x" }))
+            .unwrap();
+        for (answer, exists) in [("deny", true), ("approve", false)] {
+            let call = json!({ "name": "fs.delete", "arguments": { "path": file } });
+            agent.send("tools/call", &call);
+            let mut question = String::new();
+            wait("a question", || {
+                let listed = shop.house.run(&["approvals", "ls", "--format", "json"]);
+                let listed: Value = serde_json::from_str(&listed.stdout()).unwrap();
+                question = listed[0]["id"].as_str().unwrap_or_default().to_owned();
+                !question.is_empty()
+            });
+            assert!(file.exists(), "nothing is done before the answer");
+            let answered = shop.house.run(&["approvals", answer, &question]);
+            answered.expect_status(0);
+            let heard = agent.hear().unwrap();
+            assert_eq!(heard["result"]["isError"], exists, "{heard}");
+            assert_eq!(file.exists(), exists, "{answer}");
+        }
+        shop.down();
+    }
+
+    /// Whether a program with this argument runs.
+    fn runs(marker: &str) -> bool {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let mut lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines.any(|line| {
+            let mut arguments = line.split(|byte| *byte == 0);
+            arguments.any(|argument| argument == marker.as_bytes())
+        })
+    }
+
+    #[test]
+    fn programs_of_tools_end_with_an_emergency_stop_and_with_the_partition() {
+        let shop = Shop::new("\"tool.call:process.*\", \"exec:/bin/busybox\"", "");
+        let directory = shop.house.scratch.path().join("shared");
+        let mut agent = shop.connect();
+        let mut start = |marker: &str| {
+            let arguments = json!({
+                "program": "/bin/busybox", "arguments": ["sleep", marker],
+                "directory": directory,
+            });
+            let started = agent.call("process.start", &arguments).unwrap();
+            wait("a program", || runs(marker));
+            started["structuredContent"]["job"].as_u64().unwrap()
+        };
+        let job = start("100631");
+        shop.house.run(&["stop", "--all", "--now"]).expect_status(0);
+        wait("its end", || !runs("100631"));
+        shop.house.run(&["resume", "--all"]).expect_status(0);
+        start("100632");
+        let ended = agent.call("process.output", &json!({ "job": job }));
+        assert_eq!(ended.unwrap()["structuredContent"]["status"], 128 + 9);
+        shop.house.run(&["down", "shop"]).expect_status(0);
+        wait("its end", || !runs("100632"));
+        shop.house.census.expect_nothing_new();
+    }
+}
+
+mod lab {
+    use std::fs;
+
+    use bulkhead_tests::bulkhead::Bulkhead;
+    use bulkhead_tests::leftovers::Census;
+    use bulkhead_tests::scratch::Scratch;
+
+    /// What the guest runs: a client of MCP that knows nothing but lines.
+    const SCRIPT: &str = r#"
+busybox mkdir -p /dev /proc
+ask() {
+    busybox cat - <<END | /bin/peer ask 1024 | busybox tail -n 1
+{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"agent","version":"1"}}}
+{"jsonrpc":"2.0","method":"notifications/initialized"}
+{"jsonrpc":"2.0","id":1,"method":"$1","params":$2}
+END
+}
+call() {
+    ask tools/call "{\"name\":\"$1\",\"arguments\":$2}"
+}
+ask tools/list '{}' | busybox grep -q '"fs.delete"' && busybox echo 'delete is listed'
+ask tools/list '{}' | busybox grep -q '"fs.edit"' && busybox echo 'edit is listed'
+call fs.read '{"path":"DATA/file"}' | busybox grep -q 'of the host' && busybox echo 'read'
+edited=$(call fs.edit '{"path":"DATA/file","old":"the host","new":"the agent"}')
+call fs.read '{"path":"DATA/file"}' | busybox grep -q 'of the agent' && busybox echo 'edited'
+number=$(busybox echo "$edited" | busybox sed -n 's/.*"bulkhead\/call":\([0-9]*\).*/\1/p')
+call tool.rollback "{\"call\":$number}" | busybox grep -q '"isError":false' && busybox echo 'rolled back'
+call fs.read '{"path":"DATA/file"}' | busybox grep -q 'of the host' && busybox echo 'as before'
+call fs.write '{"path":"DATA/new","content":"by the agent"}' >/dev/null
+call fs.delete '{"path":"DATA/new"}' | busybox grep -q 'unknown tool' && busybox echo 'delete is unknown'
+call fs.read '{"path":"DATA/../secret"}' | busybox grep -q 'no plain path' && busybox echo 'no way up'
+call fs.read '{"path":"/etc/passwd"}' | busybox grep -q 'it takes a grant of fs.read:/etc/passwd' && busybox echo 'named'
+"#;
+
+    #[test]
+    fn an_agent_works_with_its_tools_and_all_of_it_is_recorded() {
+        let bulkhead = Bulkhead::built();
+        let before = Census::take();
+        let scratch = Scratch::new();
+        let data = scratch.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("file"), "a file of the host\n").unwrap();
+        scratch.file("secret", "secret");
+        let script = SCRIPT.replace("DATA", data.to_str().unwrap());
+        let script = scratch.file("script", &script);
+        let peer = bulkhead.library("tests/vsock-peer");
+        let manifest = format!(
+            r#"
+                name = "tools"
+                [[partition]]
+                name = "agent"
+                kernel = "linux"
+                image = "@linux/vmlinuz"
+                command = ["/bin/busybox", "sh", "/script"]
+                grants = [
+                    "console", "vsock", "fs.write:{data}",
+                    "tool.call:fs.*", "tool.call:tool.*",
+                ]
+                deny = ["tool.call:fs.delete"]
+                [[partition.mounts]]
+                source = "/bin/busybox"
+                target = "/bin/busybox"
+                [[partition.mounts]]
+                source = "{peer}"
+                target = "/bin/peer"
+                [[partition.mounts]]
+                source = "{script}"
+                target = "/script"
+            "#,
+            data = data.display(),
+            peer = peer.display(),
+            script = script.display(),
+        );
+        let manifest = scratch.file("system.toml", &manifest);
+        let ended = bulkhead.run(["up".as_ref(), manifest.as_os_str()]);
+        ended.expect_status(0);
+        for said in [
+            "edit is listed",
+            "read",
+            "edited",
+            "rolled back",
+            "as before",
+            "delete is unknown",
+            "no way up",
+            "named",
+        ] {
+            ended.expect_stdout(said);
+        }
+        assert!(!ended.stdout().contains("delete is listed"));
+        assert_eq!(
+            fs::read(data.join("file")).unwrap(),
+            b"a file of the host\n"
+        );
+        assert_eq!(fs::read(data.join("new")).unwrap(), b"by the agent");
+        before.expect_nothing_new();
+    }
+}
