@@ -3,7 +3,8 @@
 
 use std::io;
 
-use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES};
+use bulkhead_inherited::NotOpen;
+use bulkhead_network::MAX_DESCRIPTION_BYTES;
 
 use crate::config::ConfigError;
 use crate::jail::JailError;
@@ -14,13 +15,8 @@ use crate::web::WebError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A descriptor was not open.
-    #[error("descriptor {} of {what} is not open; open it before the gateway is started", fd.0)]
-    Descriptor {
-        /// What it is for.
-        what: &'static str,
-        /// Its number.
-        fd: Fd,
-    },
+    #[error(transparent)]
+    Descriptor(#[from] NotOpen),
     /// The description cannot be read.
     #[error("cannot read the network description: {0}")]
     Read(io::Error),
@@ -54,7 +50,7 @@ impl Error {
     /// Stable code for the control socket.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Descriptor { .. } => "descriptor-closed",
+            Self::Descriptor(_) => NotOpen::CODE,
             Self::Read(_) | Self::TooLong | Self::Parse(_) | Self::Config(_) => {
                 "network-description"
             }

@@ -8,7 +8,7 @@
 //!
 //! docs/network.md tells users what to expect of it. The supervisor links `bulkhead-network`, the
 //! description, and never this crate.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod chatter;
 mod config;

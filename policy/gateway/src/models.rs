@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bulkhead_inherited::Inherited;
 use bulkhead_models::{Models as Description, Spent};
 use bulkhead_network::{MAX_MODELS_BYTES, NetworkDescription, spent};
 use bulkhead_proxy::provider;
@@ -29,7 +30,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeroize::Zeroizing;
 
 use crate::chatter::Chatter;
-use crate::descriptors::Descriptors;
 use crate::error::Error;
 use crate::process::passed;
 
@@ -79,7 +79,7 @@ pub(crate) struct Ready {
 /// Reads what the router needs; `None` where there are no models.
 pub(crate) fn prepare(
     description: &NetworkDescription,
-    own: &mut Descriptors,
+    own: &mut Inherited,
 ) -> Result<Option<Ready>, Error> {
     let Some(access) = &description.models else {
         return Ok(None);

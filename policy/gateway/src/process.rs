@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_inherited::Inherited;
 use bulkhead_network::control::{Command, Event};
 use bulkhead_network::{Fd, MAX_DESCRIPTION_BYTES, MAX_FRAME_BYTES, NetworkDescription};
 use rustix::process::{
@@ -21,7 +22,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::chatter::Chatter;
 use crate::control::{self, Request};
-use crate::descriptors::{self, Descriptors};
+use crate::descriptors::named;
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::jail;
@@ -73,7 +74,8 @@ fn hide() {
 
 fn read(description: Fd) -> Result<NetworkDescription, Error> {
     let mut json = Vec::new();
-    descriptors::description(description)?
+    let file = Inherited::only(description).take("the network description", description)?;
+    File::from(file)
         .take(MAX_DESCRIPTION_BYTES + 1)
         .read_to_end(&mut json)
         .map_err(Error::Read)?;
@@ -84,7 +86,7 @@ fn read(description: Fd) -> Result<NetworkDescription, Error> {
 }
 
 fn serve(description: &NetworkDescription) -> Result<(), Error> {
-    let mut own = Descriptors::of(description).map_err(Error::Setup)?;
+    let mut own = Inherited::named(named(description)).map_err(Error::Setup)?;
     let control = match description.control {
         Some(fd) => Some(own.take("the control socket", fd)?),
         None => None,
@@ -111,7 +113,7 @@ fn serve(description: &NetworkDescription) -> Result<(), Error> {
 
 fn set_up(
     description: &NetworkDescription,
-    own: &mut Descriptors,
+    own: &mut Inherited,
     control: Option<std::os::fd::OwnedFd>,
 ) -> Result<(Gateway<Sockets>, Vec<String>), Error> {
     let link = own.take("the link", description.link)?;

@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Instant;
 
+use bulkhead_inherited::Inherited;
 use bulkhead_network::{
     MAX_CERTIFICATES_BYTES, MAX_SECRET_BYTES, NetworkDescription, Secret as Described,
 };
@@ -31,7 +32,6 @@ use tokio::task::LocalSet;
 use zeroize::Zeroizing;
 
 use crate::chatter::Chatter;
-use crate::descriptors::Descriptors;
 use crate::error::Error;
 use crate::process::passed;
 
@@ -136,7 +136,7 @@ pub(crate) struct Ready {
 /// Reads what the proxy needs; `None` where no rule asks for one.
 pub(crate) fn prepare(
     description: &NetworkDescription,
-    own: &mut Descriptors,
+    own: &mut Inherited,
     quotas: &Quotas,
 ) -> Result<Option<Ready>, Error> {
     let Some(web) = &description.web else {
@@ -174,7 +174,7 @@ fn read_text(what: &'static str, file: File, text: &mut String) -> Result<(), We
     }
 }
 
-fn read_secret(described: &Described, own: &mut Descriptors) -> Result<Secret, Error> {
+fn read_secret(described: &Described, own: &mut Inherited) -> Result<Secret, Error> {
     const WHAT: &str = "a secret";
     let file = File::from(own.take(WHAT, described.value)?);
     // Its whole size at once: growing would leave copies behind.

@@ -8,7 +8,7 @@
 //!
 //! docs/ledger.md has the format, and what is detected. What is recorded, and how a process asks for
 //! it, is `bulkhead-record`'s.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod checkpoint;
 mod error;

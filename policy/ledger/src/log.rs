@@ -36,6 +36,9 @@ pub struct Log {
     second: Second,
     second_synced: Option<Instant>,
     limit: u64,
+    /// The records that its segments begin with.
+    firsts: Vec<u64>,
+    /// The last of them.
     segment: File,
     head: Head,
     /// Where the last checkpoint ends in the segment.
@@ -67,12 +70,13 @@ impl Log {
         let lock_file = lock_file(&directory).map_err(opening("open the ledger's lock"))?;
         let locked = lock(&lock_file, FlockOperation::LockExclusive);
         let locked = locked.map_err(opening("lock the ledger"))?;
-        let found = segments(&directory).map_err(opening("list the ledger"))?;
-        let first = match found.last() {
+        let mut firsts = segments(&directory).map_err(opening("list the ledger"))?;
+        let first = match firsts.last() {
             Some(first) => *first,
             None => {
                 make_segment(&directory, &Head::default())
                     .map_err(opening("make the ledger's first segment"))?;
+                firsts.push(0);
                 0
             }
         };
@@ -97,6 +101,7 @@ impl Log {
             second,
             second_synced: None,
             limit,
+            firsts,
             segment,
             head,
             end: start as u64,
@@ -148,6 +153,7 @@ impl Log {
             make_segment(&self.directory, &self.head)
                 .map_err(LogError::io("make a segment of the ledger"))?;
             self.segment = open_segment(&self.directory, first)?;
+            self.firsts.push(first);
             self.end = header(&self.head).len() as u64;
         }
         let first = self.head.tree.size();
@@ -209,13 +215,11 @@ impl Log {
             return Ok(());
         }
         let reading = LogError::io;
-        let firsts = segments(&self.directory).map_err(reading("list the ledger"))?;
         // Those that begin behind it, and the one that it is in.
-        let begin = firsts
-            .partition_point(|first| *first <= known)
-            .saturating_sub(1);
+        let begin = self.firsts.partition_point(|first| *first <= known);
+        let begin = begin.saturating_sub(1);
         let mut leaves = Vec::new();
-        for first in firsts.get(begin..).unwrap_or_default() {
+        for first in self.firsts.get(begin..).unwrap_or_default() {
             let segment = open_segment(&self.directory, *first)?;
             let bytes = read_from(&segment, 0).map_err(reading("read the ledger"))?;
             let Some((head, start)) = parse_header(&bytes) else {
@@ -268,6 +272,7 @@ impl Log {
             match parse_header(&bytes) {
                 Some((head, start)) if head == self.head => {
                     self.segment = next;
+                    self.firsts.push(first);
                     self.end = start as u64;
                 }
                 _ => {

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_inherited::NotOpen;
 use bulkhead_record::RecordError;
-use bulkhead_toolbox::{Fd, MAX_DESCRIPTION_BYTES};
+use bulkhead_toolbox::MAX_DESCRIPTION_BYTES;
 use rustix::io::Errno;
 
 /// Why a tool did not do it. The text is for the agent that asked.
@@ -132,13 +133,8 @@ pub enum CallError {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A descriptor was not open.
-    #[error("descriptor {} of {what} is not open", fd.0)]
-    Descriptor {
-        /// What it is for.
-        what: &'static str,
-        /// Its number.
-        fd: Fd,
-    },
+    #[error(transparent)]
+    Descriptor(#[from] NotOpen),
     /// The description cannot be read.
     #[error("cannot read the description: {0}")]
     Read(io::Error),

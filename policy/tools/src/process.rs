@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_inherited::Inherited;
 use bulkhead_record::{Client, Entry, RecordError, Recorder};
 use bulkhead_toolbox::{Fd, MAX_DESCRIPTION_BYTES, ToolsDescription, VERSION};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::backups::Backups;
-use crate::descriptors::{self, Descriptors};
+use crate::descriptors::named;
 use crate::directories::{Directories, Root};
 use crate::error::Error;
 use crate::families::git;
@@ -46,7 +47,8 @@ pub fn run(description: Fd) -> ExitCode {
 
 fn read(description: Fd) -> Result<ToolsDescription, Error> {
     let mut json = Vec::new();
-    descriptors::description(description)?
+    let file = Inherited::only(description).take("the description", description)?;
+    File::from(file)
         .take(MAX_DESCRIPTION_BYTES + 1)
         .read_to_end(&mut json)
         .map_err(Error::Read)?;
@@ -64,7 +66,8 @@ fn read(description: Fd) -> Result<ToolsDescription, Error> {
 }
 
 fn serve(description: ToolsDescription) -> Result<(), Error> {
-    let mut own = Descriptors::of(&description).map_err(Error::host("close descriptors"))?;
+    let mut own =
+        Inherited::named(named(&description)).map_err(Error::host("close descriptors"))?;
     let listener = UnixListener::from(own.take("the listener", description.listener)?);
     let backups = own.take("the back-ups", description.backups)?;
     let mut counters = |fd: Option<Fd>| {

@@ -2,7 +2,6 @@
 //! what its clients ask for until the supervisor is gone. Called by `main` alone.
 
 mod clients;
-mod descriptors;
 pub mod jail;
 pub mod requests;
 
@@ -11,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use bulkhead_inherited::{Inherited, NotOpen};
 use bulkhead_machine::Fd;
 use bulkhead_record::description::{
     Event, LedgerDescription, MAX_DESCRIPTION_BYTES, MAX_MESSAGE_BYTES, VERSION,
@@ -23,7 +23,6 @@ use crate::error::LogError;
 use crate::key;
 use crate::log::Log;
 use clients::{Clients, Control};
-use descriptors::Descriptors;
 use jail::JailError;
 
 /// Exit status when the writer gave up.
@@ -33,13 +32,8 @@ pub const FAILED: u8 = 125;
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
     /// A descriptor was not open.
-    #[error("descriptor {} of {what} is not open; open it before the writer is started", fd.0)]
-    Descriptor {
-        /// What it is for.
-        what: &'static str,
-        /// Its number.
-        fd: Fd,
-    },
+    #[error(transparent)]
+    Descriptor(#[from] NotOpen),
     /// The description cannot be used.
     #[error("cannot read the ledger's description: {0}")]
     Description(String),
@@ -70,7 +64,7 @@ impl WriterError {
     /// Stable code for the control socket.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Descriptor { .. } => "descriptor-closed",
+            Self::Descriptor(_) => NotOpen::CODE,
             Self::Description(_) => "ledger-description",
             Self::Host { .. } => "ledger-setup",
             Self::Log(error) => error.code(),
@@ -98,7 +92,7 @@ fn say(text: &str) {
 }
 
 fn read(fd: Fd) -> Result<LedgerDescription, WriterError> {
-    let file = File::from(Descriptors::only(fd).take("the ledger's description", fd)?);
+    let file = File::from(Inherited::only(fd).take("the ledger's description", fd)?);
     let mut json = Vec::new();
     (file.take(MAX_DESCRIPTION_BYTES + 1))
         .read_to_end(&mut json)
@@ -123,7 +117,7 @@ fn write_ledger(description: &LedgerDescription) -> Result<(), WriterError> {
         description.keys,
         description.control,
     ];
-    let mut own = Descriptors::of(named).map_err(WriterError::host("close descriptors"))?;
+    let mut own = Inherited::named(named).map_err(WriterError::host("close descriptors"))?;
     let control = own.take("the control socket", description.control)?;
     let opened = open(description, &mut own);
     let (log, jail_gaps) = match opened {
@@ -145,7 +139,7 @@ fn write_ledger(description: &LedgerDescription) -> Result<(), WriterError> {
 
 fn open(
     description: &LedgerDescription,
-    own: &mut Descriptors,
+    own: &mut Inherited,
 ) -> Result<(Log, Vec<String>), WriterError> {
     let directory = own.take("the ledger's directory", description.directory)?;
     let second = own.take("the second place", description.second)?;
