@@ -82,6 +82,13 @@ fn make_absolute(manifest: &mut Map<String, Value>, base: &Path) {
             join_object(text, base);
         }
     }
+    if let Some(Value::Object(network)) = manifest.get_mut("network") {
+        for authority in elements(network, "trust") {
+            if let Value::String(path) = authority {
+                *path = joined(path, base);
+            }
+        }
+    }
     if let Some(Value::Object(tools)) = manifest.get_mut("tools") {
         join(tools, &["limits"], base);
     }

@@ -130,6 +130,20 @@ impl Plan {
         }
     }
 
+    /// What of a network is no grant, and holds all the same.
+    fn network(&mut self, network: &Network) {
+        for host in &network.hosts {
+            let what = format!("name {host}");
+            self.add(what, GATEWAY, "resolves to the router's address");
+        }
+        for authority in &network.trust {
+            let what = format!("authority {}", authority.display());
+            self.add(what, GATEWAY, "trusted by it, where it looks into requests");
+        }
+        let most = format!("{} connections", network.max_connections);
+        self.add(most, GATEWAY, "at a time");
+    }
+
     fn machine(&mut self, partition: &Partition, machine: &Machine<'_>) {
         let memory = &partition.memory;
         self.add(format!("memory {} MiB", memory.mib), VMM, "guest memory");
@@ -138,6 +152,9 @@ impl Plan {
         if let Some(Device { name, kind }) = network {
             let at = format!("{}, {}", describe(kind), machine.place(name));
             self.add("user-mode network", VMM, at);
+            if let DeviceKind::Network(network) = kind {
+                self.network(network);
+            }
         }
         if memory.pluggable_mib > 0 {
             let what = format!("memory {} MiB more", memory.pluggable_mib);
@@ -471,6 +488,9 @@ mod tests {
             "partition.spawn:worker=4 | supervisor | fifth rule, when a child starts",
             "memory 256 MiB more | bulkhead-vmm | `memory`, function 1 of the PCI bus's virtio devices",
             "user-mode network | bulkhead-vmm | virtio-net, MTU 65520, `net0`, function 5 of the PCI bus's virtio devices",
+            "name db.example.org | bulkhead-gateway | resolves to the router's address",
+            "authority /srv/agent/ca.pem | bulkhead-gateway | trusted by it, where it looks into requests",
+            "10 connections | bulkhead-gateway | at a time",
             "cpu 150% | control group | of the partition",
             "root /srv/agent/rootfs | supervisor | copied to / at the start",
             "mount /srv/agent/bin | supervisor | copied to /opt/bin at the start",

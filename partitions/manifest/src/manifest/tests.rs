@@ -61,6 +61,8 @@ on_reboot = "end"
 
 [network]
 max_connections = 10
+hosts = ["db.example.org"]
+trust = ["ca.pem"]
 
 [[secrets]]
 name = "github"
