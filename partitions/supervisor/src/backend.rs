@@ -143,6 +143,12 @@ pub(crate) fn network(
             trust: trust.map(|file| descriptors.keep(file)).collect(),
         });
     }
+    let mut questions = None;
+    if description.allow.iter().any(|connect| connect.approval) {
+        let (ours, theirs) = packet_pair()?;
+        description.approvals = Some(descriptors.keep(theirs));
+        questions = Some(ours);
+    }
     for secret in own.secrets {
         let SecretBinding {
             host, header, path, ..
@@ -187,7 +193,7 @@ pub(crate) fn network(
         description: description.map_err(Error::system("describe a network"))?,
         descriptors: descriptors.0,
         control: Some(control),
-        questions: None,
+        questions,
     };
     Ok((theirs, ready))
 }
@@ -384,6 +390,28 @@ mod tests {
         let file = descriptors.find(|descriptor| descriptor.as_raw_fd() == secret.value.0);
         let value = std::io::read_to_string(fs::File::from(file.unwrap())).unwrap();
         assert_eq!(value.as_bytes(), bound[0].value.expose());
+    }
+
+    #[test]
+    fn a_gateway_can_ask_a_person_where_a_grant_demands_it() {
+        for (grant, asks) in [
+            (r#""net.connect:api.example.com:443""#, false),
+            (
+                r#"{ capability = "net.connect:api.example.com:443", approval = true }"#,
+                true,
+            ),
+        ] {
+            let agent = secrets::tests::agent(grant, Vec::new());
+            let bulkhead_manifest::DeviceKind::Network(plan) = &agent.devices[0].kind else {
+                panic!("a network")
+            };
+            let (_link, ready) =
+                network("agent", "net0", plan, Own::default(), Jail::Full).unwrap();
+            let description: NetworkDescription =
+                serde_json::from_slice(&ready.description).unwrap();
+            let (ours, theirs) = (ready.questions, description.approvals);
+            assert_eq!((ours.is_some(), theirs.is_some()), (asks, asks), "{grant}");
+        }
     }
 
     #[test]

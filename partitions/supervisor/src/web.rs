@@ -7,7 +7,7 @@ use crate::initramfs::memory_file;
 use crate::library::{Library, LibraryFile};
 use bulkhead_capability::Constraints;
 use bulkhead_manifest::{Denial, DeviceKind, Network, Partition};
-use bulkhead_network::{Connect, NetworkDescription, Quota, Resolve};
+use bulkhead_network::{Connect, NetworkDescription, Protocol, Quota, Resolve};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -46,8 +46,9 @@ pub(crate) struct Authority {
 
 /// Whether a grant of the partition takes looking into what goes over the network.
 pub(crate) fn is_needed(partition: &Partition) -> bool {
-    let narrowed =
-        |constraints: &Constraints| constraints.http.is_some() || !constraints.quotas.is_empty();
+    let narrowed = |constraints: &Constraints| {
+        constraints.http.is_some() || !constraints.quotas.is_empty() || constraints.approval
+    };
     let mandate = partition.mandate.as_ref();
     if mandate.is_some_and(|mandate| !mandate.secrets.is_empty()) {
         return true;
@@ -148,17 +149,21 @@ pub(crate) fn rules(
     };
     for connect in &network.connect {
         let what = || format!("net.connect:{}", connect.rule);
-        let (quotas, lifetime) = amounts.of(&connect.constraints, what)?;
+        let approval = connect.constraints.approval;
+        if approval && connect.rule.protocol != Protocol::Tcp {
+            return Err(Error::NotEnforced(format!("approval of {}", what())));
+        }
+        let (quotas, lifetime) = amounts.of(&connect.constraints);
         description.allow.push(Connect {
             rule: connect.rule.clone(),
             http: connect.constraints.http.clone(),
             quotas,
             lifetime,
+            approval,
         });
     }
     for resolve in &network.resolve {
-        let what = || format!("dns.resolve:{}", resolve.name);
-        let (quotas, lifetime) = amounts.of(&resolve.constraints, what)?;
+        let (quotas, lifetime) = amounts.of(&resolve.constraints);
         description.resolve.push(Resolve {
             name: resolve.name.clone(),
             quotas,
@@ -192,14 +197,7 @@ struct Amounts {
 
 impl Amounts {
     /// The places of a grant's amounts, and the seconds that it is left.
-    fn of(
-        &mut self,
-        constraints: &Constraints,
-        what: impl Fn() -> String,
-    ) -> Result<(Vec<usize>, Option<u64>), Error> {
-        if constraints.approval {
-            return Err(Error::NotEnforced(format!("approval of {}", what())));
-        }
+    fn of(&mut self, constraints: &Constraints) -> (Vec<usize>, Option<u64>) {
         let mut places = Vec::new();
         for (name, quota) in &constraints.quotas {
             let quota = Quota {
@@ -222,7 +220,7 @@ impl Amounts {
             .map(|expires| expires.saturating_sub(now));
         let lifetime = constraints.lifetime;
         let lifetime = lifetime.map(|lifetime| lifetime.saturating_sub(self.age));
-        Ok((places, left.into_iter().chain(lifetime).min()))
+        (places, left.into_iter().chain(lifetime).min())
     }
 }
 
@@ -231,7 +229,6 @@ mod tests {
     use super::*;
     use crate::compile::tests::partition;
     use bulkhead_machine::{Fd, Jail};
-    use bulkhead_network::Protocol;
 
     fn described(grants: &str) -> (bool, Result<NetworkDescription, Error>) {
         described_at(grants, 0)
@@ -289,8 +286,10 @@ mod tests {
 
     #[test]
     fn what_nothing_enforces_is_refused() {
+        let consent = described(r#"{ capability = "net.connect:a.example:443", approval = true }"#);
+        assert!(consent.0 && consent.1.unwrap().allow[0].approval);
         let (_, refused) =
-            described(r#"{ capability = "net.connect:a.example:443", approval = true }"#);
+            described(r#"{ capability = "net.connect:udp:a.example:443", approval = true }"#);
         assert_eq!(refused.unwrap_err().code(), "not-enforced");
     }
 

@@ -18,6 +18,7 @@ pub(crate) fn named(description: &NetworkDescription) -> impl Iterator<Item = Fd
                 .flat_map(|models| [models.file, models.spent]),
         )
         .chain(description.used)
+        .chain(description.approvals)
         .chain(description.ledger)
         .chain(description.control)
         .chain([description.link])

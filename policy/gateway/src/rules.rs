@@ -398,10 +398,10 @@ impl Rules {
         let Wanted {
             protocol, to, port, ..
         } = wanted;
-        let narrowed = |grant: &&Connect| grant.http.is_some() || !grant.quotas.is_empty();
         let secret = |name: &String| self.secret_hosts.contains(name);
         let has_secret = names.iter().flatten().any(secret);
-        let web = protocol == Protocol::Tcp && (has_secret || grants.iter().any(narrowed));
+        let web = protocol == Protocol::Tcp
+            && (has_secret || grants.iter().any(|grant| grant.is_narrowed()));
         // Of grants that allow the same, one that has something left.
         let mut quotas = Vec::new();
         if !web && let Some(first) = grants.first() {

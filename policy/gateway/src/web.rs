@@ -22,8 +22,8 @@ use bulkhead_network::{
 use bulkhead_proxy::quota::Quotas;
 use bulkhead_proxy::secrets::{Secret, Secrets};
 use bulkhead_proxy::{
-    Authority, AuthorityError, CertificateDer, End, Flow, Policy, Proxy, ProxyError, Records,
-    certificates, provider,
+    Authority, AuthorityError, CertificateDer, Consent, End, Flow, Policy, Proxy, ProxyError,
+    Records, certificates, provider,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Builder;
@@ -131,6 +131,8 @@ pub(crate) struct Ready {
     policy: Policy,
     authority: Authority,
     trust: Vec<CertificateDer<'static>>,
+    /// Where a person is asked.
+    approvals: Option<OwnedFd>,
 }
 
 /// Reads what the proxy needs; `None` where no rule asks for one.
@@ -158,10 +160,15 @@ pub(crate) fn prepare(
     let secrets: Result<_, Error> = secrets.map(|secret| read_secret(secret, own)).collect();
     let (allow, deny) = (description.allow.clone(), description.deny.clone());
     let policy = Policy::new(allow, deny, quotas.clone(), Secrets::new(secrets?));
+    let approvals = match description.approvals {
+        Some(fd) => Some(own.take("the socket of approvals", fd)?),
+        None => None,
+    };
     Ok(Some(Ready {
         policy,
         authority,
         trust,
+        approvals,
     }))
 }
 
@@ -202,6 +209,8 @@ impl Ready {
     pub(crate) fn start(self, records: Records, mut chatter: Chatter) -> Result<Web, WebError> {
         let (hand_over, queue) = unbounded_channel();
         let (began, begun) = sync_channel(1);
+        let consent = self.approvals.map(Consent::start).transpose();
+        let consent = consent.map_err(WebError::Start)?.unwrap_or_default();
         let body = move || {
             let runtime = Builder::new_current_thread()
                 .enable_io()
@@ -218,7 +227,8 @@ impl Ready {
             let tell = Box::new(move |sentence: &str| {
                 chatter.say(passed(start), format_args!("{sentence}"));
             });
-            let proxy = Proxy::new(self.policy, self.authority, self.trust, records, tell);
+            let (policy, authority, trust) = (self.policy, self.authority, self.trust);
+            let proxy = Proxy::new(policy, authority, trust, records, consent, tell);
             match proxy {
                 Ok(proxy) => LocalSet::new().block_on(&runtime, async {
                     // From here on the thread needs nothing that seccomp refuses.

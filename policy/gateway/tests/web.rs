@@ -20,6 +20,7 @@ use bulkhead_proxy::{authority, certificates, provider};
 use bulkhead_record::Kind;
 use guest::ledger::writer;
 use guest::{Gateway, Guest, ROUTER, start_with};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use smoltcp::iface::SocketHandle;
@@ -360,6 +361,44 @@ fn secrets_are_with_the_gateway_alone() {
     let has_value: Vec<bool> = seen.iter().map(|head| head.contains(VALUE)).collect();
     assert_eq!(has_value, [true, false, false], "{seen:?}");
     assert!(!gateway.end().contains(VALUE));
+}
+
+#[test]
+fn a_person_is_asked_from_inside_the_jail() {
+    let server = server();
+    let (ours, theirs) = guest::pair();
+    let person = thread::spawn(move || {
+        let mut objects = Vec::new();
+        let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];
+        while let Ok((_, length @ 1..)) = recv(&ours, &mut buffer[..], RecvFlags::empty()) {
+            let request: bulkhead_approval::Request =
+                serde_json::from_slice(&buffer[..length]).unwrap();
+            let answer = bulkhead_approval::Answer {
+                id: request.id,
+                allowed: !request.question.object.contains("/v1/no"),
+                reason: "a person said so".into(),
+            };
+            objects.push(request.question.object);
+            let answer = serde_json::to_vec(&answer).unwrap();
+            send(&ours, &answer, SendFlags::NOSIGNAL).unwrap();
+        }
+        objects
+    });
+    let (gateway, mut guest, trust) = begin(&server, |described, given| {
+        described.allow[0].approval = true;
+        given.files.push((theirs, 60));
+        described.approvals = Some(Fd(60));
+    });
+    for (path, status) in [("/v1/yes", "200"), ("/v1/no", "403")] {
+        let answer = says(&mut guest, &trust, "api.example", &get("api.example", path)).unwrap();
+        assert_eq!(&answer[9..12], status, "{answer}");
+    }
+    gateway.end();
+    let asked = [
+        "GET https://api.example/v1/yes",
+        "GET https://api.example/v1/no",
+    ];
+    assert_eq!(person.join().unwrap(), asked);
 }
 
 #[test]

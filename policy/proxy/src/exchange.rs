@@ -205,11 +205,17 @@ impl Exchange {
         let path = request.uri().path();
         let policy = &self.shared.policy;
         let method = request.method().as_str();
-        let Allowed { grant } = policy.request(&self.flow, &host, method, path)?;
+        let allowed = policy.request(&self.flow, &host, method, path)?;
+        let Allowed { grant } = allowed;
+        // What is asked for is shown whole.
+        let query = request.uri().query().map(|query| format!("?{query}"));
+        let object = format!("{what}{}", query.unwrap_or_default());
+        let consent = self.shared.consent(allowed, &object).await?;
         let private = self.tls.is_some() || self.flow.address.is_none();
         let mut head = request.headers().clone();
         let swapped = policy.secrets().swap(&mut head, &host, path, private);
-        let mut detail = BTreeMap::new();
+        let consent = consent.map(|how| ("consent".to_owned(), how));
+        let mut detail: BTreeMap<_, _> = consent.into_iter().collect();
         for (key, names) in [("secrets", swapped.used), ("placeholders", swapped.left)] {
             if !names.is_empty() {
                 detail.insert(key.to_owned(), names.join(" "));

@@ -12,6 +12,7 @@
 
 pub mod authority;
 pub mod client_hello;
+mod consent;
 mod exchange;
 pub mod framing;
 mod guarded;
@@ -33,7 +34,10 @@ pub use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
+use policy::{Allowed, Refusal};
+
 pub use authority::{Authority, AuthorityError};
+pub use consent::Consent;
 pub use policy::{Flow, Policy};
 pub use records::Records;
 pub use serve::End;
@@ -48,6 +52,7 @@ pub type Refused = Box<dyn FnMut(&str)>;
 pub(crate) struct Shared {
     pub(crate) policy: Policy,
     pub(crate) records: Records,
+    consent: Consent,
     authority: RefCell<Authority>,
     clients: upstream::Clients,
     tell: RefCell<Refused>,
@@ -55,6 +60,23 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Asks a person, if what was allowed takes that; how they consented.
+    ///
+    /// # Errors
+    /// They did not.
+    pub(crate) async fn consent(
+        &self,
+        allowed: Allowed<'_>,
+        object: &str,
+    ) -> Result<Option<String>, Refusal> {
+        if !allowed.grant.approval {
+            return Ok(None);
+        }
+        let why = format!("the grant net.connect:{} demands it", allowed.grant.rule);
+        let asking = self.consent.ask("net.connect", object, &why);
+        asking.await.map(Some).map_err(Refusal::NoConsent)
+    }
+
     /// Tells people and the ledger that `what` was refused.
     pub(crate) fn refused(&self, what: &str, reason: &str) {
         (self.tell.borrow_mut())(&format!("refused {what}: {reason}"));
@@ -92,8 +114,8 @@ pub fn certificates(pem: &str) -> Option<Vec<CertificateDer<'static>>> {
 }
 
 impl Proxy {
-    /// A proxy that decides by `policy`, shows itself to the guest by `authority`, and trusts servers
-    /// that `trust` vouches for. `tell` hears of refusals.
+    /// A proxy that decides by `policy`, shows itself to the guest by `authority`, trusts servers that
+    /// `trust` vouches for, and asks people by `consent`. `tell` hears of refusals.
     ///
     /// # Errors
     /// See [`ProxyError`].
@@ -102,6 +124,7 @@ impl Proxy {
         authority: Authority,
         trust: Vec<CertificateDer<'static>>,
         records: Records,
+        consent: Consent,
         tell: Refused,
     ) -> Result<Self, ProxyError> {
         let mut roots = RootCertStore::empty();
@@ -120,6 +143,7 @@ impl Proxy {
         Ok(Self(Rc::new(Shared {
             policy,
             records,
+            consent,
             authority: RefCell::new(authority),
             clients: upstream::Clients {
                 newest: Arc::new(newest),

@@ -103,6 +103,9 @@ pub enum Refusal {
     /// A request that no server gets through here.
     #[error("{0} is never forwarded")]
     Never(&'static str),
+    /// A person did not consent to what takes that.
+    #[error("it takes a person's consent, and there was none: {0}")]
+    NoConsent(String),
     /// An amount is used up.
     #[error(transparent)]
     Quota(#[from] Exhausted),
@@ -161,7 +164,7 @@ impl Policy {
             let (host, port) = (host.to_owned(), flow.port);
             return Err(Refusal::Name { host, port });
         }
-        match grants.find(|grant| grant.http.is_none()) {
+        match whole(grants) {
             Some(grant) if !self.secrets.has(host) => Ok(Treatment::Tunnel(Allowed { grant })),
             _ => Ok(Treatment::Intercept),
         }
@@ -172,12 +175,16 @@ impl Policy {
         // A local service may get a secret in the clear.
         let secret = flow.address.is_none() && flow.names.iter().any(|name| self.secrets.has(name));
         // Where names share the address, the bytes may be for one that is narrowed.
-        let any = |host| self.grants(flow, host).find(|grant| grant.http.is_none());
+        let any = |host| whole(self.grants(flow, host));
         let by_address = any("");
         let by_names = || {
             let mut grants = flow.names.iter().map(|name| any(name.as_str()));
             let first = grants.next()??;
-            grants.all(|grant| grant.is_some()).then_some(first)
+            // The one for which the most is asked.
+            grants.try_fold(first, |most, grant| {
+                let grant = grant?;
+                Some(if most.approval { most } else { grant })
+            })
         };
         match by_address.or_else(by_names) {
             Some(grant) if !secret => Treatment::Tunnel(Allowed { grant }),
@@ -199,10 +206,14 @@ impl Policy {
         if method == "CONNECT" {
             return Err(Refusal::Never("CONNECT, which is for a proxy,"));
         }
-        let mut allowed = self.grants(flow, host).filter(|grant| match &grant.http {
+        let allowed = self.grants(flow, host).filter(|grant| match &grant.http {
             Some(http) => http.allows(method, path),
             None => true,
         });
+        let mut allowed: Vec<&Connect> = allowed.collect();
+        // Nobody is asked where another grant allows the same.
+        allowed.sort_by_key(|grant| grant.approval);
+        let mut allowed = allowed.into_iter();
         let Some(first) = allowed.next() else {
             let (path, host, port) = (path.to_owned(), host.to_owned(), flow.port);
             if !is_unambiguous(&path) && self.grants(flow, &host).next().is_some() {
@@ -223,6 +234,15 @@ impl Policy {
         let other = allowed.find(|grant| self.quotas.call(&grant.quotas).is_ok());
         other.map(|grant| Allowed { grant }).ok_or(refused.into())
     }
+}
+
+/// Of the grants for a host, the one by which its bytes are handed on as they are; none where requests
+/// are decided.
+fn whole<'p>(grants: impl Iterator<Item = &'p Connect>) -> Option<&'p Connect> {
+    let (narrowed, whole): (Vec<_>, Vec<_>) = grants.partition(|grant| grant.http.is_some());
+    let least = whole.into_iter().min_by_key(|grant| grant.approval);
+    // Where some requests take nobody's consent, a person is asked for the others alone.
+    least.filter(|grant| !grant.approval || narrowed.is_empty())
 }
 
 #[cfg(test)]
@@ -375,6 +395,36 @@ mod tests {
         assert!(matches!(policy.plain(&shared), Treatment::Intercept));
         let own = flow("192.0.2.1", &["a.example"], 443);
         assert!(matches!(policy.plain(&own), Treatment::Tunnel(_)));
+    }
+
+    #[test]
+    fn a_person_is_asked_only_where_no_other_grant_allows_the_same() {
+        let asks = |grant: Connect| Connect {
+            approval: true,
+            ..grant
+        };
+        let there = flow("192.0.2.1", &["a.example"], 443);
+        let all: Connect = "tcp:a.example:443".parse().unwrap();
+        let get = narrowed("tcp:a.example:443", &["GET"], &[]);
+        let both = policy(vec![asks(all.clone()), get]);
+        let asked = |method| {
+            both.request(&there, "a.example", method, "/")
+                .unwrap()
+                .grant
+        };
+        assert!(!asked("GET").approval && asked("POST").approval);
+        assert!(matches!(
+            both.tls(&there, "a.example"),
+            Ok(Treatment::Intercept)
+        ));
+        assert!(matches!(both.plain(&there), Treatment::Intercept));
+        let alone = policy(vec![asks(all.clone())]);
+        for treatment in [alone.tls(&there, "a.example").unwrap(), alone.plain(&there)] {
+            assert!(matches!(treatment, Treatment::Tunnel(allowed) if allowed.grant.approval));
+        }
+        let free = policy(vec![asks(all.clone()), all]);
+        let treatment = free.tls(&there, "a.example").unwrap();
+        assert!(matches!(treatment, Treatment::Tunnel(allowed) if !allowed.grant.approval));
     }
 
     #[test]

@@ -169,10 +169,15 @@ impl Shared {
         let counted = self.policy.quotas().call(&grant.quotas);
         counted.map_err(Refusal::from)?;
         let object = format!("tcp {host}:{}", flow.port);
+        let consent = self.consent(allowed, &object).await?;
+        let detail = consent.map(|how| ("consent".to_owned(), how));
         let reason = format!("net.connect:{}", grant.rule);
-        let recording = self
-            .records
-            .intent("net.connect", &object, &reason, Default::default());
+        let recording = self.records.intent(
+            "net.connect",
+            &object,
+            &reason,
+            detail.into_iter().collect(),
+        );
         let act = match recording.await {
             Ok(act) => act,
             Err(error) => {

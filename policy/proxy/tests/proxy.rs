@@ -10,13 +10,21 @@
 mod world;
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
+use bulkhead_approval::{Answer, Question, Request as AskedFor};
 use bulkhead_network::Quota;
+use bulkhead_proxy::Consent;
 use bulkhead_record::{Kind, Verdict};
 use http_body_util::BodyExt;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use hyper::{Request, Version};
 use hyper_util::rt::TokioIo;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use world::{Local, PLACEHOLDER, Setup, VALUE, World, body, converse, narrowed, run, secret};
 
@@ -453,6 +461,119 @@ fn trailers_carry_no_secret_either_way() {
         assert!(heard.contains(&format!("\nauthorization: Bearer {VALUE}\n")));
         let left = format!("\ntrailer authorization: Bearer {PLACEHOLDER}\n");
         assert!(heard.contains(&left), "{heard}");
+    });
+}
+
+/// A supervisor whose person allows what names none of `denied`, and answers when told to.
+fn person(denied: &'static str) -> (Consent, mpsc::Sender<()>, mpsc::Receiver<Question>) {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    let (answer, told) = mpsc::channel();
+    let (asked, questions) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];
+        while let Ok((length @ 1.., _)) = recv(&ours, &mut buffer[..], RecvFlags::empty()) {
+            let request: AskedFor = serde_json::from_slice(&buffer[..length]).unwrap();
+            let allowed = !request.question.object.contains(denied);
+            asked.send(request.question).unwrap();
+            if told.recv().is_err() {
+                return;
+            }
+            let answer = Answer {
+                id: request.id,
+                allowed,
+                reason: "a person said so".into(),
+            };
+            let packet = serde_json::to_vec(&answer).unwrap();
+            send(&ours, &packet, SendFlags::NOSIGNAL).unwrap();
+        }
+    });
+    (Consent::start(theirs).unwrap(), answer, questions)
+}
+
+#[test]
+fn a_request_waits_for_a_person_and_the_others_do_not() {
+    run(async {
+        let mut asks = narrowed("tcp:api.example:443", &["POST"], &["/v1/**"]);
+        asks.approval = true;
+        let (consent, answer, questions) = person("/v1/drop");
+        let world = World::new(Setup {
+            allow: vec![narrowed("tcp:api.example:443", &["GET"], &["/v1/**"]), asks],
+            record: true,
+            consent,
+            ..Setup::default()
+        })
+        .await;
+        for version in VERSIONS {
+            let waiting = world.asks(version, request(version, "POST", "/v1/a?x=1", "hello"));
+            let others = async {
+                let question = loop {
+                    match questions.try_recv() {
+                        Ok(question) => break question,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    }
+                };
+                assert_eq!(question.capability, "net.connect");
+                assert_eq!(question.object, "POST https://api.example/v1/a?x=1");
+                assert!(question.why.contains("net.connect:tcp:api.example:443"));
+                let before = world.paths().len();
+                let free = world.asks(version, request(version, "GET", "/v1/b", ""));
+                assert_eq!(free.await.0, 200, "nobody else waits");
+                assert_eq!(world.paths().len(), before + 1, "nothing was sent before");
+                answer.send(()).unwrap();
+            };
+            let ((status, text), ()) = tokio::join!(waiting, others);
+            assert_eq!(status, 200, "{text}");
+            assert!(text.ends_with("hello"), "{text}");
+            answer.send(()).unwrap();
+            let denied = world.asks(version, request(version, "POST", "/v1/drop", "x"));
+            let (status, text) = denied.await;
+            assert_eq!(status, 403, "{text}");
+            assert!(text.contains("takes a person's consent"), "{text}");
+            assert!(text.contains("a person said so"), "{text}");
+            questions.recv().unwrap();
+        }
+        let paths = ["/v1/b", "/v1/a", "/v1/b", "/v1/a"];
+        assert_eq!(world.paths(), paths, "nothing else was sent");
+        let entries = world.ledger.entries.lock().unwrap();
+        let consents = entries.iter().filter(|entry| {
+            let consent = entry.detail.get("consent").map(String::as_str);
+            entry.kind == Kind::Intent && consent == Some("a person said so")
+        });
+        assert_eq!(consents.count(), 2);
+    });
+}
+
+#[test]
+fn a_connection_waits_for_a_person() {
+    run(async {
+        let mut asks: bulkhead_network::Connect = "tcp:api.example:443".parse().unwrap();
+        asks.approval = true;
+        let setup = |consent| Setup {
+            allow: vec![asks.clone()],
+            consent,
+            tls: false,
+            ..Setup::default()
+        };
+        let text = b"GET /x HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n";
+        let (consent, answer, questions) = person("nothing");
+        let world = World::new(setup(consent)).await;
+        answer.send(()).unwrap();
+        let (guest, _) = world.connect();
+        assert!(converse(guest, text).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(questions.recv().unwrap().object, "tcp api.example:443");
+        let (consent, answer, _questions) = person("api.example");
+        let world = World::new(setup(consent)).await;
+        answer.send(()).unwrap();
+        let (guest, end) = world.connect();
+        assert_eq!(converse(guest, text).await, "");
+        assert_eq!(end.await.unwrap(), bulkhead_proxy::End::Reset);
+        // Where nobody can be asked, nobody consents.
+        let world = World::new(setup(Consent::default())).await;
+        let (guest, _) = world.connect();
+        assert_eq!(converse(guest, text).await, "");
+        assert!(world.refusals.borrow()[0].contains("nobody can be asked"));
+        assert_eq!(world.accepted.load(Ordering::SeqCst), 0);
     });
 }
 

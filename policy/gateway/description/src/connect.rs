@@ -26,6 +26,10 @@ pub struct Connect {
     /// Seconds after the gateway's start from which on it is void; what was begun goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<u64>,
+    /// Each use takes a person's consent: each connection, or request where those are looked into. Of
+    /// TCP, and only with [`NetworkDescription::web`](crate::NetworkDescription::web).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approval: bool,
 }
 
 /// Names that resolve.
@@ -129,6 +133,7 @@ impl From<Rule> for Connect {
             http: None,
             quotas: Vec::new(),
             lifetime: None,
+            approval: false,
         }
     }
 }
@@ -142,6 +147,11 @@ impl FromStr for Connect {
 }
 
 impl Connect {
+    /// Whether the proxy takes what it allows.
+    pub fn is_narrowed(&self) -> bool {
+        self.http.is_some() || !self.quotas.is_empty() || self.approval
+    }
+
     /// Whether it is void after this many seconds.
     pub fn is_over(&self, seconds: u64) -> bool {
         self.lifetime.is_some_and(|lifetime| lifetime <= seconds)

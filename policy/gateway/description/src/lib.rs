@@ -128,6 +128,10 @@ pub struct NetworkDescription {
     /// The models that the guest finds at [`MODEL_HOST`]; absent: none. Only with [`Self::ledger`].
     #[serde(default)]
     pub models: Option<ModelAccess>,
+    /// A socket on which a person's consent is asked for (`bulkhead-approval`); absent: nobody is asked,
+    /// and what takes consent is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<Fd>,
     /// A socket to the ledger's writer, where acts are recorded before they are done.
     #[serde(default)]
     pub ledger: Option<Fd>,
@@ -180,6 +184,7 @@ impl NetworkDescription {
             web: None,
             secrets: Vec::new(),
             models: None,
+            approvals: None,
             ledger: None,
             actor: None,
             loopback: Vec::new(),

@@ -14,7 +14,7 @@ use bulkhead_network::http::HttpRule;
 use bulkhead_network::{Connect, Deny, Quota};
 use bulkhead_proxy::quota::Quotas;
 use bulkhead_proxy::secrets::{Secret, Secrets};
-use bulkhead_proxy::{Authority, End, Flow, Policy, Proxy, Records, authority, provider};
+use bulkhead_proxy::{Authority, Consent, End, Flow, Policy, Proxy, Records, authority, provider};
 use bulkhead_record::{Entry, RecordError, Recorder};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -77,6 +77,7 @@ pub struct Setup {
     pub quotas: Vec<Quota>,
     pub secrets: Vec<Secret>,
     pub record: bool,
+    pub consent: Consent,
     /// The server speaks TLS.
     pub tls: bool,
 }
@@ -92,6 +93,7 @@ impl Default for Setup {
             quotas: Vec::new(),
             secrets: Vec::new(),
             record: false,
+            consent: Consent::default(),
             tls: true,
         }
     }
@@ -154,14 +156,14 @@ impl World {
         let refusals = Rc::new(RefCell::new(Vec::new()));
         let heard = refusals.clone();
         let tell = Box::new(move |text: &str| heard.borrow_mut().push(text.to_owned()));
-        let quotas = Quotas::new(&setup.quotas);
+        let (quotas, consent) = (Quotas::new(&setup.quotas), setup.consent);
         let policy = Policy::new(
             setup.allow,
             Deny::default(),
             quotas,
             Secrets::new(setup.secrets),
         );
-        let proxy = Proxy::new(policy, own, vec![trust], records, tell).unwrap();
+        let proxy = Proxy::new(policy, own, vec![trust], records, consent, tell).unwrap();
         let flow = Flow {
             to,
             port: 443,
