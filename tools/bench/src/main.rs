@@ -8,6 +8,7 @@ mod child;
 mod clock;
 mod decision;
 mod error;
+mod gateway;
 mod host;
 mod instructions;
 mod linux;
@@ -67,8 +68,12 @@ enum Benchmark {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// What mediation costs: decisions, and the ledger's durable and verified records.
+    /// What mediation costs: decisions, the way through the gateway, and the ledger's durable and verified
+    /// records.
     Policy {
+        /// The installed library directory; by default that of BULKHEAD_LIB or of this build.
+        #[arg(long)]
+        lib: Option<PathBuf>,
         /// Directory in which files are written; by default that of temporary files.
         #[arg(long)]
         scratch: Option<PathBuf>,
@@ -85,6 +90,7 @@ enum Benchmark {
 #[derive(serde::Serialize)]
 struct PolicyFigures {
     decisions: Vec<decision::Latency>,
+    gateway: gateway::Figures,
     records: Vec<policy::Rate>,
 }
 
@@ -112,6 +118,7 @@ impl Benchmark {
                 format.print(&figures, |figures| report::figures(figures))
             }
             Self::Policy {
+                lib,
                 scratch,
                 runs,
                 format,
@@ -120,10 +127,15 @@ impl Benchmark {
                 let figures = PolicyFigures {
                     decisions: decision::run().map_err(said)?,
                     records: policy::run(&scratch, runs).map_err(said)?,
+                    gateway: gateway::run(&lib.unwrap_or_else(default_library), runs)
+                        .map_err(said)?,
                 };
                 format.print(&figures, |figures| {
                     let decisions = report::latencies(&figures.decisions);
-                    format!("{decisions}\n{}", report::rates(&figures.records))
+                    let trips = report::trips(&figures.gateway.trips);
+                    let moved = report::rates(&figures.gateway.megabytes);
+                    let records = report::rates(&figures.records);
+                    format!("{decisions}\n{trips}\n{moved}\n{records}")
                 })
             }
         }

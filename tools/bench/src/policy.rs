@@ -190,7 +190,7 @@ fn repeated(each: usize, mut act: impl FnMut() -> Result<(), Error>) -> Result<f
 
 /// Rates in the making, in the order in which they were first measured.
 #[derive(Default)]
-struct Rates(Vec<Series>);
+pub(crate) struct Rates(Vec<Series>);
 
 struct Series {
     id: &'static str,
@@ -201,7 +201,8 @@ struct Series {
 }
 
 impl Rates {
-    fn add(
+    /// Takes another sample of this rate.
+    pub(crate) fn add(
         &mut self,
         id: &'static str,
         what: &'static str,
@@ -223,7 +224,8 @@ impl Rates {
         Ok(())
     }
 
-    fn finish(self) -> Result<Vec<Rate>, Error> {
+    /// What they come down to.
+    pub(crate) fn finish(self) -> Result<Vec<Rate>, Error> {
         let rate = |series: Series| {
             let stats = Stats::of_values(&series.samples);
             let stats = stats.ok_or_else(|| Error::Answer("nothing was measured".to_owned()))?;

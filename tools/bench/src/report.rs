@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::decision::Latency;
+use crate::gateway::Trip;
 use crate::instructions::Counted;
 use crate::linux::Figure;
 use crate::policy::Rate;
@@ -174,6 +175,37 @@ pub(crate) fn latencies(latencies: &[Latency]) -> String {
             us(latency.p50_ns),
             us(latency.p99_ns),
             latency.bar_ns.map_or(String::new(), us),
+        ]
+    }));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
+}
+
+/// A table of round trips, each by the gateway beside the direct one.
+pub(crate) fn trips(trips: &[Trip]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "one round trip",
+        "p50 us",
+        "spread",
+        "p99 us",
+        "added to p50",
+        "ratio",
+    ]);
+    let us = |value: f64| format!("{value:.1}");
+    table.add_rows(trips.iter().map(|trip| {
+        let beside = trips.iter().find(|other| Some(other.id) == trip.beside);
+        let direct = beside.map(|direct| direct.p50.median);
+        [
+            trip.what.to_owned(),
+            us(trip.p50.median),
+            us(trip.p50.spread),
+            us(trip.p99.median),
+            direct.map_or(String::new(), |direct| us(trip.p50.median - direct)),
+            direct.map_or(String::new(), |direct| us(trip.p50.median / direct)),
         ]
     }));
     for column in table.column_iter_mut().skip(1) {

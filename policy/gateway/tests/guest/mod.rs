@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod ledger;
+pub mod stream;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -10,6 +11,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bulkhead_network::control::{self, Event, Stats};
@@ -97,12 +99,20 @@ pub fn start_with(
     let Event::Running { jail_gaps } = event else {
         panic!("it did not start: {event:?}");
     };
-    assert!(jail_gaps.is_empty(), "{jail_gaps:?}");
+    // A benchmark takes the host as it is.
+    let whole = PROGRAM.get().is_some() || jail_gaps.is_empty();
+    assert!(whole, "{jail_gaps:?}");
     (gateway, Guest::new(guest_link, mtu))
 }
 
+/// The gateway that is started, where it is no test's or example's own.
+pub static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
 /// The built gateway: for examples, two directories up.
 fn program() -> PathBuf {
+    if let Some(program) = PROGRAM.get() {
+        return program.clone();
+    }
     match option_env!("CARGO_BIN_EXE_bulkhead-gateway") {
         Some(program) => program.into(),
         None => {
