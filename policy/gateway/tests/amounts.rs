@@ -100,12 +100,12 @@ fn a_partition_moves_no_more_than_its_budget() {
     let (gateway, mut guest) = begin(port, &file);
     // Both ways count.
     assert_eq!(moves(&mut guest, 400_000), 400_000);
-    let last = moves(&mut guest, 400_000);
-    assert!(last < 200_000, "{last}");
+    let last = moves(&mut guest, 4_000_000);
+    assert!(last < 1_000_000, "{last}");
     let stats = gateway.stats();
     let moved = stats.bytes_in + stats.bytes_out;
-    // What one turn of a connection can move is what it may be late by.
-    assert!((BUDGET..BUDGET + 100_000).contains(&moved), "{moved}");
+    // What one turn of a connection can move is what it may be late by: its buffers, both ways.
+    assert!((BUDGET..BUDGET + 2 * 256 * 1024).contains(&moved), "{moved}");
     assert!(!guest.connects(ROUTER, 80));
     assert!(guest.resolve("time.example").is_err());
     let said = gateway.end();
