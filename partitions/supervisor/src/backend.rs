@@ -110,6 +110,8 @@ pub(crate) struct Own<'a> {
     pub(crate) budget: Option<u64>,
     /// Absent: amounts begin with this gateway.
     pub(crate) amounts: Option<Amounts>,
+    /// Where the partition's tools ask for connections, if they may.
+    pub(crate) tools: Option<OwnedFd>,
     /// Absent: nothing is recorded, which is for tests.
     pub(crate) records: Option<Records>,
 }
@@ -162,6 +164,7 @@ pub(crate) fn network(
             paths: path.iter().cloned().collect(),
         });
     }
+    description.tools = own.tools.map(|tools| descriptors.keep(tools));
     if let Some(models) = own.models {
         description.models = Some(ModelAccess {
             file: descriptors.keep(models.file),

@@ -35,6 +35,8 @@ pub(crate) struct Given {
     pub(crate) models: Option<Models>,
     /// What it has used of its amounts before.
     pub(crate) amounts: Option<Amounts>,
+    /// Where its tools ask its gateway for connections.
+    pub(crate) tools: Option<OwnedFd>,
     /// Where its gateway records what it does.
     pub(crate) records: Option<Records>,
 }
@@ -264,6 +266,7 @@ impl Descriptors for Opened<'_> {
                     models: self.given.models.take(),
                     budget: partition.mandate.as_ref().and_then(|m| m.budget.bytes),
                     amounts: self.given.amounts.take(),
+                    tools: self.given.tools.take(),
                     records: self.given.records.take(),
                 };
                 let (link, ready) = backend::network(name, device, network, own, self.jail)?;

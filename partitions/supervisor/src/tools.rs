@@ -8,9 +8,9 @@ use crate::lasting::Lasting;
 use crate::process::packet_pair;
 use crate::vsock::Vsock;
 use bulkhead_capability::Capability;
-use bulkhead_manifest::{Partition, is_reserved_directory};
+use bulkhead_manifest::{Device, DeviceKind, Partition, is_reserved_directory};
 use bulkhead_places::Place;
-use bulkhead_toolbox::{Directory, Jail, Limits, PORT, ToolsDescription, VERSION};
+use bulkhead_toolbox::{Directory, Jail, Limits, PORT, ToolsDescription, VERSION, WEB_TOOLS};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -41,10 +41,22 @@ pub(crate) struct Whose<'w> {
     pub(crate) lasting: &'w Lasting,
 }
 
-/// Makes the tools of a partition ready, if it may call any. `ledger` gives them their way into it.
+/// Whether tools of the partition may ask its gateway for connections to web servers.
+pub(crate) fn ask_the_web(partition: &Partition) -> bool {
+    let is_network = |device: &Device| matches!(device.kind, DeviceKind::Network(_));
+    let asks = |held: &Capability| match held {
+        Capability::ToolCall(names) => WEB_TOOLS.iter().any(|name| names.matches(name)),
+        _ => false,
+    };
+    partition.devices.iter().any(is_network) && partition.grants.capabilities().any(asks)
+}
+
+/// Makes the tools of a partition ready, if it may call any. `gateway` is their way to the web, and
+/// `ledger` gives them theirs into it.
 pub(crate) fn ready(
     whose: &Whose<'_>,
     vsock: Option<&Vsock>,
+    gateway: Option<OwnedFd>,
     ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
 ) -> Result<Option<Ready>, Error> {
     if !whose.partition.calls_tools() {
@@ -54,14 +66,14 @@ pub(crate) fn ready(
     let vsock = vsock.ok_or_else(without)?;
     let config = Place::config().map_err(Error::Place)?;
     let data = Place::data().map_err(Error::Place)?.below(DIRECTORY);
-    describe(whose, vsock, ledger()?, &config, &data).map(Some)
+    describe(whose, vsock, (ledger()?, gateway), &config, &data).map(Some)
 }
 
 /// The tools of a partition whose policy file is in `config`, and which leave what has to last in `data`.
 fn describe(
     whose: &Whose<'_>,
     vsock: &Vsock,
-    ledger: Option<OwnedFd>,
+    (ledger, gateway): (Option<OwnedFd>, Option<OwnedFd>),
     config: &Place,
     data: &Place,
 ) -> Result<Ready, Error> {
@@ -86,6 +98,7 @@ fn describe(
         backups: descriptors.keep(backups),
         counters: Some(descriptors.keep(counters(data)?)),
         own_counters: Some(descriptors.keep(lasting.file(&partition.name, CALLS, &[])?)),
+        gateway: gateway.map(|gateway| descriptors.keep(gateway)),
         grants: partition.grants.clone(),
         started: started
             .duration_since(UNIX_EPOCH)
@@ -211,7 +224,13 @@ mod tests {
         };
         let (vsock, _theirs) = Vsock::new(&dir.path().join("p"))?;
         let place = |name: &str| Place::at(&dir.path().join(name)).unwrap();
-        let ready = describe(&whose, &vsock, None, &place("config"), &place("data"))?;
+        let ready = describe(
+            &whose,
+            &vsock,
+            (None, None),
+            &place("config"),
+            &place("data"),
+        )?;
         assert!(dir.path().join("p/vsock.sock_1024").exists());
         let description: ToolsDescription = serde_json::from_slice(&ready.description).unwrap();
         assert!(ready.questions.is_some() && description.approvals.is_some());
@@ -257,6 +276,25 @@ mod tests {
     }
 
     #[test]
+    fn tools_reach_the_web_where_they_and_the_partition_may() {
+        for (grants, asks) in [
+            (
+                "\"tool.call:http.get\", \"net.connect:a.example:443\"",
+                true,
+            ),
+            ("\"tool.call:*\", \"net.connect:a.example:443\"", true),
+            ("\"tool.call:fs.*\", \"net.connect:a.example:443\"", false),
+            ("\"tool.call:http.*\"", false),
+        ] {
+            let program = "kernel = \"linux\"\ncommand = [\"/x\"]\n";
+            let partition = partition(&format!("{program}grants = [\"vsock\", {grants}]"));
+            assert_eq!(ask_the_web(&partition), asks, "{grants}");
+            // What tools ask for is looked into.
+            assert_eq!(crate::web::is_needed(&partition), asks, "{grants}");
+        }
+    }
+
+    #[test]
     fn tools_know_how_autonomous_their_partition_is() {
         let dir = tempdir().unwrap();
         let grants = "\"vsock\", \"tool.call:*\"";
@@ -296,7 +334,7 @@ mod tests {
                 jail: Jail::Full,
                 lasting: &Lasting::default(),
             };
-            super::ready(&whose, None, || Ok(None))
+            super::ready(&whose, None, None, || Ok(None))
         };
         assert!(ready("\"console\"").unwrap().is_none());
         let refused = ready("\"tool.call:*\"").unwrap_err();

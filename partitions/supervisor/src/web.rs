@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::files::open_regular;
 use crate::initramfs::memory_file;
 use crate::library::{Library, LibraryFile};
+use crate::tools;
 use bulkhead_capability::Constraints;
 use bulkhead_manifest::{Denial, DeviceKind, Network, Partition};
 use bulkhead_network::{Connect, NetworkDescription, Protocol, Quota, Resolve};
@@ -50,7 +51,7 @@ pub(crate) fn is_needed(partition: &Partition) -> bool {
         constraints.http.is_some() || !constraints.quotas.is_empty() || constraints.approval
     };
     let mandate = partition.mandate.as_ref();
-    if mandate.is_some_and(|mandate| !mandate.secrets.is_empty()) {
+    if mandate.is_some_and(|mandate| !mandate.secrets.is_empty()) || tools::ask_the_web(partition) {
         return true;
     }
     partition.devices.iter().any(|device| match &device.kind {

@@ -232,6 +232,9 @@ fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
     if let Some(place) = used.find(is_missing) {
         return Err(ConfigError::Quota(*place));
     }
+    if d.tools.is_some() && d.web.is_none() {
+        return Err(ConfigError::NoWeb("the socket of the tools".to_owned()));
+    }
     for secret in &d.secrets {
         if d.web.is_none() {
             return Err(ConfigError::NoWeb(format!("the secret {}", secret.name)));

@@ -21,5 +21,6 @@ pub(crate) fn named(description: &NetworkDescription) -> impl Iterator<Item = Fd
         .chain(description.approvals)
         .chain(description.ledger)
         .chain(description.control)
+        .chain(description.tools)
         .chain([description.link])
 }

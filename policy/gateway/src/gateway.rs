@@ -19,11 +19,15 @@ use crate::frame::{self, Frame, Packet};
 use crate::host::{Host, Readiness};
 use crate::journal::Journal;
 use crate::outbox::Outbox;
+use crate::requests;
 use crate::rules::Rules;
 use crate::schedule::Schedule;
 use crate::table::{Kind, Token};
 use crate::tcp::Tcp;
 use crate::udp::Udp;
+
+/// Most connections that tools want before others have a turn.
+const MAX_WANTED: usize = 8;
 
 /// One partition's network.
 pub struct Gateway<H: Host> {
@@ -135,6 +139,7 @@ impl<H: Host> Gateway<H> {
             Kind::Udp => self.udp.event(core, token, ready),
             Kind::Dns => self.dns.event(core, token),
             Kind::Records => self.recorded(),
+            Kind::Tools => self.wanted(),
             Kind::Link | Kind::Control => {}
         }
     }
@@ -157,6 +162,19 @@ impl<H: Host> Gateway<H> {
                 Kind::Tcp => self.tcp.turn(core, token),
                 Kind::Udp => self.udp.turn(core, token),
                 _ => self.dns.turn(core, token),
+            }
+        }
+    }
+
+    /// The partition's tools want something: some of it, since they are told of again.
+    fn wanted(&mut self) {
+        for _ in 0..MAX_WANTED {
+            let Some(wanted) = self.core.host.wanted() else {
+                return;
+            };
+            match requests::known(&self.core, &wanted) {
+                Some(address) => requests::go_on(&mut self.core, &wanted, address),
+                None => self.dns.resolve(&mut self.core, wanted),
             }
         }
     }

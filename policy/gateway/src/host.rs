@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use bulkhead_network::tools::Wanted;
 use bulkhead_proxy::Flow;
 
 use crate::table::Token;
@@ -54,6 +55,22 @@ pub trait Host {
     /// # Errors
     /// As of `send`.
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()>;
+
+    /// What the partition's tools want next.
+    fn wanted(&mut self) -> Option<Wanted> {
+        None
+    }
+
+    /// Makes a stream for the partition's tools, whose other end the proxy takes.
+    ///
+    /// # Errors
+    /// As of `socketpair`; there is no proxy, or nobody who waits for it.
+    fn hand_to_tools(&mut self, _wanted: &Wanted, _flow: Flow) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Tells the partition's tools why not.
+    fn refuse_tools(&mut self, _wanted: &Wanted, _why: &str) {}
 
     /// A number that nobody can guess.
     fn random(&mut self) -> u64;

@@ -26,6 +26,7 @@ mod journal;
 mod models;
 mod outbox;
 mod process;
+mod requests;
 mod rules;
 mod schedule;
 pub mod sockets;

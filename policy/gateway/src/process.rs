@@ -135,7 +135,11 @@ fn set_up(
         None => None,
     };
     let recorder = recorder.map(|client| Arc::new(client) as Arc<dyn Recorder>);
-    let sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
+    let mut sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
+    if let Some(fd) = description.tools {
+        let tools = own.take("the socket of the tools", fd)?;
+        sockets.set_tools(tools).map_err(Error::Setup)?;
+    }
     let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
     let wake = match &recorder {
         Some(_) => {

@@ -1,20 +1,24 @@
 //! The host's side with real sockets. Every socket is added to the event queue once, edge-triggered.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bulkhead_network::tools::{Answer, MAX_PACKET, Wanted};
 use bulkhead_proxy::Flow;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, connect,
-    recv, send, shutdown, socket_with, socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
+    SocketFlags, SocketType, accept_with, connect, recv, send, sendmsg, shutdown, socket_with,
+    socketpair,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::control::shortened;
 use crate::host::{Datagrams, Host, Readiness, Stream};
 use crate::models::Models;
 use crate::table::{Kind, Token};
@@ -30,6 +34,7 @@ pub struct Sockets {
     listeners: Vec<OwnedFd>,
     web: Option<Web>,
     models: Option<Models>,
+    tools: Option<OwnedFd>,
 }
 
 /// An event of the host.
@@ -61,6 +66,7 @@ impl Sockets {
             listeners,
             web: None,
             models: None,
+            tools: None,
         };
         sockets.add(&sockets.link, Token::lone(Kind::Link, 0))?;
         if let Some(control) = &sockets.control {
@@ -82,6 +88,14 @@ impl Sockets {
     /// Hands connections to the router of models from now on.
     pub(crate) fn set_models(&mut self, models: Models) {
         self.models = Some(models);
+    }
+
+    /// Hears of what the partition's tools want from now on: told as long as there is something.
+    pub(crate) fn set_tools(&mut self, tools: OwnedFd) -> io::Result<()> {
+        let data = EventData::new_u64(Token::lone(Kind::Tools, 0).pack());
+        epoll::add(&self.queue, &tools, data, EventFlags::IN)?;
+        self.tools = Some(tools);
+        Ok(())
     }
 
     /// Two ends of a stream, the first of which is waited for.
@@ -187,7 +201,7 @@ impl Host for Sockets {
     fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<TcpSocket> {
         let web = self.web.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let (own, other) = self.pair(token)?;
-        let broken = web.hand_over(flow, other)?;
+        let broken = web.hand_over(flow, other, None)?;
         Ok(TcpSocket {
             socket: own,
             broken: Some(broken),
@@ -222,6 +236,56 @@ impl Host for Sockets {
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {
         send(&self.link, frame, SEND)?;
         Ok(())
+    }
+
+    fn wanted(&mut self) -> Option<Wanted> {
+        let mut buffer = [0; MAX_PACKET];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let received = recv(self.tools.as_ref()?, &mut buffer[..], flags);
+        let wanted = match received {
+            Ok((len @ 1.., _)) => {
+                serde_json::from_slice(buffer.get(..len).unwrap_or_default()).ok()
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return None,
+            Ok(_) | Err(_) => None,
+        };
+        // They are gone, or speak nonsense; closed, the socket is waited for no more.
+        if wanted.is_none() {
+            self.tools = None;
+        }
+        wanted
+    }
+
+    fn hand_to_tools(&mut self, wanted: &Wanted, flow: Flow) -> io::Result<()> {
+        let web = self.web.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let tools = self.tools.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let answer = Answer {
+            id: wanted.id,
+            refused: None,
+        };
+        let answer = serde_json::to_vec(&answer)?;
+        let passed = [theirs.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&passed)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sendmsg(tools, &[IoSlice::new(&answer)], &mut ancillary, SEND)?;
+        web.hand_over(flow, own, Some(wanted.clone()))?;
+        Ok(())
+    }
+
+    fn refuse_tools(&mut self, wanted: &Wanted, why: &str) {
+        let answer = Answer {
+            id: wanted.id,
+            refused: Some(shortened(why)),
+        };
+        if let (Some(tools), Ok(answer)) = (&self.tools, serde_json::to_vec(&answer)) {
+            // Those who do not listen wait until their time is over.
+            let _ = send(tools, &answer, SEND);
+        }
     }
 
     fn random(&mut self) -> u64 {

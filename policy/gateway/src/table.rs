@@ -20,6 +20,8 @@ pub enum Kind {
     Dns,
     /// What was recorded.
     Records,
+    /// The socket of the partition's tools.
+    Tools,
 }
 
 /// Names an entry of a table, and no later entry in the same place: what an event of the host was
@@ -65,6 +67,7 @@ impl Token {
             Kind::Udp => 4,
             Kind::Dns => 5,
             Kind::Records => 6,
+            Kind::Tools => 7,
         };
         kind << 60 | u64::from(self.generation) << 32 | u64::from(self.place)
     }
@@ -79,6 +82,7 @@ impl Token {
             4 => Kind::Udp,
             5 => Kind::Dns,
             6 => Kind::Records,
+            7 => Kind::Tools,
             _ => return None,
         };
         let generation = packed >> 32 & ((1 << GENERATION_BITS) - 1);

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Instant;
 
 use bulkhead_inherited::Inherited;
+use bulkhead_network::tools::Wanted;
 use bulkhead_network::{
     MAX_CERTIFICATES_BYTES, MAX_SECRET_BYTES, NetworkDescription, Secret as Described,
 };
@@ -40,20 +41,28 @@ struct Handover {
     flow: Flow,
     stream: OwnedFd,
     broken: Arc<AtomicBool>,
+    /// It is for the partition's tools.
+    wanted: Option<Wanted>,
 }
 
 /// The way to the proxy's thread.
 pub(crate) struct Web(UnboundedSender<Handover>);
 
 impl Web {
-    /// Gives a connection away; the flag is set before it ends otherwise than well. As many wait
+    /// Gives a connection away, of the guest or one that its tools wanted; the flag is set before it ends otherwise than well. As many wait
     /// there as connections fit into the table.
-    pub(crate) fn hand_over(&self, flow: Flow, stream: OwnedFd) -> io::Result<Arc<AtomicBool>> {
+    pub(crate) fn hand_over(
+        &self,
+        flow: Flow,
+        stream: OwnedFd,
+        wanted: Option<Wanted>,
+    ) -> io::Result<Arc<AtomicBool>> {
         let broken = Arc::new(AtomicBool::new(false));
         let handover = Handover {
             flow,
             stream,
             broken: broken.clone(),
+            wanted,
         };
         // Never: the thread ends with the process.
         let gone = |_| io::Error::from(io::ErrorKind::NotConnected);
@@ -254,13 +263,20 @@ async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) -> Infallib
                 flow,
                 stream,
                 broken,
+                wanted,
             } = handover;
             let Ok(stream) = tokio::net::UnixStream::from_std(UnixStream::from(stream)) else {
                 broken.store(true, Ordering::Release);
                 return;
             };
             let own = Lent(Arc::new(Mutex::new(stream)));
-            if proxy.serve(flow, own.clone()).await == End::Reset {
+            let end = match wanted {
+                None => proxy.serve(flow, own.clone()).await,
+                Some(Wanted { host, tls, .. }) => {
+                    proxy.serve_tools(flow, host, tls, own.clone()).await
+                }
+            };
+            if end == End::Reset {
                 broken.store(true, Ordering::Release);
             }
             // Only now may it be closed, which the event loop sees.

@@ -105,7 +105,10 @@ fn a_partition_moves_no_more_than_its_budget() {
     let stats = gateway.stats();
     let moved = stats.bytes_in + stats.bytes_out;
     // What one turn of a connection can move is what it may be late by: its buffers, both ways.
-    assert!((BUDGET..BUDGET + 2 * 256 * 1024).contains(&moved), "{moved}");
+    assert!(
+        (BUDGET..BUDGET + 2 * 256 * 1024).contains(&moved),
+        "{moved}"
+    );
     assert!(!guest.connects(ROUTER, 80));
     assert!(guest.resolve("time.example").is_err());
     let said = gateway.end();

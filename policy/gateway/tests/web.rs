@@ -8,20 +8,26 @@
 
 mod guest;
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use bulkhead_network::http::HttpRule;
+use bulkhead_network::tools::{Answer, MAX_PACKET, Wanted};
 use bulkhead_network::{Connect, Fd, NetworkDescription, Quota, Secret, Web};
 use bulkhead_proxy::{authority, certificates, provider};
 use bulkhead_record::Kind;
 use guest::ledger::writer;
 use guest::stream::Stream;
 use guest::{Gateway, Guest, ROUTER, start_with};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType, recv, recvmsg, send, socketpair,
+};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use smoltcp::socket::udp;
@@ -92,11 +98,14 @@ struct Given {
 }
 
 impl Given {
-    fn file(&mut self, text: &str) -> Fd {
+    fn keep(&mut self, descriptor: OwnedFd) -> Fd {
         let number = 40 + self.files.len() as i32;
-        self.files
-            .push((guest::memory_file(text.as_bytes()).into(), number));
+        self.files.push((descriptor, number));
         Fd(number)
+    }
+
+    fn file(&mut self, text: &str) -> Fd {
+        self.keep(guest::memory_file(text.as_bytes()).into())
     }
 }
 
@@ -468,4 +477,201 @@ fn acts_are_on_record_before_they_take_effect() {
             .end()
             .contains("the ledger cannot be written: no space left")
     );
+}
+
+/// The partition's tools, as the gateway knows them, beside its guest.
+struct Tools {
+    socket: OwnedFd,
+    /// Without it the gateway ends.
+    _guest: Guest,
+}
+
+impl Tools {
+    /// A connection that the gateway gives them, or why it does not.
+    fn connect(&self, host: &str, port: u16, tls: bool) -> Result<UnixStream, String> {
+        let wanted = Wanted {
+            id: u64::from(port),
+            host: host.to_owned(),
+            port,
+            tls,
+        };
+        let wanted = serde_json::to_vec(&wanted).unwrap();
+        send(&self.socket, &wanted, SendFlags::NOSIGNAL).unwrap();
+        let mut buffer = [0; MAX_PACKET];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.socket, &mut parts, &mut ancillary, flags).unwrap();
+        let passed = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
+        let answer: Answer = serde_json::from_slice(&buffer[..received.bytes]).unwrap();
+        assert_eq!(answer.id, u64::from(port));
+        match (answer.refused, passed) {
+            (None, Some(stream)) => {
+                let stream = UnixStream::from(stream);
+                stream.set_nonblocking(false).unwrap();
+                Ok(stream)
+            }
+            (Some(why), None) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What is answered to a request.
+    fn says(&self, host: &str, text: &str) -> String {
+        let mut stream = self.connect(host, 443, true).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+/// A gateway that tools ask for connections.
+fn with_tools(
+    server: &Server,
+    change: impl FnOnce(&mut NetworkDescription, &mut Given),
+) -> (Gateway, Tools) {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    let (gateway, guest, _) = begin(server, |described, given| {
+        described.tools = Some(given.keep(theirs));
+        change(described, given);
+    });
+    (
+        gateway,
+        Tools {
+            socket: ours,
+            _guest: guest,
+        },
+    )
+}
+
+#[test]
+fn requests_of_tools_are_under_the_rules_of_the_guests_own() {
+    let server = server();
+    let (ours, theirs) = guest::pair();
+    let (gateway, tools) = with_tools(&server, |described, given| {
+        described.ledger = Some(given.keep(theirs));
+        described.secrets = vec![Secret {
+            name: "key".into(),
+            placeholder: PLACEHOLDER.into(),
+            value: given.file(VALUE),
+            host: "api.example".into(),
+            header: "authorization".into(),
+            paths: vec!["/v1/chat".parse().unwrap()],
+        }];
+    });
+    let entries = writer(ours, 100);
+    let answer = tools.says("api.example", &get("api.example", "/v1/a"));
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /v1/a HTTP/1.1"),
+        "{answer}"
+    );
+    // What the guest would have of the server itself.
+    let answer = tools.says("free.example", &get("free.example", "/x"));
+    assert!(answer.ends_with("GET /x HTTP/1.1"), "{answer}");
+    for (host, text, reason) in [
+        (
+            "api.example",
+            get("api.example", "/v2"),
+            "no rule allows GET /v2 at api.example:443",
+        ),
+        (
+            "api.example",
+            get("free.example", "/v1/a"),
+            "the connection was made to api.example",
+        ),
+    ] {
+        let answer = tools.says(host, &text);
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.contains(reason),
+            "{answer}"
+        );
+    }
+    for (host, port, reason) in [
+        ("evil.example", 443, "the rule tcp:evil.example:443"),
+        ("api.example", 444, "refused tcp"),
+        ("192.0.2.1", 443, "refused tcp to 192.0.2.1:443"),
+        ("127.0.0.1", 22, "no rule can allow it"),
+        ("", 443, "no name"),
+        ("a..b", 443, "no name"),
+    ] {
+        let refused = tools.connect(host, port, true).unwrap_err();
+        assert!(refused.contains(reason), "{host}: {refused}");
+    }
+    let ask = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: api.example\r\nauthorization: Bearer {PLACEHOLDER}\r\nConnection: close\r\n\r\n"
+        )
+    };
+    for path in ["/v1/chat", "/v1/other"] {
+        let answer = tools.says("api.example", &ask(path));
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && !answer.contains(VALUE),
+            "{answer}"
+        );
+    }
+    let seen = server.seen.lock().unwrap().clone();
+    let has_value: Vec<bool> = seen.iter().map(|head| head.contains(VALUE)).collect();
+    assert_eq!(has_value, [false, false, true, false], "{seen:?}");
+    let recorded = entries.lock().unwrap();
+    let intents = recorded.iter().filter(|entry| entry.kind == Kind::Intent);
+    assert_eq!(intents.count(), 4, "{recorded:?}");
+    drop(recorded);
+    assert!(!gateway.end().contains(VALUE));
+}
+
+/// A resolver on the host's loopback, for which every name stands for 192.0.2.5.
+fn resolver() -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let name = buffer[12..length].iter().position(|byte| *byte == 0);
+            let mut answer = buffer[..12 + name.unwrap() + 5].to_vec();
+            answer[2] |= 0x80;
+            (answer[7], answer[11]) = (1, 0);
+            answer.extend(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc0\0\x02\x05");
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn names_that_tools_want_resolve_as_the_guests_do() {
+    let server = server();
+    let (gateway, tools) = with_tools(&server, |described, _| {
+        described.allow.push("tcp:far.example:80".parse().unwrap());
+        described.resolvers = vec![(Ipv4Addr::LOCALHOST, resolver()).into()];
+    });
+    let refused = tools.connect("far.example", 81, false).unwrap_err();
+    assert!(
+        refused.contains("192.0.2.5:81 (far.example): the rule tcp:far.example:81"),
+        "{refused}"
+    );
+    let refused = tools.connect("evil.example", 80, false).unwrap_err();
+    assert!(
+        refused.contains("the rule tcp:evil.example:80"),
+        "{refused}"
+    );
+    assert!(tools.connect("far.example", 80, false).is_ok());
+    gateway.end();
+}
+
+#[test]
+fn tools_that_speak_nonsense_are_heard_no_more() {
+    let server = server();
+    let (gateway, tools) = with_tools(&server, |_, _| {});
+    tools.says("api.example", &get("api.example", "/v1/a"));
+    send(&tools.socket, b"nonsense", SendFlags::NOSIGNAL).unwrap();
+    let mut buffer = [0; 16];
+    let heard = recv(&tools.socket, buffer.as_mut_slice(), RecvFlags::empty());
+    assert!(matches!(heard, Ok((0, _)) | Err(_)), "{heard:?}");
+    gateway.end();
 }

@@ -86,6 +86,37 @@ impl Proxy {
     }
 }
 
+impl Proxy {
+    /// Serves the requests that the partition's tools make for `host` on a stream of their own, which
+    /// is in the clear, whether the server is spoken to by TLS or not. Each is decided on as one of
+    /// the guest's.
+    pub async fn serve_tools<S>(&self, flow: Flow, host: String, tls: bool, tools: S) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = self.0.clone();
+        let what = format!("tcp to {host}:{}", flow.port);
+        if shared.open.get() >= MAX_CONNECTIONS {
+            shared.refused(&what, "too many connections are looked into");
+            return End::Reset;
+        }
+        shared.open.set(shared.open.get() + 1);
+        let _open = Open(&shared);
+        let client = match tls {
+            false => None,
+            true => match ServerName::try_from(host.clone()) {
+                Ok(name) => Some((shared.clients.first.clone(), name)),
+                Err(_) => return End::Reset,
+            },
+        };
+        let upstream = Upstream::new(flow.to, client, true);
+        shared
+            .first_version(flow, tls.then_some(host), upstream, tools)
+            .await;
+        End::Closed
+    }
+}
+
 /// Whom a flow is to, for people.
 fn server(flow: &Flow) -> String {
     match flow.names.first() {

@@ -10,5 +10,6 @@ pub(crate) fn named(description: &ToolsDescription) -> impl Iterator<Item = Fd> 
         .chain(description.approvals)
         .chain(description.counters)
         .chain(description.own_counters)
+        .chain(description.gateway)
         .chain([description.listener, description.backups])
 }

@@ -4,6 +4,7 @@ use bulkhead_capability::Grants;
 
 use crate::backups::Backups;
 use crate::directories::Directories;
+use crate::gate::Gate;
 use crate::jobs::Jobs;
 use crate::programs::Launcher;
 
@@ -20,6 +21,8 @@ pub struct Host {
     pub launcher: Launcher,
     /// Where git is, of the places where hosts have it.
     pub git: Option<&'static str>,
+    /// The way to web servers, where the partition has one.
+    pub gate: Option<Gate>,
     /// Programs that go on while calls are done.
     pub jobs: Jobs,
 }

@@ -17,6 +17,7 @@ mod descriptors;
 pub mod directories;
 pub mod error;
 mod families;
+pub mod gate;
 pub mod host;
 mod jail;
 pub mod jobs;

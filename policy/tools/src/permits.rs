@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_capability::{Capability, Constraints, Grant, Grants};
+use bulkhead_capability::{Capability, CapabilityName, Constraints, Grant, Grants};
 
 use crate::host::Host;
 use crate::registry::Need;
@@ -92,6 +92,21 @@ impl Permits {
         self.of_program(program, date).next().is_some()
     }
 
+    /// True when a request to there may be tried. Whether it is let through, counted, or asked about, the
+    /// gateway decides.
+    fn request(&self, (host, port): (&str, u16), asked: (&str, &str), date: Duration) -> bool {
+        let rule = format!("tcp:{host}:{port}");
+        let Ok(wanted) = Capability::new(CapabilityName::NetConnect, Some(&rule)) else {
+            return false;
+        };
+        let means = move |held: &Capability| wanted.is_narrower_or_equal(held);
+        let mut grants = self.holding(date, means);
+        grants.any(|grant| match &grant.constraints().http {
+            Some(http) => http.allows(asked.0, asked.1),
+            None => true,
+        })
+    }
+
     /// What covers a call that needs this, those first that ask nobody.
     ///
     /// # Errors
@@ -115,6 +130,12 @@ impl Permits {
                     asks |= any && grants.all(approval);
                     any
                 }
+                Need::Request {
+                    host,
+                    port,
+                    method,
+                    path,
+                } => self.request((host, *port), (method, path), date),
             };
             if !covered {
                 return Err(need.to_string());
@@ -154,7 +175,7 @@ impl<'p> Cover<'p> {
 /// What `below` says of a path. Programs are no paths of a call: `exec` says which may run.
 fn lies_below(constraints: &Constraints, need: &Need) -> bool {
     match (need, &constraints.below) {
-        (Need::Exec(_), _) | (_, None) => true,
+        (Need::Exec(_) | Need::Request { .. }, _) | (_, None) => true,
         (Need::Read(path) | Need::Write(path), Some(below)) => {
             below.iter().any(|directory| path.starts_with(directory))
         }

@@ -19,6 +19,7 @@ use crate::descriptors::named;
 use crate::directories::{Directories, Root};
 use crate::error::Error;
 use crate::families::git;
+use crate::gate::Gate;
 use crate::host::Host;
 use crate::jobs::Jobs;
 use crate::limiter::{Clock, HostClock, Limiter};
@@ -84,6 +85,9 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
         Some(fd) => Arc::new(Person::new(own.take("the way to a person", fd)?)),
         None => Arc::new(Nobody),
     };
+    let gate = description.gateway;
+    let gate = gate.map(|fd| own.take("the way to the gateway", fd));
+    let gate = gate.transpose()?.map(Gate::new);
     let mut roots = Vec::new();
     for directory in &description.directories {
         roots.push(Root {
@@ -123,6 +127,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
             backups,
             launcher,
             git,
+            gate,
             jobs: Jobs::default(),
         },
         limiter: Limiter::new(description.limits, shared, lasting, Box::new(HostClock)),

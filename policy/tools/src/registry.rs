@@ -26,6 +26,17 @@ pub enum Need {
     Write(PathBuf),
     /// `exec` of this program.
     Exec(PathBuf),
+    /// `net.connect` for this request; its path is without the query.
+    Request {
+        /// The server.
+        host: String,
+        /// The port there.
+        port: u16,
+        /// What is asked.
+        method: String,
+        /// Of what.
+        path: String,
+    },
 }
 
 impl fmt::Display for Need {
@@ -34,6 +45,15 @@ impl fmt::Display for Need {
             Self::Read(path) => ("fs.read", path),
             Self::Write(path) => ("fs.write", path),
             Self::Exec(path) => ("exec", path),
+            Self::Request {
+                host,
+                port,
+                method,
+                path,
+            } => {
+                let path = path.escape_debug();
+                return write!(f, "net.connect:{host}:{port} {method} {path}");
+            }
         };
         write!(f, "{name}:{}", path.display().to_string().escape_debug())
     }
@@ -284,6 +304,8 @@ registry! {
     families::git::Commit,
     families::git::Branch,
     families::git::Checkout,
+    families::http::Get,
+    families::http::Any,
     families::network::NetGrants,
     families::network::Allowed,
     families::calls::Calls,
@@ -347,6 +369,16 @@ mod tests {
             assert!(tool.check_arguments(&json!({"surely-unknown": 1})).is_err());
             assert!(tool.check_arguments(&json!([])).is_err());
         }
+    }
+
+    #[test]
+    fn those_that_reach_the_network_are_known_to_the_supervisor() {
+        let registry = Registry::new().unwrap();
+        let reach = registry
+            .iter()
+            .filter(|tool| tool.facts.risk == Risk::Network);
+        let names: Vec<_> = reach.map(|tool| tool.facts.name).collect();
+        assert_eq!(names, bulkhead_toolbox::WEB_TOOLS);
     }
 
     #[test]

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read, Seek, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,13 +18,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_capability::{Autonomy, Capability};
+use bulkhead_network::tools::{MAX_PACKET, Wanted};
 use bulkhead_record::wire::{Answer, MAX_REQUEST_BYTES, Outcome, Request};
 use bulkhead_record::{Entry, Kind};
 use bulkhead_toolbox::{Directory, Fd, Jail, Limits, ToolsDescription, VERSION};
 use command_fds::CommandFdExt;
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recv, send, sendmsg, socketpair,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -72,6 +75,19 @@ impl Tools {
     }
 
     fn with(grants: &[&str], change: impl FnOnce(&mut ToolsDescription)) -> Self {
+        Self::begin(grants, None, change)
+    }
+
+    /// One whose way to the web this is.
+    fn with_gateway(grants: &[&str], gateway: OwnedFd) -> Self {
+        Self::begin(grants, Some(gateway), |_| {})
+    }
+
+    fn begin(
+        grants: &[&str],
+        gateway: Option<OwnedFd>,
+        change: impl FnOnce(&mut ToolsDescription),
+    ) -> Self {
         let scratch = TempDir::new().unwrap();
         let (data, backups) = (scratch.path().join("data"), scratch.path().join("backups"));
         fs::create_dir(&data).unwrap();
@@ -114,6 +130,7 @@ impl Tools {
             backups: number(2),
             counters: Some(number(4)),
             own_counters: None,
+            gateway: gateway.as_ref().map(|gateway| Fd(gateway.as_raw_fd())),
             grants: grants.collect(),
             started: 1_800_000_000,
             directories: vec![Directory {
@@ -126,6 +143,7 @@ impl Tools {
             jail: Jail::Full,
         };
         change(&mut description);
+        kept.extend(gateway);
         let mut text = File::from(memfd_create("description", MemfdFlags::CLOEXEC).unwrap());
         text.write_all(&serde_json::to_vec(&description).unwrap())
             .unwrap();
@@ -686,6 +704,37 @@ fn a_program_outlives_the_thread_of_its_call() {
         assert!(Instant::now() < end, "it does not end");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[test]
+fn a_jailed_process_reaches_the_web_through_its_gateway_alone() {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    let gateway = thread::spawn(move || {
+        let mut buffer = [0; MAX_PACKET];
+        let (length, _) = recv(&ours, &mut buffer[..], RecvFlags::empty()).unwrap();
+        let wanted: Wanted = serde_json::from_slice(&buffer[..length]).unwrap();
+        let (stream, mut own) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let answer = serde_json::json!({ "id": wanted.id }).to_string();
+        let passed = [stream.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&passed)));
+        let parts = [IoSlice::new(answer.as_bytes())];
+        sendmsg(&ours, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        let mut request = vec![0; 4096];
+        let length = own.read(&mut request).unwrap();
+        own.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+            .unwrap();
+        String::from_utf8_lossy(&request[..length]).into_owned()
+    });
+    let grants = ["tool.call:http.get", "net.connect:api.example:443"];
+    let tools = Tools::with_gateway(&grants, theirs);
+    let mut guest = tools.guest();
+    let got = guest.done("http.get", json!({ "url": "https://api.example/x" }));
+    assert_eq!(got["structuredContent"]["text"], "hi", "{got}");
+    assert!(gateway.join().unwrap().starts_with("GET /x HTTP/1.1\r\n"));
 }
 
 #[test]

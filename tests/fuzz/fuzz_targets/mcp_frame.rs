@@ -76,6 +76,7 @@ static TOOLS: LazyLock<Pipeline> = LazyLock::new(|| {
                 jailed: true,
             },
             git: Some("/usr/bin/git"),
+            gate: None,
             jobs: Jobs::default(),
         },
         limiter: Limiter::new(limits, None, None, Box::new(HostClock)),

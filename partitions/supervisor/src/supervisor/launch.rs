@@ -134,7 +134,12 @@ impl Launcher {
             jail: self.options.jail,
         };
         let secrets = &self.options.secrets;
+        let (to_gateway, to_tools) = match tools::ask_the_web(partition) {
+            true => packet_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
+            false => (None, None),
+        };
         let given = Given {
+            tools: to_tools,
             models: Models::ready(&self.system(), partition, secrets, &self.lasting)?,
             amounts: Some(Amounts {
                 used: self.lasting.file(&partition.name, c"used", &[])?,
@@ -163,7 +168,7 @@ impl Launcher {
             lasting: &self.lasting,
         };
         let ledger = || self.ledger.client(&partition.name);
-        let tools = tools::ready(&whose, opened.vsock.as_ref(), ledger)?;
+        let tools = tools::ready(&whose, opened.vsock.as_ref(), to_gateway, ledger)?;
         Ok(Prepared {
             description,
             descriptors: opened.take_descriptors(),

@@ -22,6 +22,7 @@ pub mod control;
 pub mod http;
 pub mod range;
 pub mod rule;
+pub mod tools;
 mod used;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -138,6 +139,10 @@ pub struct NetworkDescription {
     /// Whose acts these are in there: `system/partition`; absent: the partition's name.
     #[serde(default)]
     pub actor: Option<String>,
+    /// Where the partition's tools ask for connections to web servers (`SOCK_SEQPACKET`, see [`tools`]);
+    /// absent: they do not. Only with [`Self::web`].
+    #[serde(default)]
+    pub tools: Option<Fd>,
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
@@ -187,6 +192,7 @@ impl NetworkDescription {
             approvals: None,
             ledger: None,
             actor: None,
+            tools: None,
             loopback: Vec::new(),
             hosts: Vec::new(),
             forwards: Vec::new(),

@@ -64,6 +64,22 @@ pub(crate) struct Malformed {
     code: Code,
 }
 
+/// A query for the IPv4 addresses of a name; nothing where it is none.
+pub(crate) fn address_of(host: &str) -> Option<Vec<u8>> {
+    let flags = DnsFlags::RECURSION_DESIRED.bits().to_be_bytes();
+    let mut bytes = vec![0, 0, flags[0], flags[1], 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in host.split('.') {
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..=63).contains(length))?;
+        bytes.push(length);
+        bytes.extend(label.bytes());
+    }
+    bytes.push(0);
+    bytes.extend(ADDRESS);
+    (bytes.len() <= HEADER + MAX_NAME + ADDRESS.len()).then_some(bytes)
+}
+
 impl Query {
     /// Reads a query. `Err(None)` is not even worth an answer.
     ///

@@ -8,11 +8,13 @@ pub(crate) mod session;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
+use bulkhead_network::tools::Wanted;
 use smoltcp::time::Duration;
 
 use crate::chatter::printable;
 use crate::core::Core;
 use crate::host::{Datagrams, Host};
+use crate::requests;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 use message::{Code, Malformed, Query};
@@ -31,10 +33,18 @@ const MAX_ANSWER: usize = 4096;
 struct Pending<D> {
     slot: Slot,
     query: Query,
-    guest_port: u16,
+    asker: Asker,
     id: u16,
     socket: D,
     tries: usize,
+}
+
+/// Who asks.
+enum Asker {
+    /// The guest, from this port.
+    Guest(u16),
+    /// The partition's tools, who want to connect.
+    Tools(Wanted),
 }
 
 /// Queries over UDP that wait for a resolver.
@@ -133,15 +143,35 @@ impl<H: Host> Dns<H> {
     pub(crate) fn query(&mut self, core: &mut Core<H>, guest_port: u16, bytes: &[u8]) {
         match decide(core, bytes) {
             Verdict::Answer(answer) => reply(core, guest_port, &answer),
-            Verdict::Ask(query) => self.ask(core, guest_port, query, 0),
+            Verdict::Ask(query) => self.ask(core, Asker::Guest(guest_port), query, 0),
             Verdict::Ignore => {}
         }
     }
 
+    /// Finds the address that tools want to connect to. They are under the rules of the guest's queries.
+    pub(crate) fn resolve(&mut self, core: &mut Core<H>, wanted: Wanted) {
+        match message::address_of(&wanted.host).map(|query| decide(core, &query)) {
+            Some(Verdict::Ask(query)) => self.ask(core, Asker::Tools(wanted), query, 0),
+            Some(Verdict::Answer(_)) => {
+                let (host, port) = (&wanted.host, wanted.port);
+                let why =
+                    format!("{host} does not resolve; the rule tcp:{host}:{port} would allow it");
+                core.host.refuse_tools(&wanted, &why);
+            }
+            Some(Verdict::Ignore) | None => {
+                requests::refuse(core, &wanted, "it is no name of a host")
+            }
+        }
+    }
+
     /// Sends a query to the resolver whose turn it is.
-    fn ask(&mut self, core: &mut Core<H>, guest_port: u16, query: Query, tries: usize) {
+    fn ask(&mut self, core: &mut Core<H>, asker: Asker, query: Query, tries: usize) {
         let (Some(token), Some(to)) = (self.pending.next(), resolver(core, tries)) else {
             core.full("DNS queries");
+            if let Asker::Tools(wanted) = &asker {
+                core.host
+                    .refuse_tools(wanted, "too many names are being resolved");
+            }
             return;
         };
         let id = random_id(core);
@@ -151,13 +181,13 @@ impl<H: Host> Dns<H> {
             Ok(socket)
         });
         let Ok(socket) = sent else {
-            reply(core, guest_port, &query.response(Code::ServerFailure));
+            fail(core, &asker, &query);
             return;
         };
         let pending = Pending {
             slot: Slot::default(),
             query,
-            guest_port,
+            asker,
             id,
             socket,
             tries: tries + 1,
@@ -188,13 +218,13 @@ impl<H: Host> Dns<H> {
     fn retry(&mut self, core: &mut Core<H>, pending: Pending<H::Datagrams>) {
         let Pending {
             query,
-            guest_port,
+            asker,
             tries,
             ..
         } = pending;
         match tries < MAX_TRIES {
-            true => self.ask(core, guest_port, query, tries),
-            false => reply(core, guest_port, &query.response(Code::ServerFailure)),
+            true => self.ask(core, asker, query, tries),
+            false => fail(core, &asker, &query),
         }
     }
 
@@ -238,10 +268,32 @@ impl<H: Host> Dns<H> {
 
 fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8]) {
     learn(core, &pending.query, answer);
+    let guest_port = match &pending.asker {
+        Asker::Guest(port) => *port,
+        Asker::Tools(wanted) => {
+            let address = pending.query.addresses(answer).next();
+            return match address {
+                Some((address, _)) => requests::go_on(core, wanted, address),
+                None => core
+                    .host
+                    .refuse_tools(wanted, "its host has no IPv4 address"),
+            };
+        }
+    };
     pending.query.hand_back(answer);
     match answer.len() > core.config.max_datagram() {
-        true => reply(core, pending.guest_port, &pending.query.truncated()),
-        false => reply(core, pending.guest_port, answer),
+        true => reply(core, guest_port, &pending.query.truncated()),
+        false => reply(core, guest_port, answer),
+    }
+}
+
+/// No resolver answers.
+fn fail<H: Host>(core: &mut Core<H>, asker: &Asker, query: &Query) {
+    match asker {
+        Asker::Guest(port) => reply(core, *port, &query.response(Code::ServerFailure)),
+        Asker::Tools(wanted) => core
+            .host
+            .refuse_tools(wanted, "its host does not resolve now"),
     }
 }
 

@@ -118,6 +118,7 @@ rules! {
     SYS_epoll_ctl       ANY          "waiting for a new socket"
     SYS_recvfrom        ANY          "frames, streams, datagrams, commands"
     SYS_sendto          ANY          "frames, streams, datagrams, events"
+    SYS_sendmsg         ANY          "a connection for the partition's tools"
     SYS_socket          INTERNET     "a flow of the guest"
     SYS_connect         ANY          "a flow of the guest"
     SYS_accept4         ANY          "a forwarded connection"

@@ -27,6 +27,8 @@ pub use limits::{Limits, ParseLimitsError, Rates, ToolLimit};
 pub const VERSION: u32 = 1;
 /// Largest description in bytes, as JSON.
 pub const MAX_DESCRIPTION_BYTES: u64 = 1024 * 1024;
+/// The tools that reach web servers, by way of the partition's gateway.
+pub const WEB_TOOLS: [&str; 2] = ["http.get", "http.request"];
 /// Where the guest finds its tools: this port of the host (CID 2) on vsock.
 pub const PORT: u32 = 1024;
 
@@ -56,7 +58,11 @@ pub struct ToolsDescription {
     /// process lives.
     #[serde(default)]
     pub own_counters: Option<Fd>,
-    /// What the partition was granted; `tool.call` and `exec` matter here.
+    /// The way to the partition's gateway (`SOCK_SEQPACKET`, as `bulkhead-network` has it in `tools`).
+    /// Absent: no tool reaches the network.
+    #[serde(default)]
+    pub gateway: Option<Fd>,
+    /// What the partition was granted; `tool.call`, `exec` and `net.connect` matter here.
     pub grants: Grants,
     /// When the partition started first, in seconds since 1970.
     pub started: u64,

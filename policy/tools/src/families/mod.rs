@@ -4,5 +4,6 @@ pub(crate) mod calls;
 pub(crate) mod changes;
 pub(crate) mod files;
 pub(crate) mod git;
+pub(crate) mod http;
 pub(crate) mod network;
 pub(crate) mod processes;

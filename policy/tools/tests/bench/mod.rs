@@ -24,6 +24,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tools::backups::Backups;
 use tools::directories::{Directories, Root};
+use tools::gate::Gate;
 use tools::host::Host;
 use tools::jobs::Jobs;
 use tools::limiter::{Clock, Limiter};
@@ -120,6 +121,8 @@ pub struct Setup<'s> {
     /// What starts programs.
     pub launcher: PathBuf,
     pub autonomy: Autonomy,
+    /// The way to the gateway.
+    pub gate: Option<Gate>,
 }
 
 impl Default for Setup<'_> {
@@ -136,6 +139,7 @@ impl Default for Setup<'_> {
             more: Vec::new(),
             launcher: env!("CARGO_BIN_EXE_bulkhead-tools").into(),
             autonomy: Autonomy::default(),
+            gate: None,
         }
     }
 }
@@ -181,6 +185,7 @@ impl Bench {
             more,
             launcher,
             autonomy,
+            gate,
         } = setup;
         let scratch = TempDir::new().unwrap();
         let path = |name: &str| {
@@ -218,6 +223,7 @@ impl Bench {
                     jailed: true,
                 },
                 git: programs.iter().find(|path| path.ends_with("/git")).copied(),
+                gate,
                 jobs: Jobs::default(),
             },
             limiter: Limiter::new(limits, None, None, Box::new(watch.clone())),
