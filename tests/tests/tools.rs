@@ -6,13 +6,16 @@
 /// The guest itself does nothing: the tests are at the end of its connections.
 mod kvm {
     use std::fs;
-    use std::path::PathBuf;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::path::{Path, PathBuf};
+    use std::sync::{Arc, Mutex};
     use std::thread;
     use std::time::{Duration, Instant};
 
     use bulkhead_tests::house::House;
     use bulkhead_tests::mcp::Mcp;
-    use bulkhead_tests::{guest, library};
+    use bulkhead_tests::{guest, library, skip};
     use serde_json::{Value, json};
 
     /// No limit of a promise: it only ends a hang, in the lab too.
@@ -141,6 +144,68 @@ mod kvm {
             assert_eq!(heard["result"]["isError"], exists, "{heard}");
             assert_eq!(file.exists(), exists, "{answer}");
         }
+        shop.down();
+    }
+
+    /// A web server on the host's loopback, and what it was asked.
+    fn server() -> (u16, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let heard = asked.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                heard.lock().unwrap().push(head);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
+            }
+        });
+        (port, asked)
+    }
+
+    #[test]
+    fn requests_of_tools_go_by_way_of_the_gateway_and_are_on_record() {
+        if !Path::new("/etc/ssl/certs/ca-certificates.crt").exists() {
+            return skip("the host trusts no certificate authority");
+        }
+        let (port, asked) = server();
+        let grants = format!(
+            "\"tool.call:http.*\", \"net.loopback:tcp:80={port}\", \
+             {{ capability = \"net.connect:tcp:web.example:80\", methods = [\"GET\"], paths = [\"/a/**\"] }}"
+        );
+        let shop = Shop::new(&grants, "network = { hosts = [\"web.example\"] }");
+        let mut agent = shop.connect();
+        let mut get = |url: &str| agent.call("http.get", &json!({ "url": url }));
+        let got = get("http://web.example/a/x").unwrap();
+        assert_eq!(got["structuredContent"]["text"], "hello", "{got}");
+        for url in [
+            "http://web.example/b",
+            "http://web.example:8080/a/x",
+            "http://other.example/a/x",
+            "http://127.0.0.1/a/x",
+            "http://10.0.2.2/a/x",
+        ] {
+            get(url).unwrap_err();
+        }
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        assert!(asked[0].starts_with("GET /a/x HTTP/1.1\r\n"), "{asked:?}");
+        drop(asked);
+        let records = shop.house.records();
+        let intents = |action: &str| {
+            let is = |record: &&Value| {
+                record["entry"]["action"] == action && record["entry"]["kind"] == "intent"
+            };
+            records.iter().filter(is).count()
+        };
+        // Of the tool, and of the gateway.
+        assert_eq!((intents("tool.call"), intents("net.connect")), (1, 1));
         shop.down();
     }
 
