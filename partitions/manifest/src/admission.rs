@@ -170,6 +170,11 @@ impl Admitted {
         self.draft
     }
 
+    /// The partition's name, which is its identity.
+    pub fn name(&self) -> &str {
+        self.draft.name.as_ref().map_or("", |name| &name.value)
+    }
+
     /// Names of the trusted keys that signed it.
     pub fn signers(&self) -> &[String] {
         &self.signers

@@ -11,6 +11,7 @@ use crate::open::{Amounts, Records};
 use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
+use bulkhead_conditions::control as decision;
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_manifest::{Network, Owner, Partition, SecretBinding, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
@@ -48,6 +49,7 @@ pub(crate) enum Kind {
     Gateway,
     Share,
     Tools,
+    Decision,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             Self::Gateway => "gateway",
             Self::Share => "shared directory",
             Self::Tools => "tools",
+            Self::Decision => "conditions",
         }
     }
 
@@ -65,6 +68,7 @@ impl Kind {
             Self::Gateway => LibraryFile::Gateway,
             Self::Share => LibraryFile::Fs,
             Self::Tools => LibraryFile::Tools,
+            Self::Decision => LibraryFile::Decision,
         }
     }
 }
@@ -76,13 +80,13 @@ pub(crate) struct Backend {
     pub(crate) device: String,
     pub(crate) kind: Kind,
     pub(crate) process: Process,
-    /// Our end of a gateway's control socket.
+    /// Our end of its control socket, where it has one: a gateway, or what answers for conditions.
     pub(crate) control: Option<OwnedFd>,
     /// Our end of the socket on which it asks for a person's consent.
     pub(crate) questions: Option<Arc<OwnedFd>>,
     /// A gateway's counters, when they have come.
     pub(crate) stats: Option<Stats>,
-    /// Jail layers that a gateway found the host not to offer.
+    /// Jail layers that it found the host not to offer, where it tells.
     pub(crate) jail_gaps: Vec<String>,
 }
 
@@ -114,6 +118,8 @@ pub(crate) struct Own<'a> {
     pub(crate) tools: Option<OwnedFd>,
     /// Absent: nothing is recorded, which is for tests.
     pub(crate) records: Option<Records>,
+    /// Where it asks about conditions, if there are any.
+    pub(crate) conditions: Option<OwnedFd>,
 }
 
 /// Makes a gateway ready; with it comes the VMM's end of the network.
@@ -176,6 +182,7 @@ pub(crate) fn network(
         description.ledger = Some(descriptors.keep(records.way));
         description.actor = Some(records.actor);
     }
+    description.conditions = own.conditions.map(|way| descriptors.keep(way));
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
     description.max_connections = network.max_connections;
@@ -317,7 +324,7 @@ impl Backend {
     /// Asks a gateway for its counters; whether it could be asked.
     pub(crate) fn ask_for_stats(&mut self) -> bool {
         self.stats = None;
-        let Some(control) = &self.control else {
+        let Some(control) = self.control.as_ref().filter(|_| self.kind == Kind::Gateway) else {
             return false;
         };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -325,25 +332,51 @@ impl Backend {
             .is_ok_and(|packet| send(control, &packet, flags).is_ok())
     }
 
-    /// Takes in one message of a gateway. What it says about its failure it says on standard error
+    /// Takes in one message on the control socket. What it says about its failure it says on standard error
     /// too; after nonsense nothing more is heard.
     pub(crate) fn hear(&mut self) {
         let Some(control) = &self.control else {
             return;
         };
-        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+        let most = MAX_MESSAGE_BYTES.max(decision::MAX_MESSAGE_BYTES);
+        let mut buffer = vec![0; most];
         match recv(control, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
             Ok((count @ 1.., _)) => {
-                match serde_json::from_slice(buffer.get(..count).unwrap_or_default()) {
-                    Ok(Event::Stats(stats)) => self.stats = Some(stats),
-                    Ok(Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
-                    Ok(Event::Refused { .. } | Event::Failed { .. }) => {}
-                    Err(_) => self.control = None,
+                let packet = buffer.get(..count).unwrap_or_default();
+                let understood = match self.kind {
+                    Kind::Decision => self.hear_decision(packet),
+                    _ => self.hear_gateway(packet),
+                };
+                if !understood {
+                    self.control = None;
                 }
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Ok(_) | Err(_) => self.control = None,
         }
+    }
+}
+
+impl Backend {
+    /// Takes in what a gateway says; whether it is something that gateways say.
+    fn hear_gateway(&mut self, packet: &[u8]) -> bool {
+        match serde_json::from_slice(packet) {
+            Ok(Event::Stats(stats)) => self.stats = Some(stats),
+            Ok(Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
+            Ok(Event::Refused { .. } | Event::Failed { .. }) => {}
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// The same for what answers for conditions.
+    fn hear_decision(&mut self, packet: &[u8]) -> bool {
+        match serde_json::from_slice(packet) {
+            Ok(decision::Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
+            Ok(decision::Event::Failed { .. }) => {}
+            Err(_) => return false,
+        }
+        true
     }
 }
 

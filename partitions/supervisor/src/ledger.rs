@@ -289,14 +289,23 @@ pub(crate) struct Life {
 impl Life {
     /// Begins it: that the partition is to start is asked to be recorded, and is for certain when
     /// [`Ledger::settle`] has said so.
-    pub(crate) fn begin(partition: &str, kernel: &str, ledger: &Arc<Ledger>) -> Self {
+    /// `conditions` is the SHA-256 of those that it is held to.
+    pub(crate) fn begin(
+        partition: &str,
+        kernel: &str,
+        conditions: Option<&str>,
+        ledger: &Arc<Ledger>,
+    ) -> Self {
         let life = Self {
             partition: partition.to_owned(),
             lifecycle: Lifecycle::new(),
             ledger: ledger.clone(),
         };
         let start = Entry {
-            detail: detail([("kernel", kernel)]),
+            detail: detail([
+                ("kernel", kernel),
+                ("conditions", conditions.unwrap_or_default()),
+            ]),
             ..ledger.entry(partition, START, "")
         };
         ledger.note(&start);

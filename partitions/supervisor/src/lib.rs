@@ -12,6 +12,7 @@ mod admit;
 mod backend;
 mod cgroup;
 mod compile;
+mod conditions;
 mod console;
 mod control;
 mod cpio;
@@ -45,8 +46,10 @@ mod web;
 
 pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_approval::{Question, Scope};
+pub use bulkhead_conditions::Member;
 pub use bulkhead_machine::Jail;
 pub use bulkhead_machine::control::{DeviceStats, Stats};
+pub use conditions::PartitionConditions;
 pub use console::log_paths;
 pub use control::{
     Act, Answer, NewDevice, OpenQuestion, TokenOwner, act, decide, questions, status, whose,

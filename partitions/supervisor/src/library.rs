@@ -23,6 +23,7 @@ pub(crate) enum LibraryFile {
     Fs,
     Tools,
     Ledger,
+    Decision,
 }
 
 impl LibraryFile {
@@ -36,6 +37,7 @@ impl LibraryFile {
             Self::Fs => ("bulkhead-fs", "server of shared directories"),
             Self::Tools => ("bulkhead-tools", "tools"),
             Self::Ledger => ("bulkhead-ledger", "writer of the ledger"),
+            Self::Decision => ("bulkhead-decision", "process that answers for conditions"),
         }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Given {
     pub(crate) tools: Option<OwnedFd>,
     /// Where its gateway records what it does.
     pub(crate) records: Option<Records>,
+    /// Where its gateway asks about conditions, if there are any.
+    pub(crate) conditions: Option<OwnedFd>,
 }
 
 /// What a partition has used before this start.
@@ -135,9 +137,11 @@ impl<'o> Opened<'o> {
         opened
     }
 
-    /// Where the gateway of a network that is opened next records what it does.
-    pub(crate) fn record_in(&mut self, records: Option<Records>) {
+    /// Where the gateway of a network that is opened next records what it does, and asks about
+    /// conditions.
+    pub(crate) fn let_gateway(&mut self, records: Option<Records>, conditions: Option<OwnedFd>) {
         self.given.records = records;
+        self.given.conditions = conditions;
     }
 
     /// Adds a descriptor.
@@ -268,6 +272,7 @@ impl Descriptors for Opened<'_> {
                     amounts: self.given.amounts.take(),
                     tools: self.given.tools.take(),
                     records: self.given.records.take(),
+                    conditions: self.given.conditions.take(),
                 };
                 let (link, ready) = backend::network(name, device, network, own, self.jail)?;
                 self.backends.push(ready);

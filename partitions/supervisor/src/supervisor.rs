@@ -10,6 +10,7 @@ mod watch;
 
 use crate::admit::write_documents;
 use crate::cgroup::Group;
+use crate::conditions::PartitionConditions;
 use crate::console::{self, Pumps, Streams};
 use crate::end::End;
 use crate::enforced;
@@ -29,6 +30,7 @@ use bulkhead_manifest::{KernelKind, Partition, System, Validated};
 use launch::{Launcher, Prepared};
 use member::{Member, Parts};
 use outputs::{Outputs, input, outputs, through_agent};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
@@ -66,6 +68,8 @@ pub struct Options {
     pub keep_logs: bool,
     /// Where secrets come from.
     pub secrets: Arc<Secrets>,
+    /// What partitions are held to beyond their grants, by their names.
+    pub conditions: BTreeMap<String, Arc<PartitionConditions>>,
     /// A listening stream socket on which every partition waits for a debugger.
     pub gdb: Option<Arc<OwnedFd>>,
 }
@@ -141,7 +145,8 @@ impl Supervisor {
         let looked = (|| {
             for partition in &system.partitions {
                 check_memory(partition)?;
-                enforced::check(partition)?;
+                let has_conditions = options.conditions.contains_key(&partition.name);
+                enforced::check(partition, has_conditions)?;
             }
             let kvm = open_kvm()?;
             refuse_linux(system, library)?;
@@ -173,7 +178,10 @@ impl Supervisor {
         write_documents(system, root, &directory)?;
         directory.write_grants(system)?;
         let life = |partition: &Partition| {
-            Life::begin(&partition.name, partition.kernel.kind().as_str(), ledger)
+            let conditions = options.conditions.get(&partition.name);
+            let conditions = conditions.map(|conditions| conditions.digest());
+            let kernel = partition.kernel.kind().as_str();
+            Life::begin(&partition.name, kernel, conditions.as_deref(), ledger)
         };
         let mut lives: Vec<Life> = system.partitions.iter().map(life).collect();
         let launcher = Launcher::new(
@@ -298,7 +306,7 @@ struct Consoled {
 fn prepare(partition: &Partition, launcher: &Launcher) -> Result<(Prepared, Consoled), Error> {
     let (streams, ends) = console::pipes()?;
     let spare = partition.restart.then(|| streams.duplicate()).transpose()?;
-    let prepared = launcher.prepare(partition, streams)?;
+    let prepared = launcher.prepare(partition, streams, None)?;
     Ok((prepared, Consoled { ends, spare }))
 }
 

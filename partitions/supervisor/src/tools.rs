@@ -51,13 +51,21 @@ pub(crate) fn ask_the_web(partition: &Partition) -> bool {
     partition.devices.iter().any(is_network) && partition.grants.capabilities().any(asks)
 }
 
-/// Makes the tools of a partition ready, if it may call any. `gateway` is their way to the web, and
-/// `ledger` gives them theirs into it.
+/// The ways of the tools to others.
+pub(crate) struct Ways {
+    /// Into the ledger; without, no tool runs.
+    pub(crate) ledger: Option<OwnedFd>,
+    /// To what answers for the conditions, if there are any.
+    pub(crate) conditions: Option<OwnedFd>,
+    /// To the gateway, and by that to the web.
+    pub(crate) gateway: Option<OwnedFd>,
+}
+
+/// Makes the tools of a partition ready, if it may call any. `ways` gives them theirs.
 pub(crate) fn ready(
     whose: &Whose<'_>,
     vsock: Option<&Vsock>,
-    gateway: Option<OwnedFd>,
-    ledger: impl FnOnce() -> Result<Option<OwnedFd>, Error>,
+    ways: impl FnOnce() -> Result<Ways, Error>,
 ) -> Result<Option<Ready>, Error> {
     if !whose.partition.calls_tools() {
         return Ok(None);
@@ -66,14 +74,14 @@ pub(crate) fn ready(
     let vsock = vsock.ok_or_else(without)?;
     let config = Place::config().map_err(Error::Place)?;
     let data = Place::data().map_err(Error::Place)?.below(DIRECTORY);
-    describe(whose, vsock, (ledger()?, gateway), &config, &data).map(Some)
+    describe(whose, vsock, ways()?, &config, &data).map(Some)
 }
 
 /// The tools of a partition whose policy file is in `config`, and which leave what has to last in `data`.
 fn describe(
     whose: &Whose<'_>,
     vsock: &Vsock,
-    (ledger, gateway): (Option<OwnedFd>, Option<OwnedFd>),
+    ways: Ways,
     config: &Place,
     data: &Place,
 ) -> Result<Ready, Error> {
@@ -93,12 +101,13 @@ fn describe(
         version: VERSION,
         actor: format!("{system}/{}", partition.name),
         listener: descriptors.keep(listener),
-        ledger: ledger.map(|ledger| descriptors.keep(ledger)),
+        ledger: ways.ledger.map(|ledger| descriptors.keep(ledger)),
         approvals: Some(descriptors.keep(approvals)),
+        conditions: ways.conditions.map(|way| descriptors.keep(way)),
         backups: descriptors.keep(backups),
         counters: Some(descriptors.keep(counters(data)?)),
         own_counters: Some(descriptors.keep(lasting.file(&partition.name, CALLS, &[])?)),
-        gateway: gateway.map(|gateway| descriptors.keep(gateway)),
+        gateway: ways.gateway.map(|gateway| descriptors.keep(gateway)),
         grants: partition.grants.clone(),
         started: started
             .duration_since(UNIX_EPOCH)
@@ -224,13 +233,12 @@ mod tests {
         };
         let (vsock, _theirs) = Vsock::new(&dir.path().join("p"))?;
         let place = |name: &str| Place::at(&dir.path().join(name)).unwrap();
-        let ready = describe(
-            &whose,
-            &vsock,
-            (None, None),
-            &place("config"),
-            &place("data"),
-        )?;
+        let ways = Ways {
+            ledger: None,
+            conditions: None,
+            gateway: None,
+        };
+        let ready = describe(&whose, &vsock, ways, &place("config"), &place("data"))?;
         assert!(dir.path().join("p/vsock.sock_1024").exists());
         let description: ToolsDescription = serde_json::from_slice(&ready.description).unwrap();
         assert!(ready.questions.is_some() && description.approvals.is_some());
@@ -334,7 +342,7 @@ mod tests {
                 jail: Jail::Full,
                 lasting: &Lasting::default(),
             };
-            super::ready(&whose, None, None, || Ok(None))
+            super::ready(&whose, None, || unreachable!("nobody is asked for a way"))
         };
         assert!(ready("\"console\"").unwrap().is_none());
         let refused = ready("\"tool.call:*\"").unwrap_err();

@@ -1,7 +1,8 @@
 //! A file of cases: acts, and what policy is expected to say of each. `bulkhead policy test` runs it.
 
-use crate::act::{Act, ActDraft, ParseActError};
+use crate::act::{ActDraft, ParseActError};
 use bulkhead_capability::table::Verdict;
+use bulkhead_conditions::Act;
 use serde::Deserialize;
 use std::path::PathBuf;
 

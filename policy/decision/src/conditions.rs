@@ -1,8 +1,9 @@
 //! Conditions in Cedar (<https://www.cedarpolicy.com>), checked strictly against one fixed schema.
 
-use crate::act::Act;
 use crate::entities::{self, Circumstances};
+use crate::requests;
 use crate::world::World;
+use bulkhead_conditions::{Act, MAX_TEXT_BYTES, Ruling};
 use cedar_policy::{
     Authorizer, Decision, Effect, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
@@ -12,8 +13,6 @@ use std::str::FromStr;
 
 /// The schema, in Cedar's own form.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
-/// Longest file of conditions in bytes.
-const MAX_BYTES: usize = 1024 * 1024;
 
 /// The conditions of a manifest's partitions.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub struct Conditions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConditionsError {
     /// The text is too long.
-    #[error("the conditions are {0} bytes long; {MAX_BYTES} are possible")]
+    #[error("the conditions are {0} bytes long; {MAX_TEXT_BYTES} are possible")]
     TooLong(usize),
     /// The text is no Cedar.
     #[error("the conditions are no Cedar: {0}")]
@@ -52,40 +51,20 @@ pub enum ConditionsError {
         /// Why it is not known.
         why: &'static str,
     },
+    /// It speaks of requests that nobody would look into.
+    #[error(
+        "condition `{policy}` speaks of requests, and nobody looks into those that {grant} allows; narrow \
+         the grant, were it by paths = [\"/**\"]"
+    )]
+    NotLookedInto {
+        /// Which condition.
+        policy: String,
+        /// Which grant.
+        grant: String,
+    },
     /// The act cannot be put as a question.
     #[error("the conditions cannot be asked: {0}")]
     NotAsked(String),
-}
-
-/// What conditions say of an act.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ruling {
-    /// These permit it, and none forbids it.
-    Permitted(Vec<String>),
-    /// These forbid it, whatever else permits it.
-    Forbidden(Vec<String>),
-    /// None permits it.
-    NotPermitted,
-    /// One of them could not be evaluated, so that nothing is permitted.
-    Failed(String),
-}
-
-impl Ruling {
-    /// Whether the act may be done.
-    pub fn is_permitted(&self) -> bool {
-        matches!(self, Self::Permitted(_))
-    }
-}
-
-impl fmt::Display for Ruling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Permitted(by) => write!(f, "permitted by condition {}", by.join(", ")),
-            Self::Forbidden(by) => write!(f, "forbidden by condition {}", by.join(", ")),
-            Self::NotPermitted => f.write_str("permitted by no condition"),
-            Self::Failed(why) => write!(f, "a condition could not be evaluated: {why}"),
-        }
-    }
 }
 
 /// A message on one line.
@@ -105,7 +84,7 @@ impl Conditions {
     /// # Errors
     /// The first thing that is wrong.
     pub fn parse(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
-        if text.len() > MAX_BYTES {
+        if text.len() > MAX_TEXT_BYTES {
             return Err(ConditionsError::TooLong(text.len()));
         }
         let policies = PolicySet::from_str(text);
@@ -154,6 +133,26 @@ impl Conditions {
         })
     }
 
+    /// The same, for partitions that are to be held to them.
+    ///
+    /// # Errors
+    /// As there; and one speaks of requests where nobody would look into them.
+    pub fn parse_to_hold(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
+        let conditions = Self::parse(text, world)?;
+        for policy in conditions.policies.policies() {
+            let json = policy.to_json();
+            let json = json.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
+            requests::check(&json, conditions.name(policy.id()), world)?;
+        }
+        Ok(conditions)
+    }
+
+    /// What people call a condition.
+    fn name<'c>(&'c self, id: &'c PolicyId) -> &'c str {
+        let id: &str = id.as_ref();
+        self.names.get(id).map_or(id, String::as_str)
+    }
+
     /// Asks about an act.
     pub fn ask(&self, act: &Act, who: &Circumstances) -> Ruling {
         let (request, entities) = match entities::build(act, who, &self.schema) {
@@ -167,11 +166,8 @@ impl Conditions {
         if let Some(error) = response.diagnostics().errors().next() {
             return Ruling::Failed(one_line(error));
         }
-        let name = |id: &PolicyId| {
-            let id = id.to_string();
-            self.names.get(&id).cloned().unwrap_or(id)
-        };
-        let mut by: Vec<String> = response.diagnostics().reason().map(name).collect();
+        let by = response.diagnostics().reason();
+        let mut by: Vec<String> = by.map(|id| self.name(id).to_owned()).collect();
         by.sort();
         match response.decision() {
             Decision::Allow => Ruling::Permitted(by),
@@ -183,9 +179,8 @@ impl Conditions {
     /// Each condition by its name: whether it permits, and its text.
     pub fn iter(&self) -> impl Iterator<Item = (&str, bool, String)> {
         self.policies.policies().map(|policy| {
-            let name = self.names.get(&policy.id().to_string());
             let permits = policy.effect() == Effect::Permit;
-            (name.map_or("", String::as_str), permits, policy.to_string())
+            (self.name(policy.id()), permits, policy.to_string())
         })
     }
 }

@@ -1,9 +1,9 @@
 //! From an act to what Cedar is asked: principal, action, resource with what it is in, and context.
 //! Whatever text a partition sends becomes the id of an entity or a string, never syntax.
 
-use crate::act::Act;
 use crate::conditions::ConditionsError;
 use bulkhead_capability::table::Moment;
+use bulkhead_conditions::Act;
 use bulkhead_network::Protocol;
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,

@@ -1,10 +1,10 @@
 //! What would have to be granted for acts that were denied: the narrowest lines, for a person to
 //! look at. Nothing is granted by it.
 
-use crate::act::Act;
 use crate::entities::host_id;
 use crate::policy::Answer;
 use bulkhead_capability::table::Verdict;
+use bulkhead_conditions::Act;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The grants, as lines of a manifest, and the conditions, in Cedar, that would allow these acts of a

@@ -2,8 +2,9 @@
 //!
 //! Grants say what may be done at all, conditions when. [`Policy`] has both: an act that a grant
 //! allows must be permitted by the conditions too, where there are any. They never allow what no
-//! grant does. The command line asks here; processes that enforce grants link the table alone,
-//! which is in `bulkhead-capability`, so that Cedar is in none of them.
+//! grant does. The command line asks here. Processes that enforce grants link the table, which is in
+//! `bulkhead-capability`, and ask about conditions by `bulkhead-conditions`, so that Cedar is in none of
+//! them: what answers is the process `bulkhead-decision` ([`process`]).
 #![forbid(unsafe_code)]
 
 mod act;
@@ -12,11 +13,14 @@ mod conditions;
 mod entities;
 mod learn;
 mod policy;
+pub mod process;
+mod requests;
 mod world;
 
-pub use act::{Act, ActDraft, ParseActError};
+pub use act::{ActDraft, ParseActError};
+pub use bulkhead_conditions::{Act, Ruling};
 pub use cases::{Case, CaseFile, CaseFileError, Expected};
-pub use conditions::{Conditions, ConditionsError, Ruling, SCHEMA};
+pub use conditions::{Conditions, ConditionsError, SCHEMA};
 pub use entities::Circumstances;
 pub use learn::propose;
 pub use policy::{Answer, Policy};

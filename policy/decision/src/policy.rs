@@ -1,10 +1,10 @@
 //! Grants and conditions together: what an act of one partition comes to, and why.
 
-use crate::act::Act;
-use crate::conditions::{Conditions, Ruling};
+use crate::conditions::Conditions;
 use crate::entities::Circumstances;
 use bulkhead_capability::table::{Decision, Table, Verdict};
 use bulkhead_capability::{Grants, Quota};
+use bulkhead_conditions::{Act, Ruling};
 
 /// The policy of one partition.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use crate::conditions::ConditionsError;
 use bulkhead_capability::{Capability, Grants, NamePattern};
-use bulkhead_network::Host;
+use bulkhead_network::{Addresses, Host};
 use serde_json::Value;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -97,7 +97,11 @@ fn host_of(capability: &Capability) -> Option<&Host> {
     }
 }
 
-fn names_host(capability: &Capability, id: &str) -> bool {
+pub(crate) fn names_host(capability: &Capability, id: &str) -> bool {
+    // Services on the host's loopback are at the router's address.
+    if let Capability::NetLoopback(_) = capability {
+        return id == Addresses::default().router.to_string();
+    }
     host_of(capability).is_some_and(|host| match id.parse::<Ipv4Addr>() {
         Ok(address) => host.allows(address),
         Err(_) => host.names(id),
@@ -105,7 +109,7 @@ fn names_host(capability: &Capability, id: &str) -> bool {
 }
 
 /// Whether a grant is about a name below the domain.
-fn meets_domain(capability: &Capability, domain: &str) -> bool {
+pub(crate) fn meets_domain(capability: &Capability, domain: &str) -> bool {
     let below = Host::Below(domain.to_owned());
     host_of(capability).is_some_and(|host| match host {
         Host::Any => true,

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use bulkhead_capability::table::{Moment, Verdict};
-use bulkhead_capability::{Capability, Grants};
+use bulkhead_capability::{Capability, Constraints, Grant, Grants, http_rule};
 use bulkhead_decision::{
     Act, ActDraft, Circumstances, Conditions, ConditionsError, Policy, Ruling, World, propose,
 };
@@ -149,6 +149,115 @@ fn what_can_never_hold_is_refused() {
     }
     let long = "//".repeat(1024 * 1024);
     assert!(matches!(parse(&long), Err(ConditionsError::TooLong(_))));
+}
+
+#[test]
+fn conditions_on_requests_need_somebody_who_looks_into_them() {
+    let narrowed = Constraints {
+        http: Some(http_rule(Vec::new(), vec!["/**".parse().unwrap()])),
+        ..Constraints::default()
+    };
+    let api = "net.connect:api.example.org:443".parse().unwrap();
+    let narrowed: Grants = [Grant::new(api, narrowed).unwrap()].into_iter().collect();
+    let plain = |text: &str| text.parse::<Capability>().unwrap();
+    let bare: Grants = [
+        plain("net.connect:ssh.example.net:22"),
+        plain("net.connect:udp:*:53"),
+    ]
+    .into_iter()
+    .collect();
+    let world = World {
+        partitions: vec![("web", &narrowed), ("ops", &bare)],
+    };
+    let get = r#"context has method && context.method == "GET""#;
+    let on = |scope: &str, rest: &str| format!(r#"@id("x") {scope}, {rest};"#);
+    let connect = r#"action == Action::"net.connect", resource"#;
+    for (text, holds) in [
+        (
+            on("forbid(principal", &format!("{connect}) when {{ {get} }}")),
+            false,
+        ),
+        (
+            on(
+                "forbid(principal",
+                &format!("{connect}) when {{ context.port == 80 }}"),
+            ),
+            true,
+        ),
+        (
+            on(
+                r#"forbid(principal == Partition::"web""#,
+                &format!("{connect}) when {{ {get} }}"),
+            ),
+            true,
+        ),
+        (
+            on(
+                r#"forbid(principal == Partition::"ops""#,
+                &format!("{connect}) when {{ {get} }}"),
+            ),
+            false,
+        ),
+        (
+            on(
+                "forbid(principal",
+                &format!(r#"{connect} in Domain::"example.org") unless {{ {get} }}"#),
+            ),
+            true,
+        ),
+        (
+            on(
+                "forbid(principal",
+                &format!(r#"{connect} in Domain::"example.net") unless {{ {get} }}"#),
+            ),
+            false,
+        ),
+        (
+            on(
+                "forbid(principal",
+                &format!(r#"{connect} == Host::"api.example.org") when {{ {get} }}"#),
+            ),
+            true,
+        ),
+        // All of it has to hold, so without a request nothing is permitted.
+        (
+            on("permit(principal", &format!("{connect}) when {{ {get} }}")),
+            true,
+        ),
+        (
+            on(
+                "permit(principal",
+                &format!("{connect}) unless {{ {get} }}"),
+            ),
+            false,
+        ),
+        (
+            on(
+                "permit(principal",
+                &format!("{connect}) when {{ !(context has path) }}"),
+            ),
+            false,
+        ),
+        (
+            on(
+                "permit(principal",
+                &format!("{connect}) when {{ context.port == 1 || ({get}) }}"),
+            ),
+            false,
+        ),
+    ] {
+        let found = Conditions::parse_to_hold(&text, &world);
+        let refused = matches!(found, Err(ConditionsError::NotLookedInto { .. }));
+        assert_eq!(
+            (found.is_ok(), refused),
+            (holds, !holds),
+            "{text}: {found:?}"
+        );
+        assert!(
+            Conditions::parse(&text, &world).is_ok(),
+            "it can be tried all the same"
+        );
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub(crate) fn named(description: &NetworkDescription) -> impl Iterator<Item = Fd
         .chain(description.used)
         .chain(description.approvals)
         .chain(description.ledger)
+        .chain(description.conditions)
         .chain(description.control)
         .chain(description.tools)
         .chain([description.link])

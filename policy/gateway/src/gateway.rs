@@ -83,6 +83,7 @@ impl<H: Host> Gateway<H> {
         for (token, act) in core.journal.take() {
             match token.kind {
                 Kind::Tcp => self.tcp.recorded(core, token, act),
+                Kind::Dns => self.dns.decided(core, token, act),
                 _ => self.udp.recorded(core, token, act),
             }
         }

@@ -1,14 +1,16 @@
-//! Records of what the event loop does: it goes on while the ledger is waited for elsewhere, and hears
-//! by an event when an act may be done. Used by the tables of flows, and by everything that refuses.
+//! What the event loop does is asked about and recorded: it goes on while conditions and ledger are waited
+//! for elsewhere, and hears by an event when an act may be done. Used by the tables of flows, and by everything that refuses.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_conditions::Act as Asked;
 use bulkhead_proxy::Records;
-use bulkhead_proxy::records::Act;
-use bulkhead_record::{RecordError, Verdict};
+use bulkhead_proxy::conditions::Question;
+use bulkhead_proxy::records::{Act, Intent, NotDone};
+use bulkhead_record::Verdict;
 
 use crate::table::Token;
 
@@ -18,35 +20,77 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const GONE: &str = "the guest is gone";
 
 /// Whose act, and whether it may be done.
-pub(crate) type Heard = (Token, Result<Act, RecordError>);
+pub(crate) type Heard = (Token, Result<Act, NotDone>);
 
 /// Where the event loop records; by default nowhere.
 #[derive(Default)]
 pub(crate) struct Journal {
     records: Records,
     heard: Arc<Mutex<Vec<Heard>>>,
+    /// There are conditions.
+    asks: bool,
     /// An eventfd that wakes the event loop.
     wake: Option<Arc<OwnedFd>>,
 }
 
 impl Journal {
-    /// Records by `records`, and writes to the eventfd `wake` when something was recorded.
-    pub(crate) fn new(records: Records, wake: OwnedFd) -> Self {
+    /// Records by `records`, which asks conditions or does not, and writes to the eventfd `wake` when
+    /// something may be done.
+    pub(crate) fn new(records: Records, asks: bool, wake: OwnedFd) -> Self {
         Self {
             records,
+            asks,
             heard: Arc::default(),
             wake: Some(Arc::new(wake)),
         }
     }
 
-    /// Whether acts have to wait for their records.
+    /// Whether acts have to wait.
     pub(crate) fn is_kept(&self) -> bool {
         self.records.are_kept()
     }
 
+    /// Whether there are conditions.
+    pub(crate) fn asks(&self) -> bool {
+        self.asks
+    }
+
     /// The flow `token` is about to go to `object`, which `reason` allows; [`Self::take`] has it when
-    /// that is on record.
-    pub(crate) fn begin(&self, token: Token, object: &str, reason: &str) {
+    /// the conditions permit it and that is on record, or when it must not.
+    pub(crate) fn begin(&self, token: Token, object: String, reason: String, question: Question) {
+        self.submit(
+            token,
+            Intent {
+                action: "net.connect",
+                object,
+                reason,
+                detail: BTreeMap::new(),
+                question,
+                quiet: false,
+            },
+        );
+    }
+
+    /// A query for `name` of `token` is about to be sent on; [`Self::take`] has it as well. Only with
+    /// [`Self::asks`].
+    pub(crate) fn resolve(&self, token: Token, name: &str) {
+        self.submit(
+            token,
+            Intent {
+                action: "dns.resolve",
+                object: name.to_owned(),
+                reason: "a rule speaks of the name".to_owned(),
+                detail: BTreeMap::new(),
+                question: Question {
+                    connection: None,
+                    acts: vec![Asked::Resolve(name.to_owned())],
+                },
+                quiet: true,
+            },
+        );
+    }
+
+    fn submit(&self, token: Token, intent: Intent) {
         let (heard, wake) = (self.heard.clone(), self.wake.clone());
         let done = move |act| {
             let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,9 +101,7 @@ impl Journal {
                 let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
             }
         };
-        let detail = BTreeMap::new();
-        self.records
-            .begin("net.connect", object, reason, detail, done);
+        self.records.begin(intent, done);
     }
 
     /// What was recorded since the last time.

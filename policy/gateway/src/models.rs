@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bulkhead_conditions::Asker;
 use bulkhead_inherited::Inherited;
 use bulkhead_models::{Models as Description, Spent};
 use bulkhead_network::{MAX_MODELS_BYTES, NetworkDescription, spent};
@@ -116,6 +117,7 @@ impl Ready {
     pub(crate) fn start(
         self,
         recorder: Arc<dyn Recorder>,
+        conditions: Option<Arc<Asker>>,
         chatter: Chatter,
     ) -> Result<Models, ModelsError> {
         let start = Instant::now();
@@ -129,6 +131,7 @@ impl Ready {
             connector: Arc::new(HostConnector),
             tls: Arc::new(self.tls),
             recorder,
+            conditions,
             clock: Arc::new(HostClock::new()),
             carry: Some(Arc::new(move |now: Spent| {
                 // A file in memory that is there already takes it, or the host has no memory at all.

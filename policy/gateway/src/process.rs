@@ -15,8 +15,10 @@ use rustix::process::{
     DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal,
 };
 
+use bulkhead_conditions::Asker;
 use bulkhead_proxy::Records;
 use bulkhead_proxy::quota::Quotas;
+use bulkhead_proxy::records::Outside;
 use bulkhead_record::{Client, Recorder};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -135,34 +137,37 @@ fn set_up(
         None => None,
     };
     let recorder = recorder.map(|client| Arc::new(client) as Arc<dyn Recorder>);
+    let conditions = match description.conditions {
+        Some(fd) => Some(Asker::new(own.take("the socket of the conditions", fd)?)),
+        None => None,
+    };
+    let outside = Outside {
+        recorder: recorder.clone(),
+        conditions: conditions.transpose().map_err(Error::Setup)?.map(Arc::new),
+    };
     let mut sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
     if let Some(fd) = description.tools {
         let tools = own.take("the socket of the tools", fd)?;
         sockets.set_tools(tools).map_err(Error::Setup)?;
     }
     let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
-    let wake = match &recorder {
-        Some(_) => {
-            let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-            Some(wake.map_err(|errno| Error::Setup(errno.into()))?)
-        }
-        None => None,
-    };
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    let wake = wake.map_err(|errno| Error::Setup(errno.into()))?;
     let jail = jail::enter(description)?;
     // Threads come to be inside the jail, and before the layer that lets nobody make any.
-    let mut records = Records::default();
-    if let (Some(recorder), Some(wake)) = (&recorder, wake) {
-        let actor = description.actor.as_ref().unwrap_or(&description.name);
-        records = Records::start(recorder, actor).map_err(Error::Setup)?;
+    let actor = description.actor.as_ref().unwrap_or(&description.name);
+    let records = Records::start(&outside, actor).map_err(Error::Setup)?;
+    if records.are_kept() {
         gateway.host().hear_records(&wake).map_err(Error::Setup)?;
-        gateway.set_journal(Journal::new(records.clone(), wake));
+        let asks = outside.conditions.is_some();
+        gateway.set_journal(Journal::new(records.clone(), asks, wake));
     }
     if let Some(web) = web {
         let web = web.start(records, chatter())?;
         gateway.host().set_web(web);
     }
     if let (Some(models), Some(recorder)) = (models, recorder) {
-        let models = models.start(recorder, chatter())?;
+        let models = models.start(recorder, outside.conditions.clone(), chatter())?;
         gateway.host().set_models(models);
     }
     let gaps = jail.seal()?;

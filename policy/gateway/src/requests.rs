@@ -43,6 +43,7 @@ pub(crate) fn go_on<H: Host>(core: &mut Core<H>, wanted: &Wanted, address: Ipv4A
         address: (address != core.config.router).then_some(address),
         by_address: route.by_address,
         names: route.names.unwrap_or_default(),
+        pinned: route.pinned,
     };
     if let Err(error) = core.host.hand_to_tools(wanted, flow) {
         let why = format!("there is no connection: {error}");

@@ -5,9 +5,11 @@ pub(crate) mod pins;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use bulkhead_conditions::Ruling;
 use bulkhead_network::{
     Connect, Deny, Host, Loopback, MODEL_PORT, NetworkDescription, Protocol, Resolve, range,
 };
+use bulkhead_proxy::conditions::{Connection, Question};
 use bulkhead_proxy::quota::{Exhausted, Quotas};
 use smoltcp::time::Instant;
 
@@ -79,6 +81,17 @@ pub(crate) enum Refusal {
         /// Which.
         what: Exhausted,
     },
+    /// The rules allow it, and the conditions do not.
+    Condition {
+        /// Of the flow.
+        protocol: Protocol,
+        /// Where to.
+        to: Ipv4Addr,
+        /// Which port.
+        port: u16,
+        /// What they say.
+        ruling: Ruling,
+    },
     /// A TLS connection to where a name stands for the address, and that asks for another server.
     ServerName {
         /// Where to.
@@ -110,6 +123,10 @@ pub(crate) struct Route {
     pub names: Option<Names>,
     /// Rules that speak of the address count, and not only those that speak of a name.
     pub by_address: bool,
+    /// All names that stand for the address.
+    pub pinned: Names,
+    /// The address itself is granted.
+    pub granted: bool,
     /// The proxy takes it, which looks into it further.
     pub web: bool,
     /// It is a request for a model.
@@ -122,6 +139,29 @@ pub(crate) struct Route {
 
 /// Names for which an address was granted.
 pub(crate) type Names = Box<[String]>;
+
+impl Route {
+    /// What conditions are asked about a flow on it, which the guest sends there.
+    pub(crate) fn question(&self, protocol: Protocol, address: Ipv4Addr, port: u16) -> Question {
+        let names = match (self.granted, &self.names) {
+            (false, Some(names)) => names,
+            _ => &self.pinned,
+        };
+        let connection = Connection {
+            protocol,
+            address: Some(address),
+            port,
+            names: names.to_vec(),
+            claimed: Vec::new(),
+            by_address: self.granted,
+            http: None,
+        };
+        Question {
+            connection: Some(connection),
+            acts: Vec::new(),
+        }
+    }
+}
 
 /// A flow that the guest wants.
 #[derive(Clone, Copy)]
@@ -149,6 +189,9 @@ impl Refusal {
             | Self::NoService { protocol, to, port }
             | Self::Denied { protocol, to, port }
             | Self::Exhausted {
+                protocol, to, port, ..
+            }
+            | Self::Condition {
                 protocol, to, port, ..
             } => format!("{protocol} {to}:{port}"),
             Self::Unreachable { to } => to.to_string(),
@@ -191,6 +234,12 @@ impl fmt::Display for Refusal {
                 port,
                 what,
             } => write!(f, "refused {protocol} to {to}:{port}: {what}"),
+            Self::Condition {
+                protocol,
+                to,
+                port,
+                ruling,
+            } => write!(f, "refused {protocol} to {to}:{port}: {ruling}"),
             Self::ServerName { to, port, asked } => {
                 write!(f, "refused tcp to {to}:{port}: ")?;
                 match asked {
@@ -274,6 +323,8 @@ impl Rules {
                 to: (to, port).into(),
                 names: None,
                 by_address: false,
+                pinned: Names::default(),
+                granted: false,
                 web: false,
                 models: true,
                 quotas: Vec::new(),
@@ -365,6 +416,8 @@ impl Rules {
         }
         let mut route = self.route(wanted, (to, port).into(), &all, Some(names.into()))?;
         route.by_address = !denied;
+        route.pinned = pinned().map(str::to_owned).collect();
+        route.granted = by_address;
         if by_address && !route.web {
             route.names = None;
         }
@@ -424,6 +477,8 @@ impl Rules {
         };
         Ok(Route {
             to: socket,
+            pinned: names.clone().unwrap_or_default(),
+            granted: names.is_none(),
             names,
             by_address: false,
             web,

@@ -7,8 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::Protocol;
 use bulkhead_proxy::quota::Exhausted;
-use bulkhead_proxy::records::Act;
-use bulkhead_record::RecordError;
+use bulkhead_proxy::records::{Act, NotDone};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
 
@@ -147,7 +146,9 @@ impl<H: Host> Udp<H> {
         };
         if recorded {
             let object = format!("udp {}:{}", key.address, key.port);
-            core.journal.begin(next, &object, &route.grant);
+            let question = route.question(Protocol::Udp, key.address, key.port);
+            let reason = route.grant.clone();
+            core.journal.begin(next, object, reason, question);
         }
         let flow = Flow {
             key,
@@ -167,13 +168,8 @@ impl<H: Host> Udp<H> {
         Some(token)
     }
 
-    /// A flow's intent is on record, or could not be recorded.
-    pub(crate) fn recorded(
-        &mut self,
-        core: &mut Core<H>,
-        token: Token,
-        act: Result<Act, RecordError>,
-    ) {
+    /// A flow is permitted and its intent on record, or it must not be.
+    pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
             if let Ok(act) = act {
                 core.journal.outcome(&act, Some("it made room"), (0, 0));
@@ -189,7 +185,18 @@ impl<H: Host> Udp<H> {
                 flow.act = Some(act);
                 core.host.datagrams(to, token)
             }
-            Err(error) => {
+            Err(NotDone::Denied(ruling)) => {
+                core.refuse(&Refusal::Condition {
+                    protocol: Protocol::Udp,
+                    to: key.address,
+                    port: key.port,
+                    ruling,
+                });
+                tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+                self.close(core, token);
+                return;
+            }
+            Err(NotDone::NotRecorded(error)) => {
                 let (to, port) = (key.address, key.port);
                 core.stats.refused += 1;
                 let text = format_args!("refused udp to {to}:{port}: {error}");

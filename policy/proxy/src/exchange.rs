@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use bulkhead_conditions::Act;
 use bulkhead_record::{RecordError, Verdict};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
@@ -22,8 +23,10 @@ use tokio::io::copy_bidirectional;
 use tokio::task::spawn_local;
 
 use crate::Shared;
+use crate::conditions::Question;
 use crate::meter::{Counted, Meter, Metered, Way};
-use crate::policy::{Allowed, Flow, Refusal};
+use crate::policy::{Flow, Refusal};
+use crate::records::{Intent, NotDone};
 use crate::upstream::{Failure, Upstream};
 
 /// Most bytes of a refused request's body that are read, so that the connection stays usable.
@@ -109,6 +112,15 @@ enum Trouble {
 impl From<Refusal> for Trouble {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<NotDone> for Trouble {
+    fn from(not_done: NotDone) -> Self {
+        match not_done {
+            NotDone::Denied(ruling) => Refusal::Condition(ruling).into(),
+            NotDone::NotRecorded(error) => Self::NotRecorded(error),
+        }
     }
 }
 
@@ -206,7 +218,7 @@ impl Exchange {
         let policy = &self.shared.policy;
         let method = request.method().as_str();
         let allowed = policy.request(&self.flow, &host, method, path)?;
-        let Allowed { grant } = allowed;
+        let grant = allowed.grant;
         // What is asked for is shown whole.
         let query = request.uri().query().map(|query| format!("?{query}"));
         let object = format!("{what}{}", query.unwrap_or_default());
@@ -214,6 +226,11 @@ impl Exchange {
         let private = self.tls.is_some() || self.flow.address.is_none();
         let mut head = request.headers().clone();
         let swapped = policy.secrets().swap(&mut head, &host, path, private);
+        let http = Some((method, path));
+        let question = Question {
+            connection: Some(allowed.connection(&self.flow, Some(&host), http)),
+            acts: swapped.used.iter().cloned().map(Act::Secret).collect(),
+        };
         let consent = consent.map(|how| ("consent".to_owned(), how));
         let mut detail: BTreeMap<_, _> = consent.into_iter().collect();
         for (key, names) in [("secrets", swapped.used), ("placeholders", swapped.left)] {
@@ -221,10 +238,16 @@ impl Exchange {
                 detail.insert(key.to_owned(), names.join(" "));
             }
         }
-        let reason = format!("net.connect:{}", grant.rule);
+        let intent = Intent {
+            action: "net.connect",
+            object: what.to_owned(),
+            reason: format!("net.connect:{}", grant.rule),
+            detail,
+            question,
+            quiet: false,
+        };
         let records = self.shared.records.clone();
-        let recording = records.intent("net.connect", what, &reason, detail);
-        let act = recording.await.map_err(Trouble::NotRecorded)?;
+        let act = records.intent(intent).await?;
         let quotas = policy.quotas().clone();
         Ok(Permitted {
             meter: Meter::new(quotas, grant.quotas.clone(), records, act),

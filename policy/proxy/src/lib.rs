@@ -12,6 +12,7 @@
 
 pub mod authority;
 pub mod client_hello;
+pub mod conditions;
 mod consent;
 mod exchange;
 pub mod framing;

@@ -4,9 +4,11 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use bulkhead_conditions::Ruling;
 use bulkhead_network::http::is_unambiguous;
 use bulkhead_network::{Connect, Deny, Host, Protocol};
 
+use crate::conditions::Connection;
 use crate::quota::{Exhausted, Quotas};
 use crate::secrets::Secrets;
 
@@ -23,6 +25,8 @@ pub struct Flow {
     pub by_address: bool,
     /// The names that stand for the address and that a rule grants for this port.
     pub names: Box<[String]>,
+    /// All names that stand for the address.
+    pub pinned: Box<[String]>,
 }
 
 /// A partition's rules and secrets.
@@ -39,6 +43,35 @@ pub struct Policy {
 pub struct Allowed<'p> {
     /// For records: which.
     pub grant: &'p Connect,
+}
+
+impl Allowed<'_> {
+    /// What conditions are asked about a connection or request for `host`; without one, about any that
+    /// the flow may be for.
+    pub fn connection(
+        &self,
+        flow: &Flow,
+        host: Option<&str>,
+        http: Option<(&str, &str)>,
+    ) -> Connection {
+        let stands = |name: &str| flow.pinned.iter().any(|pinned| pinned == name);
+        let (names, claimed) = match host {
+            None => (flow.names.to_vec(), Vec::new()),
+            Some(host) if host.parse::<Ipv4Addr>().is_ok() => (Vec::new(), flow.pinned.to_vec()),
+            Some(name) if stands(name) => (vec![name.to_owned()], Vec::new()),
+            Some(name) => (Vec::new(), vec![name.to_owned()]),
+        };
+        let allows = |address| self.grant.rule.host.allows(address);
+        Connection {
+            protocol: Protocol::Tcp,
+            address: flow.address,
+            port: flow.port,
+            names,
+            claimed,
+            by_address: flow.address.filter(|_| flow.by_address).is_some_and(allows),
+            http: http.map(|(method, path)| (method.to_owned(), path.to_owned())),
+        }
+    }
 }
 
 /// What to do with a connection whose first bytes are known.
@@ -109,6 +142,9 @@ pub enum Refusal {
     /// An amount is used up.
     #[error(transparent)]
     Quota(#[from] Exhausted),
+    /// The grants allow it, and the conditions do not.
+    #[error("{0}")]
+    Condition(Ruling),
     /// The first bytes are malformed, or do not come.
     #[error("the connection begins with nothing that can be read")]
     Unreadable,
@@ -272,6 +308,7 @@ mod tests {
             address: Some(address),
             by_address: true,
             names: names.iter().map(|name| (*name).to_owned()).collect(),
+            pinned: names.iter().map(|name| (*name).to_owned()).collect(),
         }
     }
 

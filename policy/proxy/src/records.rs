@@ -1,5 +1,6 @@
-//! Records of what the guest does: the intent before it takes effect, the outcome after, refusals.
-//! The ledger is waited for on threads of their own. Used by the proxy and by the gateway.
+//! What the guest does, before and after: conditions are asked and the intent is recorded before it
+//! takes effect, the outcome after; so are refusals. Conditions and ledger are waited for on threads of
+//! their own. Used by the proxy and by the gateway.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bulkhead_conditions::{Asker, Ruling, WOULD_DENY};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
+
+use crate::conditions::{Permitted, Question};
 
 /// Threads that wait for the ledger, which commits what comes at once together.
 const WAITERS: usize = 4;
@@ -21,10 +25,15 @@ const BURST: u32 = 20;
 /// Time in which one more becomes possible: a guest that is refused all day fills no ledger.
 const PER_REFUSAL: Duration = Duration::from_secs(5);
 
-type Done = Box<dyn FnOnce(Result<u64, RecordError>) + Send>;
+type Done = Box<dyn FnOnce(Result<Begun, NotDone>) + Send>;
+
+/// What an act may be begun with: the record of its intent, and the names that it may be for.
+type Begun = (Option<u64>, Option<Box<[String]>>);
 
 struct Job {
     entry: Entry,
+    question: Option<Question>,
+    quiet: bool,
     done: Done,
 }
 
@@ -61,27 +70,76 @@ struct Flood {
 #[derive(Clone, Default)]
 pub struct Records(Option<Arc<Ledger>>);
 
-/// An act whose intent is on record.
+/// Whom the threads wait for.
+#[derive(Clone, Default)]
+pub struct Outside {
+    /// What writes the ledger; without, nothing is recorded.
+    pub recorder: Option<Arc<dyn Recorder>>,
+    /// What answers for the conditions; without, there are none.
+    pub conditions: Option<Arc<Asker>>,
+}
+
+/// What is about to be done.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// By its clear name.
+    pub action: &'static str,
+    /// To what.
+    pub object: String,
+    /// What grants it.
+    pub reason: String,
+    /// What else there is to know, by name.
+    pub detail: BTreeMap<String, String>,
+    /// What conditions are asked first.
+    pub question: Question,
+    /// It is recorded only if it is done although conditions would deny it.
+    pub quiet: bool,
+}
+
+/// An act that was permitted, and whose intent is on record.
 #[derive(Clone, Debug)]
 pub struct Act {
     action: &'static str,
     object: String,
     intent: Option<u64>,
+    /// The only names that a connection may be for, where conditions permit those alone.
+    pub names: Option<Box<[String]>>,
+}
+
+/// Why something must not be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// The conditions deny it.
+    #[error("{0}")]
+    Denied(Ruling),
+    /// It is not on record.
+    #[error(transparent)]
+    NotRecorded(#[from] RecordError),
+}
+
+impl Act {
+    /// Whether its outcome has to be recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.intent.is_some()
+    }
 }
 
 impl Records {
-    /// Starts the threads that record what `actor` does, by `recorder`. Without one (the default)
-    /// nothing is recorded, and nothing waits.
+    /// Starts the threads that ask and record what `actor` does. Without anybody to wait for (the
+    /// default) nothing is asked or recorded, and nothing waits.
     ///
     /// # Errors
     /// The host gives no threads.
-    pub fn start(recorder: &Arc<dyn Recorder>, actor: &str) -> io::Result<Self> {
+    pub fn start(outside: &Outside, actor: &str) -> io::Result<Self> {
+        if outside.recorder.is_none() && outside.conditions.is_none() {
+            return Ok(Self::default());
+        }
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
         let work = Arc::new(Work::default());
         let (began, begun) = channel();
         for _ in 0..WAITERS {
-            let (recorder, queue) = (recorder.clone(), queue.clone());
+            let (outside, queue) = (outside.clone(), queue.clone());
             let (work, began) = (work.clone(), began.clone());
             // Held, so that the thread never ends before the process does, which it may have no
             // system call for.
@@ -90,7 +148,7 @@ impl Records {
                 .name("records".to_owned())
                 .spawn(move || {
                     let _ = began.send(());
-                    wait(&*recorder, &queue, &work);
+                    wait(&outside, &queue, &work);
                     drop(held);
                 })?;
         }
@@ -105,39 +163,43 @@ impl Records {
         }))))
     }
 
-    /// Whether anything is recorded.
+    /// Whether an act has to wait for anybody.
     pub fn are_kept(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Records that the act is about to be done; `done` hears when it may be. Only with
-    /// [`Self::are_kept`]; else at once.
-    pub fn begin(
-        &self,
-        action: &'static str,
-        object: &str,
-        reason: &str,
-        detail: BTreeMap<String, String>,
-        done: impl FnOnce(Result<Act, RecordError>) + Send + 'static,
-    ) {
+    /// The act is about to be done; `done` hears when it may be, or that it must not. Only with
+    /// [`Self::are_kept`].
+    pub fn begin(&self, intent: Intent, done: impl FnOnce(Result<Act, NotDone>) + Send + 'static) {
+        let Intent {
+            action,
+            object,
+            reason,
+            detail,
+            question,
+            quiet,
+        } = intent;
         let mut act = Act {
             action,
-            object: shortened(object),
+            object: shortened(&object),
             intent: None,
+            names: None,
         };
-        let entry = self.entry(Kind::Intent, &act, Verdict::Allowed, reason, detail);
+        let entry = self.entry(Kind::Intent, &act, Verdict::Allowed, &reason, detail);
         let work = self.0.as_ref().map(|ledger| ledger.work.clone());
         self.submit(
             entry,
-            Box::new(move |index| match index {
-                Ok(index) => {
-                    act.intent = index.into();
-                    if let Some(work) = work {
+            Some(question),
+            quiet,
+            Box::new(move |begun| {
+                done(begun.map(|(intent, names)| {
+                    act.intent = intent;
+                    act.names = names;
+                    if let Some(work) = work.filter(|_| intent.is_some()) {
                         work.left().acts += 1;
                     }
-                    done(Ok(act));
-                }
-                Err(error) => done(Err(error)),
+                    act
+                }));
             }),
         );
     }
@@ -145,27 +207,23 @@ impl Records {
     /// The same, for who can wait.
     ///
     /// # Errors
-    /// It is not on record, and must not be done.
-    pub async fn intent(
-        &self,
-        action: &'static str,
-        object: &str,
-        reason: &str,
-        detail: BTreeMap<String, String>,
-    ) -> Result<Act, RecordError> {
+    /// It is denied, or not on record, and must not be done.
+    pub async fn intent(&self, intent: Intent) -> Result<Act, NotDone> {
         if !self.are_kept() {
             return Ok(Act {
-                action,
+                action: intent.action,
                 object: String::new(),
                 intent: None,
+                names: None,
             });
         }
         let (heard, hear) = tokio::sync::oneshot::channel();
-        self.begin(action, object, reason, detail, move |act| {
+        self.begin(intent, move |act| {
             // Nobody waits any more where the guest is gone.
             let _ = heard.send(act);
         });
-        hear.await.unwrap_or(Err(RecordError::WriterGone))
+        let gone = Err(NotDone::NotRecorded(RecordError::WriterGone));
+        hear.await.unwrap_or(gone)
     }
 
     /// Records how it went.
@@ -177,7 +235,7 @@ impl Records {
         detail: BTreeMap<String, String>,
     ) {
         let entry = self.entry(Kind::Outcome, act, verdict, reason, detail);
-        self.submit(entry, Box::new(|_| {}));
+        self.submit(entry, None, false, Box::new(|_| {}));
         if let Some(ledger) = &self.0
             && act.intent.is_some()
         {
@@ -205,13 +263,14 @@ impl Records {
             action,
             object: shortened(object),
             intent: None,
+            names: None,
         };
         let mut detail = BTreeMap::new();
         if withheld > 0 {
             detail.insert("unrecorded".to_owned(), withheld.to_string());
         }
         let entry = self.entry(Kind::Refusal, &act, Verdict::Denied, reason, detail);
-        self.submit(entry, Box::new(|_| {}));
+        self.submit(entry, None, false, Box::new(|_| {}));
     }
 
     /// Waits until everything is on record, the outcomes of acts that are under way among it, but not
@@ -256,7 +315,7 @@ impl Records {
         }
     }
 
-    fn submit(&self, entry: Entry, done: Done) {
+    fn submit(&self, entry: Entry, question: Option<Question>, quiet: bool, done: Done) {
         let Some(ledger) = &self.0 else {
             return;
         };
@@ -267,13 +326,19 @@ impl Records {
             if left.records >= MAX_WAITING && !outcome {
                 drop(left);
                 let why = "too many records wait".to_owned();
-                return done(Err(RecordError::NotWritten(why)));
+                return done(Err(RecordError::NotWritten(why).into()));
             }
             left.records += 1;
         }
-        if let Err(unsent) = ledger.jobs.send(Job { entry, done }) {
+        let job = Job {
+            entry,
+            question,
+            quiet,
+            done,
+        };
+        if let Err(unsent) = ledger.jobs.send(job) {
             ledger.work.is_done();
-            (unsent.0.done)(Err(RecordError::WriterGone));
+            (unsent.0.done)(Err(RecordError::WriterGone.into()));
         }
     }
 }
@@ -321,15 +386,34 @@ impl Flood {
     }
 }
 
-/// Records one after the other.
-fn wait(recorder: &dyn Recorder, queue: &Mutex<Receiver<Job>>, work: &Work) {
+/// Asks and records, one after the other.
+fn wait(outside: &Outside, queue: &Mutex<Receiver<Job>>, work: &Work) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = next else {
             return;
         };
-        let recorded = recorder.record(&job.entry);
-        (job.done)(recorded);
+        let Job {
+            mut entry,
+            question,
+            quiet,
+            done,
+        } = job;
+        let permitted = match (&outside.conditions, question) {
+            (Some(asker), Some(question)) => question.put(&|act| asker.ask(act, None)),
+            _ => Ok(Permitted::default()),
+        };
+        let begun = permitted.map_err(NotDone::Denied).and_then(|permitted| {
+            let detail = permitted.notes.into_detail();
+            let recorded = !quiet || detail.contains_key(WOULD_DENY);
+            entry.detail.extend(detail);
+            let recorder = outside.recorder.as_ref().filter(|_| recorded);
+            let index = recorder
+                .map(|recorder| recorder.record(&entry))
+                .transpose()?;
+            Ok((index, permitted.names))
+        });
+        done(begun);
         work.is_done();
     }
 }
@@ -373,10 +457,21 @@ mod tests {
     #[test]
     fn at_the_end_everything_is_on_record() {
         let ledger = Arc::new(Slow::default());
-        let recorder: Arc<dyn Recorder> = ledger.clone();
-        let records = Records::start(&recorder, "demo/web").unwrap();
+        let outside = Outside {
+            recorder: Some(ledger.clone()),
+            conditions: None,
+        };
+        let records = Records::start(&outside, "demo/web").unwrap();
         let again = records.clone();
-        records.begin("net.connect", "x", "y", BTreeMap::new(), move |act| {
+        let intent = Intent {
+            action: "net.connect",
+            object: "x".to_owned(),
+            reason: "y".to_owned(),
+            detail: BTreeMap::new(),
+            question: Question::default(),
+            quiet: false,
+        };
+        records.begin(intent, move |act| {
             thread::spawn(move || {
                 thread::sleep(Duration::from_millis(50));
                 again.outcome(&act.unwrap(), Verdict::Done, "", BTreeMap::new());

@@ -18,10 +18,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::client_hello::{self, FirstBytes};
+use crate::conditions::Question;
 use crate::exchange::{Answer, Exchange, refusal_text};
 use crate::guarded::Guarded;
 use crate::meter::{Meter, Metered};
 use crate::policy::{Allowed, Flow, Refusal, Treatment};
+use crate::records::Intent;
 use crate::rewound::Rewound;
 use crate::upstream::{Local, Upstream, open};
 use crate::{MAX_CONNECTIONS, Proxy, Shared};
@@ -168,14 +170,14 @@ impl Shared {
                     None => String::new(),
                 });
                 match self.policy.tls(&flow, &host)? {
-                    Treatment::Tunnel(allowed) => self.tunnel(&flow, &host, allowed, guest).await,
+                    Treatment::Tunnel(allowed) => {
+                        self.tunnel(&flow, Some(&host), allowed, guest).await
+                    }
                     Treatment::Intercept => self.tls(flow, host, guest).await,
                 }
             }
             FirstBytes::Other => match self.policy.plain(&flow) {
-                Treatment::Tunnel(allowed) => {
-                    self.tunnel(&flow, &server(&flow), allowed, guest).await
-                }
+                Treatment::Tunnel(allowed) => self.tunnel(&flow, None, allowed, guest).await,
                 Treatment::Intercept => {
                     let upstream = Upstream::new(flow.to, None, true);
                     self.first_version(flow, None, upstream, guest).await;
@@ -185,11 +187,11 @@ impl Shared {
         }
     }
 
-    /// Moves bytes both ways.
+    /// Moves bytes both ways, with the server that was asked for where one was.
     async fn tunnel<S>(
         self: &Rc<Self>,
         flow: &Flow,
-        host: &str,
+        host: Option<&str>,
         allowed: Allowed<'_>,
         guest: S,
     ) -> Result<(), Stop>
@@ -199,17 +201,22 @@ impl Shared {
         let grant = allowed.grant;
         let counted = self.policy.quotas().call(&grant.quotas);
         counted.map_err(Refusal::from)?;
-        let object = format!("tcp {host}:{}", flow.port);
+        let whom = host.map_or_else(|| server(flow), str::to_owned);
+        let object = format!("tcp {whom}:{}", flow.port);
         let consent = self.consent(allowed, &object).await?;
         let detail = consent.map(|how| ("consent".to_owned(), how));
-        let reason = format!("net.connect:{}", grant.rule);
-        let recording = self.records.intent(
-            "net.connect",
-            &object,
-            &reason,
-            detail.into_iter().collect(),
-        );
-        let act = match recording.await {
+        let intent = Intent {
+            action: "net.connect",
+            object: object.clone(),
+            reason: format!("net.connect:{}", grant.rule),
+            detail: detail.into_iter().collect(),
+            question: Question {
+                connection: Some(allowed.connection(flow, host, None)),
+                acts: Vec::new(),
+            },
+            quiet: false,
+        };
+        let act = match self.records.intent(intent).await {
             Ok(act) => act,
             Err(error) => {
                 self.refused(&object, &error.to_string());

@@ -102,13 +102,14 @@ impl Inner {
                 return Tried::Unaffordable(exhausted, call);
             }
         };
-        let detail = detail([
+        let mut detail = detail([
             ("provider", provider.name.clone()),
             ("upstream", model.upstream.clone()),
             ("key", key.map_or_else(String::new, |key| key.name.clone())),
             ("reserved_tokens", worst.tokens.to_string()),
             ("reserved_money", worst.money.to_string()),
         ]);
+        detail.extend(call.notes.clone());
         let intent = match self.recording.intent(&model.name, detail).await {
             Ok(intent) => intent,
             Err(error) => {

@@ -1,5 +1,5 @@
-//! What the ledger is told of a call: the intent before a provider is asked, the outcome after, and
-//! refusals. A call whose intent is not recorded is not made.
+//! What conditions are asked about a call, and what the ledger is told of it: the intent before a provider
+//! is asked, the outcome after, and refusals. A call whose intent is not recorded is not made.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,22 +7,28 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use bulkhead_conditions::{Act, Asker, Notes, Ruling};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
 use tokio::sync::oneshot;
 
 /// The clear name of what is done.
 const ACTION: &str = "model.chat";
 
-/// Threads that wait for the ledger, which makes durable together what comes at once.
+/// Threads that wait for conditions and for the ledger, which makes durable together what comes at once.
 const WAITERS: usize = 4;
 
-/// An entry, and who waits for it.
-type Job = (Entry, oneshot::Sender<Result<u64, RecordError>>);
+/// What there is to do, and who waits for it.
+enum Job {
+    Ask(Vec<Act>, oneshot::Sender<Result<Notes, Ruling>>),
+    Record(Entry, oneshot::Sender<Result<u64, RecordError>>),
+}
 
 /// Records for one partition.
 pub(crate) struct Recording {
     jobs: Sender<Job>,
     actor: String,
+    /// There are conditions.
+    asks: bool,
 }
 
 /// What else there is to know, by name.
@@ -37,25 +43,43 @@ pub(crate) fn detail<const N: usize>(pairs: [(&str, String); N]) -> Detail {
 }
 
 impl Recording {
-    /// Records what `actor` does, by `recorder`, on threads that are there from the start: the
-    /// process may not be able to make any later.
-    pub(crate) fn start(recorder: &Arc<dyn Recorder>, actor: String) -> io::Result<Self> {
+    /// Asks `conditions`, where there are any, and records what `actor` does by `recorder`, on threads that
+    /// are there from the start: the process may not be able to make any later.
+    pub(crate) fn start(
+        recorder: &Arc<dyn Recorder>,
+        conditions: Option<&Arc<Asker>>,
+        actor: String,
+    ) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
         let (began, begun) = channel();
         for _ in 0..WAITERS {
-            let (recorder, queue, began) = (recorder.clone(), queue.clone(), began.clone());
+            let (recorder, conditions) = (recorder.clone(), conditions.cloned());
+            let (queue, began) = (queue.clone(), began.clone());
             let thread = thread::Builder::new().name("model records".to_owned());
             thread.spawn(move || {
                 let _ = began.send(());
-                wait(&*recorder, &queue);
+                wait(&*recorder, conditions.as_deref(), &queue);
             })?;
         }
         for _ in 0..WAITERS {
             let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
             begun.recv().map_err(gone)?;
         }
-        Ok(Self { jobs, actor })
+        let asks = conditions.is_some();
+        Ok(Self { jobs, actor, asks })
+    }
+
+    /// Whether conditions permit calls of all these models; what they say, for the intent.
+    pub(crate) async fn ask(&self, models: Vec<String>) -> Result<Detail, Ruling> {
+        if !self.asks {
+            return Ok(Detail::new());
+        }
+        let (heard, hear) = oneshot::channel();
+        let acts = models.into_iter().map(Act::Model).collect();
+        let gone = || Ruling::Unanswered("the process ends".to_owned());
+        self.jobs.send(Job::Ask(acts, heard)).map_err(|_| gone())?;
+        Ok(hear.await.unwrap_or_else(|_| Err(gone()))?.into_detail())
     }
 
     /// A provider is about to be asked.
@@ -154,22 +178,39 @@ impl Recording {
             detail,
         };
         let (heard, hear) = oneshot::channel();
-        let sent = self.jobs.send((entry, heard));
+        let sent = self.jobs.send(Job::Record(entry, heard));
         sent.map_err(|_| RecordError::WriterGone)?;
         hear.await.unwrap_or(Err(RecordError::WriterGone))
     }
 }
 
-/// Records what comes, until nobody can send any more.
-fn wait(recorder: &dyn Recorder, queue: &Mutex<Receiver<Job>>) {
+/// Asks and records what comes, until nobody can send any more.
+fn wait(recorder: &dyn Recorder, conditions: Option<&Asker>, queue: &Mutex<Receiver<Job>>) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((entry, heard)) = next else {
+        let Ok(job) = next else {
             return;
         };
         // Nobody waits any more where a call was given up.
-        let _ = heard.send(recorder.record(&entry));
+        match job {
+            Job::Ask(acts, heard) => drop(heard.send(ask(conditions, &acts))),
+            Job::Record(entry, heard) => drop(heard.send(recorder.record(&entry))),
+        }
     }
+}
+
+fn ask(conditions: Option<&Asker>, acts: &[Act]) -> Result<Notes, Ruling> {
+    let mut notes = Notes::default();
+    for act in acts {
+        let Some(said) = conditions.map(|asker| asker.ask(act, None)) else {
+            continue;
+        };
+        if !said.allows() {
+            return Err(said.ruling);
+        }
+        notes.add(act, said);
+    }
+    Ok(notes)
 }
 
 /// What a guest named, or a provider said, at a length that a record takes.

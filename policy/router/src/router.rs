@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_conditions::Asker;
 use bulkhead_models::{Model, Models, Order, Provider, Spent, Wire};
 use bulkhead_record::{Recorder, Verdict};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,7 +21,7 @@ use crate::cache::Cache;
 use crate::call::{Attempt, Tried};
 use crate::chat::{Asked, Chat, one_line};
 use crate::clock::Clock;
-use crate::recording::{Recording, detail};
+use crate::recording::{Detail, Recording};
 use crate::refusal::{Body, Refusal, respond};
 use crate::standing::Standing;
 use crate::upstream::Connect;
@@ -43,6 +44,8 @@ pub struct Outside {
     pub tls: Arc<ClientConfig>,
     /// Where calls are recorded.
     pub recorder: Arc<dyn Recorder>,
+    /// What answers for the partition's conditions, if there are any.
+    pub conditions: Option<Arc<Asker>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Who keeps what is spent for the router that comes after this one.
@@ -77,6 +80,8 @@ pub(crate) struct Call {
     pub(crate) chat: Chat,
     /// What its answer may be kept by.
     pub(crate) question: Option<Bytes>,
+    /// What conditions say of it, for records.
+    pub(crate) notes: Detail,
     /// Held while it lasts.
     pub(crate) _permit: OwnedSemaphorePermit,
 }
@@ -104,7 +109,11 @@ impl Router {
         let window = Window::new(models.requests_per_minute.into());
         Ok(Self(Arc::new(Inner {
             account: Account::new(models.budget, models.spent, outside.carry.clone()),
-            recording: Recording::start(&outside.recorder, models.actor.clone())?,
+            recording: Recording::start(
+                &outside.recorder,
+                outside.conditions.as_ref(),
+                models.actor.clone(),
+            )?,
             standings: Mutex::new(standings),
             rate: Mutex::new(Rate {
                 window,
@@ -289,11 +298,23 @@ impl Inner {
             let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
             return Err(self.refuse(&model, refusal).await);
         }
+        // By the names that grants and conditions have, whatever the guest calls them.
+        let mut names: Vec<String> = served.iter().map(|(_, _, m)| m.name.clone()).collect();
+        names.sort();
+        names.dedup();
+        let notes = match self.recording.ask(names).await {
+            Ok(notes) => notes,
+            Err(ruling) => {
+                let refusal = Refusal::new(StatusCode::FORBIDDEN, ruling.to_string());
+                return Err(self.refuse(&model, refusal).await);
+            }
+        };
         let may_cache = served.iter().any(|(_, _, model)| model.cache);
         let question = chat.question().filter(|_| may_cache);
         let call = Call {
             chat,
             question,
+            notes,
             _permit: permit,
         };
         if let Some(answer) = self.cached(&call).await? {
@@ -324,7 +345,7 @@ impl Inner {
         let Some(answer) = lock(&self.cache).get(question) else {
             return Ok(None);
         };
-        let (reason, detail) = ("answered from the cache", detail([]));
+        let (reason, detail) = ("answered from the cache", call.notes.clone());
         let model = call.chat.model();
         let recorded = self
             .recording

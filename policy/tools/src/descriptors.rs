@@ -8,6 +8,7 @@ pub(crate) fn named(description: &ToolsDescription) -> impl Iterator<Item = Fd> 
     directories
         .chain(description.ledger)
         .chain(description.approvals)
+        .chain(description.conditions)
         .chain(description.counters)
         .chain(description.own_counters)
         .chain(description.gateway)

@@ -109,6 +109,9 @@ pub enum CallError {
     /// It was called too often.
     #[error("{0}")]
     TooOften(String),
+    /// The grants allow it, and the conditions do not.
+    #[error("{0}")]
+    Condition(String),
     /// A person was asked and did not allow it.
     #[error("nobody allowed it: {0}")]
     NotConfirmed(String),

@@ -1,5 +1,5 @@
-//! What happens to a call, in this order: validate, permit, confirm, back up, record the intent,
-//! execute with a time-out, validate the output, record the outcome. Each step can end it; none is
+//! What happens to a call, in this order: validate, permit, ask the conditions, confirm, back up, record
+//! the intent, execute with a time-out, validate the output, record the outcome. Each step can end it; none is
 //! passed over. Called by the MCP server alone.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_capability::Autonomy;
+use bulkhead_conditions::{Act, Asker, Notes};
 use bulkhead_record::{Entry, Kind, Recorder, Verdict};
 use bulkhead_toolbox::Risk;
 use serde_json::Value;
@@ -74,6 +75,7 @@ pub struct Pipeline {
     host: Host,
     limiter: Limiter,
     autonomy: Autonomy,
+    conditions: Option<Asker>,
     approver: Arc<dyn Approver>,
     recorder: Arc<dyn Recorder>,
     /// Held by a call that changes something, from its back-up to its outcome: what was backed up
@@ -103,6 +105,8 @@ pub struct Parts {
     pub limiter: Limiter,
     /// Which calls wait for a person, beside those that a grant or the limits name.
     pub autonomy: Autonomy,
+    /// What answers for the conditions; without, there are none.
+    pub conditions: Option<Asker>,
     /// Who asks people.
     pub approver: Arc<dyn Approver>,
     /// The ledger.
@@ -117,6 +121,8 @@ struct Permitted<'p> {
     cover: Cover<'p>,
     /// What it touches, for records and people.
     objects: String,
+    /// The same, for conditions.
+    acts: Vec<Act>,
 }
 
 impl Pipeline {
@@ -129,6 +135,7 @@ impl Pipeline {
             host,
             limiter,
             autonomy,
+            conditions,
             approver,
             recorder,
         } = parts;
@@ -139,6 +146,7 @@ impl Pipeline {
             host,
             limiter,
             autonomy,
+            conditions,
             approver,
             recorder,
             changing: Mutex::new(()),
@@ -166,11 +174,12 @@ impl Pipeline {
         let tool = self.find(name)?;
         self.validate(tool, arguments)?;
         let permitted = self.permit(tool, arguments)?;
+        let notes = self.ask_conditions(&permitted)?;
         let allowed_by = self.confirm(&permitted)?;
         let _changing = (tool.facts.risk != Risk::Read)
             .then(|| self.changing.lock().unwrap_or_else(PoisonError::into_inner));
         let draft = self.back_up(&permitted)?;
-        let call = self.record_intent(&permitted, allowed_by)?;
+        let call = self.record_intent(&permitted, allowed_by, notes)?;
         let done = self.execute(&permitted, draft, call);
         let done = done.and_then(|result| self.validate_output(&permitted, call, result));
         self.record_outcome(&permitted, call, &done)?;
@@ -227,6 +236,7 @@ impl Pipeline {
         })?;
         let objects: Vec<String> = needs.iter().map(Need::to_string).collect();
         let objects = shortened(&objects.join(", "), MAX_OBJECT);
+        let acts = acts(name, &needs);
         let date = self.limiter.date();
         let covers = self.permits.cover(&self.host, name, &needs, date);
         let covers = covers.map_err(|missing| {
@@ -243,6 +253,7 @@ impl Pipeline {
                         arguments,
                         cover,
                         objects,
+                        acts,
                     });
                 }
                 Err(too_often) => {
@@ -257,6 +268,24 @@ impl Pipeline {
             refusal.reason
         });
         Err(CallError::TooOften(reason))
+    }
+
+    /// What the conditions say, for the intent's record: of the call, and of all that it needs.
+    fn ask_conditions(&self, call: &Permitted<'_>) -> Result<Notes, CallError> {
+        let Some(asker) = &self.conditions else {
+            return Ok(Notes::default());
+        };
+        let mut notes = Notes::default();
+        for act in &call.acts {
+            let said = asker.ask(act, None);
+            if !said.allows() {
+                let why = said.ruling.to_string();
+                self.refuse(call.tool.facts.name, &call.objects, &why);
+                return Err(CallError::Condition(why));
+            }
+            notes.add(act, said);
+        }
+        Ok(notes)
     }
 
     /// Who allowed it, where somebody has to.
@@ -297,6 +326,7 @@ impl Pipeline {
         &self,
         call: &Permitted<'_>,
         allowed_by: Option<String>,
+        notes: Notes,
     ) -> Result<u64, CallError> {
         let facts = &call.tool.facts;
         let grant = call.cover.grant;
@@ -316,6 +346,7 @@ impl Pipeline {
                 .detail
                 .insert("objects".to_owned(), call.objects.clone());
         }
+        entry.detail.extend(notes.into_detail());
         self.recorder.record(&entry).map_err(CallError::NotRecorded)
     }
 
@@ -407,6 +438,30 @@ impl Pipeline {
             detail: BTreeMap::new(),
         }
     }
+}
+
+/// What conditions are asked about a call.
+fn acts(tool: &str, needs: &[Need]) -> Vec<Act> {
+    let paths = needs.iter().filter_map(|need| match need {
+        Need::Read(path) | Need::Write(path) => Some(path.clone()),
+        Need::Exec(_) | Need::Request { .. } => None,
+    });
+    let mut acts = vec![Act::Tool(tool.to_owned(), paths.collect())];
+    acts.extend(needs.iter().filter_map(|need| match need {
+        Need::Read(path) => Some(Act::File {
+            path: path.clone(),
+            write: false,
+        }),
+        Need::Write(path) => Some(Act::File {
+            path: path.clone(),
+            write: true,
+        }),
+        // A path that is no text matches no grant, and so does what stands for it.
+        Need::Exec(path) => Some(Act::Exec(path.to_string_lossy().into_owned())),
+        // The gateway asks, which knows the address.
+        Need::Request { .. } => None,
+    }));
+    acts
 }
 
 /// The beginning of a text, at most so many bytes.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_conditions::Asker;
 use bulkhead_inherited::Inherited;
 use bulkhead_record::{Client, Entry, RecordError, Recorder};
 use bulkhead_toolbox::{Fd, MAX_DESCRIPTION_BYTES, ToolsDescription, VERSION};
@@ -88,6 +89,11 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
     let gate = description.gateway;
     let gate = gate.map(|fd| own.take("the way to the gateway", fd));
     let gate = gate.transpose()?.map(Gate::new);
+    let conditions = match description.conditions {
+        Some(fd) => Some(Asker::new(own.take("the way to the conditions", fd)?)),
+        None => None,
+    };
+    let conditions = conditions.transpose().map_err(Error::host("ask"))?;
     let mut roots = Vec::new();
     for directory in &description.directories {
         roots.push(Root {
@@ -132,6 +138,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
         },
         limiter: Limiter::new(description.limits, shared, lasting, Box::new(HostClock)),
         autonomy: description.autonomy,
+        conditions,
         approver,
         recorder,
     });

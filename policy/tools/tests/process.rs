@@ -127,6 +127,7 @@ impl Tools {
             listener: number(0),
             ledger: Some(number(1)),
             approvals: Some(number(5)),
+            conditions: None,
             backups: number(2),
             counters: Some(number(4)),
             own_counters: None,

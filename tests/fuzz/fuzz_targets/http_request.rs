@@ -75,6 +75,7 @@ fuzz_target!(|bytes: &[u8]| {
         address: None,
         by_address: true,
         names: Box::new(["a.example".to_owned()]),
+        pinned: Box::new(["a.example".to_owned()]),
     };
     let (method, path) = (request.method.unwrap_or(""), request.path.unwrap_or(""));
     let path = path.split('?').next().unwrap_or("");

@@ -7,11 +7,14 @@ use crate::input;
 use bulkhead_capability::Grants;
 use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_decision::{
-    Act, Answer, Case, CaseFile, Circumstances, Conditions, Policy, World, propose,
+    Act, Answer, Case, CaseFile, Circumstances, Conditions, ConditionsError, Policy, World, propose,
 };
 use bulkhead_manifest::{MAX_BYTES, Partition, parse};
+use bulkhead_supervisor::{Member, PartitionConditions};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The file of conditions beside a manifest.
@@ -32,23 +35,93 @@ pub(crate) fn run(command: &PolicyCommand) -> Result<(), Failure> {
     }
 }
 
-/// Where the conditions of a manifest are, if it has any.
-pub(crate) fn conditions_of(manifest: &Path) -> PathBuf {
-    manifest.with_file_name(CONDITIONS)
+/// The conditions beside a manifest, as they were read: once, so that what is checked is what holds.
+pub(crate) struct Source {
+    path: PathBuf,
+    text: String,
 }
 
-/// Conditions beside the manifest that nothing would hold its partitions to.
-pub(crate) fn refuse_conditions(manifest: &Path) -> Result<(), Failure> {
-    let conditions = conditions_of(manifest);
-    if !conditions.exists() {
-        return Ok(());
+/// Reads the conditions of a manifest, if it has any.
+pub(crate) fn beside(manifest: &Path) -> Result<Option<Source>, Failure> {
+    let path = manifest.with_file_name(CONDITIONS);
+    let bytes = input::read_if_there(&path, MAX_TEXT, "file", "policy-unreadable")?;
+    let source = bytes.map(|bytes| {
+        let text = text_of(&path, bytes)?;
+        Ok(Source { path, text })
+    });
+    source.transpose()
+}
+
+impl Source {
+    /// Checks them for the partitions of their manifest.
+    fn check(&self, partitions: &[&Partition]) -> Result<Conditions, Failure> {
+        let checked = Conditions::parse(&self.text, &world(partitions));
+        checked.map_err(|error| self.refused(&error))
     }
-    let message = format!(
-        "nothing enforces the conditions of `{}` yet",
-        conditions.display()
-    );
-    Err(Failure::new("not-enforced", message)
-        .help("say it with grants and `deny`, and move it away"))
+
+    fn refused(&self, error: &ConditionsError) -> Failure {
+        Failure::new("conditions", format!("{}: {error}", self.path.display()))
+            .help("docs/policy.md has what conditions can speak of")
+    }
+
+    /// Checks them, and has them hold for one of those partitions, whose ancestors are these.
+    fn hold(
+        &self,
+        partitions: &[&Partition],
+        lineage: Vec<String>,
+    ) -> Result<Arc<PartitionConditions>, Failure> {
+        let checked = Conditions::parse_to_hold(&self.text, &world(partitions));
+        checked.map_err(|error| self.refused(&error))?;
+        let member = |partition: &&Partition| Member {
+            name: partition.name.clone(),
+            grants: partition.grants.clone(),
+        };
+        Ok(Arc::new(PartitionConditions {
+            text: self.text.clone(),
+            world: partitions.iter().map(member).collect(),
+            lineage,
+        }))
+    }
+}
+
+fn world<'p>(partitions: &[&'p Partition]) -> World<'p> {
+    let partitions = partitions.iter();
+    World {
+        partitions: partitions.map(|p| (p.name.as_str(), &p.grants)).collect(),
+    }
+}
+
+/// Conditions of a system's partitions, by their names.
+pub(crate) type Held = BTreeMap<String, Arc<PartitionConditions>>;
+
+/// What the partitions of a system are held to: each to the conditions beside its own manifest, or to
+/// those beside the system's.
+pub(crate) fn held(
+    partitions: &[Partition],
+    system: Option<&Source>,
+    own: &BTreeMap<String, Source>,
+    lineage: impl Fn(&Partition) -> Vec<String>,
+) -> Result<Held, Failure> {
+    let all: Vec<&Partition> = partitions.iter().collect();
+    let mut held = Held::new();
+    for partition in partitions {
+        let conditions = match (own.get(&partition.name), system) {
+            (None, None) => continue,
+            (Some(own), None) => own.hold(&[partition], lineage(partition))?,
+            (None, Some(system)) => system.hold(&all, lineage(partition))?,
+            (Some(own), Some(system)) => {
+                let (name, own, system) = (&partition.name, &own.path, &system.path);
+                let (own, system) = (own.display(), system.display());
+                let message =
+                    format!("partition `{name}` has conditions in `{own}` and in `{system}`");
+                return Err(
+                    Failure::new("conditions", message).help("put them into one of the two files")
+                );
+            }
+        };
+        held.insert(partition.name.clone(), conditions);
+    }
+    Ok(held)
 }
 
 /// The partitions of a manifest, and the conditions beside it.
@@ -70,11 +143,9 @@ impl Loaded {
             let system = parse(&bytes, manifest)?;
             (system.name.clone(), system.partitions.clone())
         };
-        let path = conditions_of(manifest);
-        let conditions = match path.exists() {
-            true => Some(conditions(&path, &partitions)?),
-            false => None,
-        };
+        let all: Vec<&Partition> = partitions.iter().collect();
+        let source = beside(manifest)?;
+        let conditions = source.map(|source| source.check(&all)).transpose()?;
         Ok(Self {
             system,
             partitions,
@@ -115,19 +186,12 @@ fn is_of_one_partition(text: &str) -> bool {
     text.trim_start().starts_with('{') || has_identity()
 }
 
-fn conditions(path: &Path, partitions: &[Partition]) -> Result<Conditions, Failure> {
-    let partitions = partitions.iter();
-    let world = World {
-        partitions: partitions.map(|p| (p.name.as_str(), &p.grants)).collect(),
-    };
-    Conditions::parse(&text(path)?, &world).map_err(|error| {
-        Failure::new("conditions", format!("{}: {error}", path.display()))
-            .help("docs/policy.md has what conditions can speak of")
-    })
-}
-
 fn text(path: &Path) -> Result<String, Failure> {
     let bytes = input::read(path, MAX_TEXT, "file", "policy-unreadable")?;
+    text_of(path, bytes)
+}
+
+fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| {
         let message = format!("`{}` is not UTF-8", path.display());
         Failure::new("policy-unreadable", message)

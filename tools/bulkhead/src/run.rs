@@ -11,7 +11,7 @@ use crate::secret;
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{
-    At, GrantDraft, MemoryDraft, MountDraft, PartitionDraft, SystemDraft, validate,
+    At, GrantDraft, MemoryDraft, MountDraft, Partition, PartitionDraft, SystemDraft, validate,
 };
 use bulkhead_places::Place;
 use bulkhead_supervisor::{
@@ -48,11 +48,13 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .name
         .clone()
         .unwrap_or_else(|| format!("run-{}", std::process::id()));
+    let mut conditions = None;
+    let mut judge = None;
     let partition = match &args.manifest {
         Some(manifest) => {
-            policy::refuse_conditions(manifest)?;
-            let admitted = admissions()?.admit(manifest, args.unsigned)?;
-            admitted.into_draft()
+            conditions = policy::beside(manifest)?;
+            let judge = judge.insert(admissions()?);
+            judge.admit(manifest, args.unsigned)?.into_draft()
         }
         None => draft(args, tty)?,
     };
@@ -61,6 +63,12 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         partitions: vec![At::from(partition)],
     };
     let system = validate(&system, Path::new(""))?;
+    let lineage = |partition: &Partition| {
+        let judge = judge.as_ref();
+        judge.map_or_else(Vec::new, |judge| judge.lineage(partition))
+    };
+    let (partitions, none) = (&system.partitions, BTreeMap::new());
+    let conditions = policy::held(partitions, conditions.as_ref(), &none, lineage)?;
 
     let library = Library::find()?;
     let root = StateRoot::locate()?;
@@ -71,6 +79,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         keep_logs: false,
         gdb: gdb.as_ref().map(|gdb| gdb.socket.clone()),
         secrets: secret::of(&system)?,
+        conditions,
     };
     if let Some(gdb) = &gdb {
         // Without anybody to read it, they know already.

@@ -2,12 +2,14 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::{input, policy, run, secret, signals};
-use bulkhead_manifest::{MAX_BYTES, System, Validated, parse_with};
+use crate::policy::{self, Held};
+use crate::{input, run, secret, signals};
+use bulkhead_manifest::{MAX_BYTES, Partition, System, Validated, parse_with};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -21,8 +23,9 @@ const STATUS_BROKEN_PIPE: u8 = 141;
 
 /// Starts the system; its exit status: 0, or that of the first partition that has another.
 pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
-    let system = read(&args.manifest)?.only(&args.only)?;
-    policy::refuse_conditions(&args.manifest)?;
+    let (system, mut conditions) = read(&args.manifest)?;
+    let system = system.only(&args.only)?;
+    conditions.retain(|name, _| system.partitions.iter().any(|one| one.name == *name));
     if args.detach && !args.in_background {
         return start_in_background(&system.name);
     }
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         keep_logs: args.in_background,
         gdb: None,
         secrets,
+        conditions,
     };
     raise_open_files();
     let supervisor = Supervisor::start(&system, &root, &library, options)?;
@@ -70,21 +74,34 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// Reads and checks the manifest.
-fn read(path: &Path) -> Result<Validated<System>, Failure> {
+/// Reads and checks the manifest, and the conditions beside it and beside those that it names.
+fn read(path: &Path) -> Result<(Validated<System>, Held), Failure> {
     let bytes = input::read(path, MAX_BYTES, "manifest", "manifest-unreadable")
         .map_err(|failure| failure.help("name a file: bulkhead up path/to/system.toml"))?;
+    let of_system = policy::beside(path)?;
+    let mut of_partitions = BTreeMap::new();
     let mut judge = None;
     let checked = parse_with(&bytes, path, |manifest, unsigned| {
-        policy::refuse_conditions(manifest)?;
+        let conditions = policy::beside(manifest)?;
         let judge = match &mut judge {
             Some(judge) => judge,
             // Only a system that names manifests has them judged.
             none => none.insert(run::admissions()?),
         };
-        Ok::<_, Failure>(Some(judge.admit(manifest, unsigned)?))
+        let admitted = judge.admit(manifest, unsigned)?;
+        if let Some(conditions) = conditions {
+            of_partitions.insert(admitted.name().to_owned(), conditions);
+        }
+        Ok::<_, Failure>(Some(admitted))
     })?;
-    Ok(checked?)
+    let system = checked?;
+    let lineage = |partition: &Partition| {
+        let judge = judge.as_ref();
+        judge.map_or_else(Vec::new, |judge| judge.lineage(partition))
+    };
+    let partitions = &system.partitions;
+    let held = policy::held(partitions, of_system.as_ref(), &of_partitions, lineage)?;
+    Ok((system, held))
 }
 
 fn conclude(outcome: &Outcome) -> Result<u8, Failure> {

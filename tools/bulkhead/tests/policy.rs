@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::tempdir;
@@ -132,23 +133,69 @@ fn conditions_that_can_never_hold_are_refused() {
 }
 
 #[test]
-fn nothing_starts_with_conditions_that_nobody_enforces() {
-    let place = place(&[("system.toml", SYSTEM), ("policy.cedar", CONDITIONS)]);
+fn nothing_starts_with_conditions_that_are_refused() {
+    let wrong = r#"permit(principal, action, resource == Secret::"kye");"#;
+    let place = place(&[("system.toml", SYSTEM), ("policy.cedar", wrong)]);
+    let refused = bulkhead(place.path(), &["up"]);
+    assert_eq!(refused.status.code(), Some(125));
+    let said = text(&refused.stderr);
+    assert!(said.contains("error[conditions]: policy.cedar: "), "{said}");
+}
+
+/// An unreadable file was taken for an absent one.
+#[test]
+fn conditions_that_cannot_be_read_are_not_taken_for_absent() {
+    let place = place(&[("system.toml", SYSTEM), ("cases.toml", CASES)]);
     let other = "name = \"other\"\n[[partition]]\nmanifest = \"../system.toml\"\n";
     fs::create_dir(place.path().join("systems")).unwrap();
     fs::write(place.path().join("systems/other.toml"), other).unwrap();
-    for args in [
-        &["up"][..],
-        &["run", "--manifest", "system.toml"],
-        &["up", "systems/other.toml"],
-    ] {
-        let refused = bulkhead(place.path(), args);
-        assert_eq!(refused.status.code(), Some(125));
-        let said = text(&refused.stderr);
-        assert!(
-            said.contains("error[not-enforced]: nothing enforces the conditions of"),
-            "{said}"
-        );
+    let conditions = place.path().join("policy.cedar");
+    let refuse = |why: &str| {
+        for args in [
+            &["up"][..],
+            &["up", "systems/other.toml"],
+            &["run", "--manifest", "system.toml"],
+            &["policy", "explain"],
+            &["policy", "test", "cases.toml"],
+            &[
+                "why",
+                "system.toml",
+                "--partition",
+                "web",
+                "--secret",
+                "key",
+            ],
+        ] {
+            let refused = bulkhead(place.path(), args);
+            assert_eq!(refused.status.code(), Some(125), "{why}: {args:?}");
+            let said = text(&refused.stderr);
+            assert!(
+                said.contains("error[policy-unreadable]"),
+                "{why}: {args:?}: {said}"
+            );
+        }
+    };
+    fs::create_dir(&conditions).unwrap();
+    refuse("a directory");
+    fs::remove_dir(&conditions).unwrap();
+    std::os::unix::fs::symlink("nowhere", &conditions).unwrap();
+    refuse("a link that leads nowhere");
+    fs::remove_file(&conditions).unwrap();
+    std::os::unix::fs::symlink("policy.cedar", &conditions).unwrap();
+    refuse("a link to itself");
+    fs::remove_file(&conditions).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(&conditions)
+        .status();
+    assert!(made.unwrap().success());
+    refuse("a pipe");
+    fs::remove_file(&conditions).unwrap();
+    fs::write(&conditions, b"\xff").unwrap();
+    refuse("no text");
+    // Root reads whatever its mode is.
+    if !rustix::process::geteuid().is_root() {
+        fs::set_permissions(&conditions, PermissionsExt::from_mode(0o000)).unwrap();
+        refuse("nobody may");
     }
 }
 

@@ -27,7 +27,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 13] = [
+const HOSTED: [Program; 14] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -44,6 +44,11 @@ const HOSTED: [Program; 13] = [
         "bulkhead-ledger",
         "bulkhead-ledger",
         "lib/bulkhead/bulkhead-ledger",
+    ),
+    program(
+        "bulkhead-decision",
+        "bulkhead-decision",
+        "lib/bulkhead/bulkhead-decision",
     ),
     program(
         "bulkhead-tools",

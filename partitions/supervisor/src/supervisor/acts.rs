@@ -4,7 +4,7 @@
 use super::launch::{Launcher, has_gateway};
 use super::member::Member;
 use crate::admit::AdmissionError;
-use crate::backend::Backend;
+use crate::backend::{Backend, Kind};
 use crate::compile::{Descriptors, device};
 use crate::control::{Act, Answer, NewDevice, reply};
 use crate::error::Error;
@@ -255,7 +255,9 @@ impl Member {
                 let what = "budget.bytes of a second network".to_owned();
                 return Err(Error::NotEnforced(what).into());
             }
-            opened.record_in(launcher.records(&self.partition.name)?);
+            let answerer = launcher.answerer(&self.partition.name, &self.backends);
+            let records = launcher.records(&self.partition.name)?;
+            opened.let_gateway(records, answerer.client()?);
         }
         let described = device(&granted, &mut |want| opened.open(&self.partition, want))?;
         let descriptors = opened.take_descriptors();
@@ -405,7 +407,10 @@ impl Member {
 
     /// Answers requests for counters that have come in whole: the VMM's, and every gateway's.
     pub(super) fn answer_stats(&mut self) {
-        let waiting = |backend: &Backend| backend.control.is_some() && backend.stats.is_none();
+        let waiting = |backend: &Backend| {
+            let asked = backend.kind == Kind::Gateway && backend.control.is_some();
+            asked && backend.stats.is_none()
+        };
         if !self.backends.iter().any(waiting) {
             self.finish_stats(|_| true);
         }

@@ -2,9 +2,10 @@
 
 use super::{Consoles, Options};
 use crate::admit::{AdmissionError, Admissions};
-use crate::backend::{Backend, Ready};
+use crate::backend::{Backend, Kind, Ready};
 use crate::cgroup::Group;
 use crate::compile::{Settings, compile};
+use crate::conditions::{self, Answerer};
 use crate::console::Streams;
 use crate::error::Error;
 use crate::lasting::Lasting;
@@ -13,7 +14,7 @@ use crate::library::{Library, LibraryFile};
 use crate::models::Models;
 use crate::open::{Amounts, Given, Opened, Records};
 use crate::process::packet_pair;
-use crate::tools;
+use crate::tools::{self, Ways};
 use crate::vmm::Vmm;
 use crate::vsock::Vsock;
 use bulkhead_cpu::HostCpu;
@@ -111,12 +112,28 @@ impl Launcher {
     }
 
     /// Opens everything that the partition's processes need; `streams` are the VMM's ends of its
-    /// console.
+    /// console, and `before` what has stayed since before its guest rebooted.
     pub(super) fn prepare(
         &self,
         partition: &Partition,
         streams: Streams,
+        before: Option<&[Backend]>,
     ) -> Result<Prepared, Error> {
+        let (system, name) = (self.system(), &partition.name);
+        let conditions = self.options.conditions.get(name);
+        // Before its guest rebooted, somebody answered already.
+        let decision = match (conditions, before) {
+            (Some(conditions), None) => {
+                let jail = self.options.jail;
+                let ready = conditions::ready(&system, name, conditions, self.started, jail)?;
+                Some(ready)
+            }
+            _ => None,
+        };
+        let answerer = match (&decision, before) {
+            (Some(ready), _) => ready.control.as_ref().map_or(Answerer::Gone, Answerer::At),
+            (None, before) => self.answerer(name, before.unwrap_or_default()),
+        };
         let cpuid = self.cpu.offer(partition.cpu);
         let cpuid = cpuid.map_err(|lacks| Error::CpuTemplate {
             partition: partition.name.clone(),
@@ -138,6 +155,7 @@ impl Launcher {
             true => packet_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
             false => (None, None),
         };
+        let has_network = partition.devices.iter().any(has_gateway);
         let given = Given {
             tools: to_tools,
             models: Models::ready(&self.system(), partition, secrets, &self.lasting)?,
@@ -145,8 +163,12 @@ impl Launcher {
                 used: self.lasting.file(&partition.name, c"used", &[])?,
                 age: self.started.elapsed().map_or(0, |age| age.as_secs()),
             }),
-            records: match partition.devices.iter().any(has_gateway) {
-                true => self.records(&partition.name)?,
+            records: match has_network {
+                true => self.records(name)?,
+                false => None,
+            },
+            conditions: match has_network {
+                true => answerer.client()?,
                 false => None,
             },
             kvm: Some(duplicate(&self.kvm)?),
@@ -167,13 +189,21 @@ impl Launcher {
             jail: self.options.jail,
             lasting: &self.lasting,
         };
-        let ledger = || self.ledger.client(&partition.name);
-        let tools = tools::ready(&whose, opened.vsock.as_ref(), to_gateway, ledger)?;
+        let ways = || {
+            Ok(Ways {
+                ledger: self.ledger.client(name)?,
+                conditions: answerer.client()?,
+                gateway: to_gateway,
+            })
+        };
+        let tools = tools::ready(&whose, opened.vsock.as_ref(), ways)?;
+        let descriptors = opened.take_descriptors();
+        let backends = opened.backends.into_iter().chain(tools);
         Ok(Prepared {
             description,
-            descriptors: opened.take_descriptors(),
+            descriptors,
             control,
-            backends: opened.backends.into_iter().chain(tools).collect(),
+            backends: decision.into_iter().chain(backends).collect(),
             vsock: opened.vsock,
         })
     }
@@ -181,6 +211,17 @@ impl Launcher {
     /// What judges grants that are added to what runs.
     pub(super) fn admissions(&self) -> Result<Admissions, AdmissionError> {
         Admissions::of_running(&self.directory, self.ledger.clone())
+    }
+
+    /// Who answers for the conditions of `partition`, which has these back ends.
+    pub(super) fn answerer<'b>(&self, partition: &str, backends: &'b [Backend]) -> Answerer<'b> {
+        if !self.options.conditions.contains_key(partition) {
+            return Answerer::NoConditions;
+        }
+        let mut backends = backends.iter();
+        let decision = backends.find(|backend| backend.kind == Kind::Decision);
+        let control = decision.and_then(|backend| backend.control.as_ref());
+        control.map_or(Answerer::Gone, Answerer::At)
     }
 
     /// Where a gateway of `partition` records what it does.

@@ -245,6 +245,7 @@ impl Member {
                     Kind::Gateway => "the network is down",
                     Kind::Share => "the shared directory is gone",
                     Kind::Tools => "the tools are gone",
+                    Kind::Decision => "the conditions permit nothing any more",
                 };
                 let text = format!("{lost} ({}): its process {how}", backend.device);
                 self.messages.say(backend.kind.as_str(), text.as_bytes());
@@ -279,7 +280,9 @@ impl Member {
             let deadline = Instant::now() + GRACE;
             self.backends.iter().for_each(|b| b.take_leave(deadline));
         }
-        self.backends.clear();
+        // What answers for the conditions is the partition's, whether or not its guest starts again.
+        let stays = |backend: &Backend| backend.kind == Kind::Decision;
+        self.backends.retain(stays);
         launcher.options.secrets.end(&self.system, self.name());
         self.vsock = None;
         let unsaid = if self.asked_to_stop {
@@ -297,6 +300,7 @@ impl Member {
                 Err(failed) => end = failed,
             }
         }
+        self.backends.clear();
         self.spare = None;
         remove_document(&launcher.directory, &self.partition.name);
         let why = end.complaint(self.name()).map(|(_, sentence, _)| sentence);
@@ -327,12 +331,14 @@ impl Member {
         };
         let streams = self.spare.as_ref().map(Streams::duplicate).transpose();
         let streams = streams.map_err(failed)?.unwrap_or_default();
-        let prepared = launcher.prepare(&self.partition, streams).map_err(failed)?;
+        let before = Some(self.backends.as_slice());
+        let prepared = launcher.prepare(&self.partition, streams, before);
+        let prepared = prepared.map_err(failed)?;
         let started = launcher
             .start(prepared, self.group.as_ref())
             .map_err(failed)?;
         self.vmm = started.vmm;
-        self.backends = started.backends;
+        self.backends.extend(started.backends);
         self.vsock = started.vsock;
         self.devices = (self.partition.devices.iter())
             .map(|device| device.name.clone())

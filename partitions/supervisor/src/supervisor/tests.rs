@@ -126,6 +126,7 @@ impl House {
             keep_logs,
             gdb: None,
             secrets: Arc::default(),
+            conditions: BTreeMap::new(),
         };
         let cpu = HostCpu::from_iter([]);
         let (root, library) = (&self.root, &self.library);

@@ -143,6 +143,10 @@ pub struct NetworkDescription {
     /// absent: they do not. Only with [`Self::web`].
     #[serde(default)]
     pub tools: Option<Fd>,
+    /// A socket to what answers for the conditions of the partition (`SOCK_SEQPACKET`, as
+    /// `bulkhead-conditions` has it), which is asked before an act is done; absent: there are none.
+    #[serde(default)]
+    pub conditions: Option<Fd>,
     /// Services on the host's loopback that the guest finds at the router's address.
     #[serde(default)]
     pub loopback: Vec<Loopback>,
@@ -193,6 +197,7 @@ impl NetworkDescription {
             ledger: None,
             actor: None,
             tools: None,
+            conditions: None,
             loopback: Vec::new(),
             hosts: Vec::new(),
             forwards: Vec::new(),

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use bulkhead_network::tools::Wanted;
+use bulkhead_proxy::records::{Act, NotDone};
 use smoltcp::time::Duration;
 
 use crate::chatter::printable;
@@ -23,6 +24,8 @@ use message::{Code, Malformed, Query};
 pub(crate) const PORT: u16 = 53;
 /// Most queries that wait for a resolver. The guest asks again what does not fit in.
 pub(crate) const MAX_PENDING: usize = 128;
+/// How long conditions may take: longer than those that ask wait for an answer.
+const ASKING: Duration = Duration::from_secs(6);
 /// How long a resolver may take before the next is asked.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Most times a query is sent.
@@ -35,7 +38,8 @@ struct Pending<D> {
     query: Query,
     asker: Asker,
     id: u16,
-    socket: D,
+    /// None until the conditions permit the query.
+    socket: Option<D>,
     tries: usize,
 }
 
@@ -47,7 +51,7 @@ enum Asker {
     Tools(Wanted),
 }
 
-/// Queries over UDP that wait for a resolver.
+/// Queries over UDP that wait for conditions or a resolver.
 pub(crate) struct Dns<H: Host> {
     pending: Table<Pending<H::Datagrams>>,
 }
@@ -99,6 +103,27 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Whether a query may be sent on, by what conditions say of it; a refusal is told.
+fn permits<H: Host>(core: &mut Core<H>, query: Option<&Query>, act: Result<Act, NotDone>) -> bool {
+    match act {
+        Ok(act) => {
+            if act.is_recorded() {
+                core.journal.outcome(&act, None, (0, 0));
+            }
+            true
+        }
+        Err(error) => {
+            core.stats.refused += 1;
+            let name = query.map_or_else(String::new, |query| printable(&query.name).to_string());
+            let reason = error.to_string();
+            let said = format_args!("refused to resolve {name}: {reason}");
+            core.chatter.say(core.now, said);
+            core.journal.refusal("dns.resolve", &name, &reason);
+            false
+        }
+    }
+}
+
 /// A name without the labels of a service before it (RFC 2782): `_http._tcp.example.org` is about
 /// `example.org`.
 fn without_service(mut name: &str) -> &str {
@@ -143,7 +168,7 @@ impl<H: Host> Dns<H> {
     pub(crate) fn query(&mut self, core: &mut Core<H>, guest_port: u16, bytes: &[u8]) {
         match decide(core, bytes) {
             Verdict::Answer(answer) => reply(core, guest_port, &answer),
-            Verdict::Ask(query) => self.ask(core, Asker::Guest(guest_port), query, 0),
+            Verdict::Ask(query) => self.go_on(core, Asker::Guest(guest_port), query),
             Verdict::Ignore => {}
         }
     }
@@ -151,7 +176,7 @@ impl<H: Host> Dns<H> {
     /// Finds the address that tools want to connect to. They are under the rules of the guest's queries.
     pub(crate) fn resolve(&mut self, core: &mut Core<H>, wanted: Wanted) {
         match message::address_of(&wanted.host).map(|query| decide(core, &query)) {
-            Some(Verdict::Ask(query)) => self.ask(core, Asker::Tools(wanted), query, 0),
+            Some(Verdict::Ask(query)) => self.go_on(core, Asker::Tools(wanted), query),
             Some(Verdict::Answer(_)) => {
                 let (host, port) = (&wanted.host, wanted.port);
                 let why =
@@ -161,6 +186,49 @@ impl<H: Host> Dns<H> {
             Some(Verdict::Ignore) | None => {
                 requests::refuse(core, &wanted, "it is no name of a host")
             }
+        }
+    }
+
+    /// Asks a resolver about a query that a rule allows, where conditions permit it.
+    fn go_on(&mut self, core: &mut Core<H>, asker: Asker, query: Query) {
+        if !core.journal.asks() {
+            return self.ask(core, asker, query, 0);
+        }
+        let name = query.name.clone();
+        let pending = Pending {
+            slot: Slot::default(),
+            query,
+            asker,
+            id: 0,
+            socket: None,
+            tries: 0,
+        };
+        match self.pending.insert(pending) {
+            Ok(token) => {
+                core.journal.resolve(token, &name);
+                if let Some(pending) = self.pending.get_mut(token) {
+                    let until = core.now + ASKING;
+                    core.schedule
+                        .set_deadline(token, &mut pending.slot, Some(until));
+                }
+            }
+            Err(pending) => {
+                core.full("DNS queries");
+                deny(core, &pending, "too many names are asked for");
+            }
+        }
+    }
+
+    /// Conditions permit a query, or do not.
+    pub(crate) fn decided(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
+        let why = act.as_ref().err().map(ToString::to_string);
+        permits(core, self.pending.get_mut(token).map(|p| &p.query), act);
+        let Some(pending) = self.remove(core, token) else {
+            return;
+        };
+        match why {
+            None => self.ask(core, pending.asker, pending.query, 0),
+            Some(why) => deny(core, &pending, &why),
         }
     }
 
@@ -189,7 +257,7 @@ impl<H: Host> Dns<H> {
             query,
             asker,
             id,
-            socket,
+            socket: Some(socket),
             tries: tries + 1,
         };
         if let Ok(token) = self.pending.insert(pending)
@@ -210,8 +278,11 @@ impl<H: Host> Dns<H> {
 
     /// A resolver did not answer in time.
     pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
-        if let Some(pending) = self.remove(core, token) {
-            self.retry(core, pending);
+        match self.remove(core, token) {
+            Some(pending) if pending.socket.is_some() => self.retry(core, pending),
+            // Nobody has answered for the conditions.
+            Some(pending) => deny(core, &pending, "the conditions could not be asked"),
+            None => {}
         }
     }
 
@@ -237,7 +308,10 @@ impl<H: Host> Dns<H> {
         let mut buffer = [0; MAX_ANSWER];
         // What somebody forges is passed over; a bounded number at a time.
         for _ in 0..8 {
-            match pending.socket.receive(&mut buffer) {
+            let Some(socket) = &mut pending.socket else {
+                return;
+            };
+            match socket.receive(&mut buffer) {
                 Ok(len) => {
                     let answer = buffer.get_mut(..len).unwrap_or_default();
                     if pending.query.is_answered_by(pending.id, answer) {
@@ -284,6 +358,14 @@ fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8
     match answer.len() > core.config.max_datagram() {
         true => reply(core, guest_port, &pending.query.truncated()),
         false => reply(core, guest_port, answer),
+    }
+}
+
+/// Conditions do not permit it.
+fn deny<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, why: &str) {
+    match &pending.asker {
+        Asker::Guest(port) => reply(core, *port, &pending.query.response(Code::Refused)),
+        Asker::Tools(wanted) => core.host.refuse_tools(wanted, why),
     }
 }
 

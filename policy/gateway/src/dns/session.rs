@@ -3,11 +3,12 @@
 
 use std::io::{self, ErrorKind};
 
+use bulkhead_proxy::records::{Act, NotDone};
 use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
 use super::message::{Code, MAX_QUERY, Query};
-use super::{Verdict, decide, learn, random_id, resolver};
+use super::{Verdict, decide, learn, permits, random_id, resolver};
 use crate::core::Core;
 use crate::host::{Host, Readiness, Stream};
 use crate::table::Token;
@@ -27,6 +28,8 @@ pub(crate) struct Session<S> {
 enum Stage<S> {
     /// The guest writes a query: its length in two bytes, and itself.
     Reading(Vec<u8>),
+    /// Conditions are asked about it.
+    Deciding(Query),
     /// A resolver works on it.
     Asking(Box<Asking<S>>),
     /// The guest reads the answer; how much it has read.
@@ -67,6 +70,27 @@ impl<S: Stream> Session<S> {
     /// When it ends if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         (!self.is_over()).then_some(self.until)
+    }
+
+    /// Conditions permit the query, or do not.
+    pub(crate) fn decided<H: Host<Stream = S>>(
+        &mut self,
+        core: &mut Core<H>,
+        act: Result<Act, NotDone>,
+        ready: &mut Readiness,
+        token: Token,
+    ) {
+        let query = match &self.stage {
+            Stage::Deciding(query) => Some(query),
+            _ => None,
+        };
+        let permits = permits(core, query, act);
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Deciding(query) if permits => ask(core, query, ready, token),
+            Stage::Deciding(query) => answering(&query.response(Code::Refused)),
+            other => other,
+        };
+        self.until = core.now + TIMEOUT;
     }
 
     /// Goes on as far as possible; false when the guest speaks no DNS.
@@ -114,7 +138,7 @@ impl<S: Stream> Session<S> {
                     *read += sent;
                     sent > 0
                 }
-                Stage::Over => false,
+                Stage::Deciding(_) | Stage::Over => false,
             };
             if !moved {
                 break;
@@ -126,6 +150,10 @@ impl<S: Stream> Session<S> {
                 Stage::Asking(asking) => {
                     self.until = core.now + TIMEOUT;
                     answering(&asking.query.response(Code::ServerFailure))
+                }
+                Stage::Deciding(query) => {
+                    self.until = core.now + TIMEOUT;
+                    answering(&query.response(Code::Refused))
                 }
                 _ => Stage::Over,
             };
@@ -179,6 +207,22 @@ fn begin<H: Host>(
         Verdict::Ignore => return Stage::Over,
         Verdict::Ask(query) => query,
     };
+    match core.journal.asks() {
+        true => {
+            core.journal.resolve(token, &query.name);
+            Stage::Deciding(query)
+        }
+        false => ask(core, query, ready, token),
+    }
+}
+
+/// Begins to ask a resolver.
+fn ask<H: Host>(
+    core: &mut Core<H>,
+    query: Query,
+    ready: &mut Readiness,
+    token: Token,
+) -> Stage<H::Stream> {
     let id = random_id(core);
     *ready = Readiness::default();
     let stream = match resolver(core, 0) {

@@ -13,8 +13,7 @@ use std::io::{self, ErrorKind};
 use bulkhead_network::Protocol;
 use bulkhead_proxy::Flow as Web;
 use bulkhead_proxy::quota::Exhausted;
-use bulkhead_proxy::records::Act;
-use bulkhead_record::RecordError;
+use bulkhead_proxy::records::{Act, NotDone};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4DstUnreachable, TcpPacket};
 
@@ -159,7 +158,9 @@ impl<H: Host> Tcp<H> {
                 Some(name) => format!("tcp {name}:{}", key.port),
                 None => format!("tcp {}:{}", key.address, key.port),
             };
-            core.journal.begin(token, &object, &route.grant);
+            let question = route.question(Protocol::Tcp, key.address, key.port);
+            let reason = route.grant.clone();
+            core.journal.begin(token, object, reason, question);
             let recording = Recording {
                 syn: packet.bytes.to_vec(),
                 route,
@@ -178,6 +179,7 @@ impl<H: Host> Tcp<H> {
                     address,
                     by_address: route.by_address,
                     names: route.names.take().unwrap_or_default(),
+                    pinned: std::mem::take(&mut route.pinned),
                 };
                 core.host.hand_over(flow, token)
             }
@@ -197,31 +199,48 @@ impl<H: Host> Tcp<H> {
         }
     }
 
-    /// A connection's intent is on record, or could not be recorded.
-    pub(crate) fn recorded(
-        &mut self,
-        core: &mut Core<H>,
-        token: Token,
-        act: Result<Act, RecordError>,
-    ) {
+    /// A connection is permitted and its intent on record, or it must not be made.
+    pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
             // The guest gave it up meanwhile, and nothing was done.
-            if let Ok(act) = act {
+            if let Ok(act) = act
+                && act.is_recorded()
+            {
                 core.journal
                     .outcome(&act, Some("the guest gave up"), (0, 0));
             }
             return;
         };
+        if let Stage::Open(open) = &mut flow.stage
+            && let Peer::Dns(session) = &mut open.peer
+        {
+            session.decided(core, act, &mut flow.ready, token);
+            core.schedule.wake(token, &mut flow.slot);
+            return;
+        }
         let Stage::Recording(recording) = &mut flow.stage else {
             return;
         };
         let syn = std::mem::take(&mut recording.syn);
         let opened = match act {
-            Ok(act) => {
+            Ok(mut act) => {
+                if let Some(names) = act.names.take() {
+                    recording.route.names = Some(names);
+                }
                 flow.act = Some(act);
                 core.host.connect(recording.route.to, token)
             }
-            Err(error) => {
+            Err(NotDone::Denied(ruling)) => {
+                let (protocol, to, port) = (Protocol::Tcp, flow.key.address, flow.key.port);
+                core.refuse(&Refusal::Condition {
+                    protocol,
+                    to,
+                    port,
+                    ruling,
+                });
+                Err(ErrorKind::ConnectionRefused.into())
+            }
+            Err(NotDone::NotRecorded(error)) => {
                 let (to, port) = (flow.key.address, flow.key.port);
                 let text = format_args!("refused tcp to {to}:{port}: {error}");
                 core.stats.refused += 1;

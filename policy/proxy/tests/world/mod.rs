@@ -1,5 +1,9 @@
 //! A server on the host's loopback, a proxy before it, and a guest that speaks HTTP or anything.
-#![allow(unreachable_pub, reason = "used by the test file alone")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its part of it"
+)]
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -10,9 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bulkhead_conditions::Asker;
 use bulkhead_network::http::HttpRule;
 use bulkhead_network::{Connect, Deny, Quota};
 use bulkhead_proxy::quota::Quotas;
+use bulkhead_proxy::records::Outside;
 use bulkhead_proxy::secrets::{Secret, Secrets};
 use bulkhead_proxy::{Authority, Consent, End, Flow, Policy, Proxy, Records, authority, provider};
 use bulkhead_record::{Entry, RecordError, Recorder};
@@ -78,6 +84,7 @@ pub struct Setup {
     pub secrets: Vec<Secret>,
     pub record: bool,
     pub consent: Consent,
+    pub conditions: Option<Arc<Asker>>,
     /// The server speaks TLS.
     pub tls: bool,
 }
@@ -94,6 +101,7 @@ impl Default for Setup {
             secrets: Vec::new(),
             record: false,
             consent: Consent::default(),
+            conditions: None,
             tls: true,
         }
     }
@@ -149,10 +157,11 @@ impl World {
         spawn_local(serve(listener, tls, seen.clone(), accepted.clone()));
 
         let ledger = Arc::new(Ledger::default());
-        let records = match setup.record {
-            true => Records::start(&(ledger.clone() as Arc<dyn Recorder>), "sys/web").unwrap(),
-            false => Records::default(),
+        let outside = Outside {
+            recorder: setup.record.then(|| ledger.clone() as Arc<dyn Recorder>),
+            conditions: setup.conditions,
         };
+        let records = Records::start(&outside, "sys/web").unwrap();
         let refusals = Rc::new(RefCell::new(Vec::new()));
         let heard = refusals.clone();
         let tell = Box::new(move |text: &str| heard.borrow_mut().push(text.to_owned()));
@@ -170,6 +179,7 @@ impl World {
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             by_address: true,
             names: Box::new(["api.example".to_owned()]),
+            pinned: Box::new(["api.example".to_owned()]),
         };
         Self {
             proxy,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bulkhead_conditions::Asker;
 use bulkhead_models::{
     Budget, Key, LimitField, Model, Models, Order, Price, Provider, Spent, Wire,
 };
@@ -243,6 +244,14 @@ impl World {
     }
 
     pub fn trusting(models: Models, roots: RootCertStore) -> Self {
+        Self::with_conditions(models, roots, None)
+    }
+
+    pub fn with_conditions(
+        models: Models,
+        roots: RootCertStore,
+        conditions: Option<Arc<Asker>>,
+    ) -> Self {
         let (memory, clock) = (Arc::new(Memory::default()), Arc::new(Still::default()));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
@@ -253,6 +262,7 @@ impl World {
             connector: Arc::new(HostConnector),
             tls: Arc::new(tls),
             recorder: Arc::clone(&memory) as Arc<dyn Recorder>,
+            conditions,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             carry: None,
             log: Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),

@@ -49,6 +49,10 @@ pub struct ToolsDescription {
     /// nobody can be asked, and what takes a person's consent is not done.
     #[serde(default)]
     pub approvals: Option<Fd>,
+    /// The way to what answers for the conditions (`SOCK_SEQPACKET`, as `bulkhead-conditions` has it).
+    /// Absent: there are none.
+    #[serde(default)]
+    pub conditions: Option<Fd>,
     /// Directory for what rolling back needs, empty or as the process before this one left it.
     pub backups: Fd,
     /// The file of counters that limit all partitions together. Absent: only this one is limited.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_capability::{Autonomy, Capability, Grant, Grants};
+use bulkhead_conditions::Asker;
 use bulkhead_record::{Entry, Kind, RecordError, Recorder};
 use bulkhead_toolbox::Limits;
 use rustix::fs::{Mode, OFlags, open};
@@ -123,6 +124,8 @@ pub struct Setup<'s> {
     pub autonomy: Autonomy,
     /// The way to the gateway.
     pub gate: Option<Gate>,
+    /// Who answers for conditions, if there are any.
+    pub conditions: Option<Asker>,
 }
 
 impl Default for Setup<'_> {
@@ -140,6 +143,7 @@ impl Default for Setup<'_> {
             launcher: env!("CARGO_BIN_EXE_bulkhead-tools").into(),
             autonomy: Autonomy::default(),
             gate: None,
+            conditions: None,
         }
     }
 }
@@ -186,6 +190,7 @@ impl Bench {
             launcher,
             autonomy,
             gate,
+            conditions,
         } = setup;
         let scratch = TempDir::new().unwrap();
         let path = |name: &str| {
@@ -228,6 +233,7 @@ impl Bench {
             },
             limiter: Limiter::new(limits, None, None, Box::new(watch.clone())),
             autonomy,
+            conditions,
             approver: person.clone(),
             recorder: ledger.clone(),
         });

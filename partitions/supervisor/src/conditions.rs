@@ -1,0 +1,113 @@
+//! The conditions of a partition: the process `bulkhead-decision`, which answers for them, made ready
+//! before those that ask it, and the sockets on which these ask. Started and watched as a back end; one
+//! lives as long as its partition, over reboots of the guest, so that what was reloaded stays.
+
+use crate::backend::{Descriptors, Kind, Ready};
+use crate::error::Error;
+use crate::process::packet_pair;
+use crate::vmm::send_with;
+use bulkhead_conditions::control::Command;
+use bulkhead_conditions::{DecisionDescription, Member, VERSION};
+use bulkhead_machine::Jail;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Name of the process where devices have theirs.
+const NAME: &str = "conditions";
+
+/// The conditions that a partition is held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionConditions {
+    /// In Cedar, checked.
+    pub text: String,
+    /// What they may speak of: the partitions of their manifest, and what those were granted.
+    pub world: Vec<Member>,
+    /// Ancestors of the partition, the nearest first.
+    pub lineage: Vec<String>,
+}
+
+impl PartitionConditions {
+    /// What the record of the start says about them.
+    pub(crate) fn digest(&self) -> String {
+        digest(&self.text)
+    }
+}
+
+/// SHA-256 of a text of conditions, in hexadecimal.
+fn digest(text: &str) -> String {
+    let mut hex = String::new();
+    for byte in Sha256::digest(text.as_bytes()) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
+}
+
+/// Makes the process that answers for the conditions of a partition ready.
+pub(crate) fn ready(
+    system: &str,
+    partition: &str,
+    conditions: &PartitionConditions,
+    started: SystemTime,
+    jail: Jail,
+) -> Result<Ready, Error> {
+    let (control, theirs) = packet_pair()?;
+    let mut descriptors = Descriptors::default();
+    let description = DecisionDescription {
+        version: VERSION,
+        system: system.to_owned(),
+        partition: partition.to_owned(),
+        lineage: conditions.lineage.clone(),
+        started: started
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        text: conditions.text.clone(),
+        learn: false,
+        world: conditions.world.clone(),
+        control: descriptors.keep(theirs),
+        jail,
+    };
+    let description = serde_json::to_vec(&description);
+    Ok(Ready {
+        device: NAME.to_owned(),
+        kind: Kind::Decision,
+        description: description.map_err(Error::system("describe the conditions"))?,
+        descriptors: descriptors.0,
+        control: Some(control),
+        questions: None,
+    })
+}
+
+/// Who answers for a partition's conditions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answerer<'a> {
+    /// There are none.
+    NoConditions,
+    /// The process behind this control socket, which may not exist yet.
+    At(&'a OwnedFd),
+    /// Nobody any more, and so nothing is permitted.
+    Gone,
+}
+
+impl Answerer<'_> {
+    /// A socket on which one process asks; nothing where there is nothing to ask.
+    pub(crate) fn client(self) -> Result<Option<OwnedFd>, Error> {
+        let control = match self {
+            Self::NoConditions => return Ok(None),
+            Self::At(control) => Some(control),
+            Self::Gone => None,
+        };
+        let (ours, theirs) = packet_pair()?;
+        if let Some(control) = control {
+            let packet = serde_json::to_vec(&Command::Client);
+            let packet = packet.map_err(Error::system("describe a request"))?;
+            match send_with(control.as_fd(), &packet, &[theirs]) {
+                // Whoever asks sees that nobody answers.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                sent => sent.map_err(Error::system("let a process ask about conditions"))?,
+            }
+        }
+        Ok(Some(ours))
+    }
+}
