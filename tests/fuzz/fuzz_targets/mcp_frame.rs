@@ -81,6 +81,7 @@ static TOOLS: LazyLock<Pipeline> = LazyLock::new(|| {
         },
         limiter: Limiter::new(limits, None, None, Box::new(HostClock)),
         autonomy: Autonomy::Full,
+        conditions: None,
         approver: Arc::new(Nobody),
         recorder: Arc::new(Never),
     })
