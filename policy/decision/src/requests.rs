@@ -13,7 +13,15 @@ const NOT_ALL: [&str; 3] = ["!", "||", "if-then-else"];
 
 /// Checks a policy, in Cedar's JSON form, that people call `name`.
 pub(crate) fn check(policy: &Value, name: &str, world: &World<'_>) -> Result<(), ConditionsError> {
-    if !speaks_of_requests(policy) || denies_without_them(policy) {
+    if speaks_of(policy, &["bytes"]) {
+        return Err(ConditionsError::Invalid {
+            policy: name.to_owned(),
+            problem: "nobody tells how many bytes an act announces while a partition runs"
+                .to_owned(),
+        });
+    }
+    // No other context than that of `net.connect` has these.
+    if !speaks_of(policy, &["method", "path"]) || denies_without_them(policy) {
         return Ok(());
     }
     let acting = entity(policy, "principal", "Partition");
@@ -51,11 +59,11 @@ fn entity<'p>(policy: &'p Value, part: &str, kind: &str) -> Option<&'p str> {
     entity.get("id")?.as_str().filter(|_| is_kind)
 }
 
-/// No other context than that of `net.connect` has these attributes.
-fn speaks_of_requests(policy: &Value) -> bool {
+/// Whether a policy looks at one of these attributes.
+fn speaks_of(policy: &Value, attributes: &[&str]) -> bool {
     any(policy, &|map| {
         let attribute = map.get("attr").and_then(Value::as_str);
-        attribute.is_some_and(|attribute| ["method", "path"].contains(&attribute))
+        attribute.is_some_and(|attribute| attributes.contains(&attribute))
     })
 }
 

@@ -261,6 +261,19 @@ fn conditions_on_requests_need_somebody_who_looks_into_them() {
 }
 
 #[test]
+fn what_nobody_tells_of_a_running_partition_cannot_be_held_to() {
+    let grants = grants();
+    let world = World {
+        partitions: vec![("web", &grants)],
+    };
+    let text = r#"@id("big") forbid(principal, action == Action::"model.chat", resource)
+        when { context has bytes && context.bytes > 9 };"#;
+    let refused = Conditions::parse_to_hold(text, &world).unwrap_err();
+    assert!(refused.to_string().contains("condition `big`"), "{refused}");
+    assert!(Conditions::parse(text, &world).is_ok());
+}
+
+#[test]
 fn forbid_wins_and_nothing_is_permitted_by_silence() {
     let conditions = parse(
         r#"
