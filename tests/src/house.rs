@@ -106,3 +106,13 @@ impl House {
         exported.lines().map(parse).collect()
     }
 }
+
+impl Drop for House {
+    fn drop(&mut self) {
+        // A test that fails leaves nothing running behind.
+        if std::thread::panicking() {
+            let mut down = self.bulkhead.command(["down", "--all"]);
+            let _ = down.status();
+        }
+    }
+}

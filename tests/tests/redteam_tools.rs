@@ -38,7 +38,7 @@ mod kvm {
             let mut house = House::new("");
             house.scratch.file("config/tools.toml", limits);
             let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
-            house.bulkhead = house.bulkhead.env("BULKHEAD_LIB", kernel);
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_LIB", kernel);
             // What git would obey if the environment of whoever starts this reached it.
             for name in [
                 "GIT_EXTERNAL_DIFF",
@@ -46,7 +46,7 @@ mod kvm {
                 "GIT_PAGER",
                 "GIT_DIR",
             ] {
-                house.bulkhead = house.bulkhead.env(name, "/bin/false");
+                house.bulkhead = house.bulkhead.clone().env(name, "/bin/false");
             }
             let place = |name: &str| house.scratch.path().join(name);
             for directory in ["host/repo/src", "host/repository", "host/other"] {

@@ -52,7 +52,7 @@ max = "1h"
                 .scratch
                 .file("vault.key", "a passphrase of the suite's own\n");
             fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-            house.bulkhead = house.bulkhead.env("BULKHEAD_VAULT_KEY_FILE", &key);
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_VAULT_KEY_FILE", &key);
             let program = fs::read(house.bulkhead.library("tests/rogue-vmm")).unwrap();
             let rogue = library::with(&house.bulkhead, &house.scratch, "bulkhead-vmm", &program);
             let rogue = house.bulkhead.clone().env("BULKHEAD_LIB", rogue);

@@ -31,7 +31,7 @@ mod kvm {
         fn new(grants: &str, lines: &str) -> Self {
             let mut house = House::new("");
             let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
-            house.bulkhead = house.bulkhead.env("BULKHEAD_LIB", kernel);
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_LIB", kernel);
             let data = house.scratch.path().join("shared");
             fs::create_dir(&data).unwrap();
             fs::write(data.join("file"), "of the host").unwrap();

@@ -27,7 +27,7 @@ const fn program(package: &'static str, binary: &'static str, place: &'static st
 }
 
 /// What runs on the host, or on a Linux kernel, or on the Linux personality.
-const HOSTED: [Program; 14] = [
+const HOSTED: [Program; 15] = [
     program("bulkhead", "bulkhead", "bin/bulkhead"),
     program(
         "bulkhead-hypervisor",
@@ -71,6 +71,11 @@ const HOSTED: [Program; 14] = [
         "lib/bulkhead/examples/hello-linux-abi",
     ),
     program("bulkhead-bench", "bench", "bin/bulkhead-bench"),
+    program(
+        "bulkhead-attacker",
+        "attacker",
+        "lib/bulkhead/tests/attacker",
+    ),
     program(
         "bulkhead-rogue-vmm",
         "rogue-vmm",

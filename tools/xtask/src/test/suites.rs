@@ -26,12 +26,13 @@ const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Suites whose `kvm` tests are about processes of the host and not about its KVM: the lab repeats
 /// them only where there is no other.
-const ONCE: [&str; 9] = [
+const ONCE: [&str; 10] = [
     "bad_input",
     "cli",
     "emergency",
     "ledger",
     "manifest",
+    "redteam_exhaustion",
     "redteam_manifest",
     "redteam_tools",
     "redteam_vmm",
