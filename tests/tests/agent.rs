@@ -22,7 +22,7 @@ mod lab {
     /// How what it has instead begins.
     const PLACEHOLDER: &str = "bulkhead-secret-";
     /// What the ledger has to have, in this order: kind, action, what is in the object, verdict.
-    const STEPS: [(&str, &str, &str, &str); 15] = [
+    const STEPS: [(&str, &str, &str, &str); 16] = [
         ("intent", "partition.admit", "agent", "allowed"),
         ("intent", "partition.start", "", "allowed"),
         (
@@ -36,6 +36,12 @@ mod lab {
             "net.connect",
             "api.example.org/v1/greeting",
             "done",
+        ),
+        (
+            "refusal",
+            "net.connect",
+            "api.example.org/v1/private/key",
+            "denied",
         ),
         (
             "refusal",
@@ -132,7 +138,13 @@ mod lab {
             fs::rename(repository(chroot), agent.join("workspace")).unwrap();
             fs::copy(chroot.shared().join("ca.pem"), agent.join("ca.pem")).unwrap();
             let usr = chroot.path("usr");
-            for file in ["agent.py", "start.sh", "partition.toml", "coder.toml"] {
+            for file in [
+                "agent.py",
+                "start.sh",
+                "partition.toml",
+                "policy.cedar",
+                "coder.toml",
+            ] {
                 let text = fs::read_to_string(example.join(file)).unwrap();
                 let text = text
                     .replace("fs.read:/usr", &format!("fs.read:{}", usr.display()))
@@ -292,6 +304,8 @@ mod lab {
         for said in [
             "agent: read: a draft of notes (first notes)",
             "agent: granted: 200 hello, agent",
+            "agent: not permitted: 403 ",
+            "nothing private",
             "agent: not granted: 403 ",
             "no rule allows GET /v2/greeting at api.example.org:443",
             "agent: elsewhere: ",

@@ -82,6 +82,7 @@ def main():
     api = "https://api.example.org"
     token = "Bearer " + os.environ["API_TOKEN"]
     say("granted: %d %s" % fetch(api + "/v1/greeting", Authorization=token))
+    say("not permitted: %d %s" % fetch(api + "/v1/private/key", Authorization=token))
     say("not granted: %d %s" % fetch(api + "/v2/greeting", Authorization=token))
     try:
         say("elsewhere: %d %s" % fetch("https://elsewhere.example.org/", Authorization=token))
