@@ -32,8 +32,9 @@ pub const MAX_LINE: usize = 2 * 1024 * 1024;
 pub const MAX_CONNECTIONS: usize = 8;
 /// Most requests of a connection that are not answered yet; further ones are not read.
 pub const MAX_REQUESTS: usize = 2;
-/// Most calls that run at a time.
-pub const MAX_CALLS: usize = 4;
+/// Most calls that are under way, those that wait for a person among them: who is asked to read no more
+/// than is answered has no others.
+pub const MAX_UNDER_WAY: usize = MAX_CONNECTIONS * MAX_REQUESTS;
 /// Where the number of a call is in its result.
 const CALL: &str = "bulkhead/call";
 
@@ -43,7 +44,6 @@ const CALL: &str = "bulkhead/call";
 /// The host refuses.
 pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
         let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         let place = connections.clone().acquire_owned().await.map_err(closed)?;
@@ -53,10 +53,7 @@ pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => return Err(error),
         };
-        let server = Server {
-            pipeline: pipeline.clone(),
-            calls: calls.clone(),
-        };
+        let server = Server(pipeline.clone());
         tokio::spawn(async move {
             let _place = place;
             // A peer that breaks the protocol loses its connection, and nobody else theirs.
@@ -68,10 +65,7 @@ pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io
 }
 
 /// The tools of a partition, on one connection.
-struct Server {
-    pipeline: Arc<Pipeline>,
-    calls: Arc<Semaphore>,
-}
+struct Server(Arc<Pipeline>);
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
@@ -87,7 +81,7 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let tools = self.pipeline.tools().map(listed).collect();
+        let tools = self.0.tools().map(listed).collect();
         Ok(ListToolsResult::with_all_items(tools))
     }
 
@@ -97,11 +91,8 @@ impl ServerHandler for Server {
         _: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let internal = || ErrorData::internal_error("the call ended without a result", None);
-        let place = self.calls.clone().acquire_owned().await;
-        let place = place.map_err(|_| internal())?;
-        let pipeline = self.pipeline.clone();
+        let pipeline = self.0.clone();
         let called = tokio::task::spawn_blocking(move || {
-            let _place = place;
             let arguments = Value::Object(request.arguments.unwrap_or_default());
             pipeline.call(&request.name, &arguments)
         });

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use bulkhead_capability::Autonomy;
 use bulkhead_conditions::{Act, Asker, Notes};
@@ -67,6 +67,9 @@ pub struct Done {
     pub result: Value,
 }
 
+/// Most calls that are done at a time.
+pub const MAX_CALLS: usize = 4;
+
 /// The tools of one partition.
 pub struct Pipeline {
     actor: String,
@@ -78,6 +81,8 @@ pub struct Pipeline {
     conditions: Option<Asker>,
     approver: Arc<dyn Approver>,
     recorder: Arc<dyn Recorder>,
+    /// Places of calls that are being done; those that wait for a person have none.
+    places: Places,
     /// Held by a call that changes something, from its back-up to its outcome: what was backed up
     /// is what it changes.
     changing: Mutex<()>,
@@ -125,6 +130,34 @@ struct Permitted<'p> {
     acts: Vec<Act>,
 }
 
+/// How many calls are being done.
+#[derive(Debug, Default)]
+struct Places {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// A place, until it is dropped.
+struct Place<'p>(&'p Places);
+
+impl Places {
+    /// Waits for one.
+    fn take(&self) -> Place<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.freed.wait_while(taken, |taken| *taken >= MAX_CALLS);
+        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
+        Place(self)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let Places { taken, freed } = self.0;
+        *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        freed.notify_one();
+    }
+}
+
 impl Pipeline {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
@@ -149,6 +182,7 @@ impl Pipeline {
             conditions,
             approver,
             recorder,
+            places: Places::default(),
             changing: Mutex::new(()),
         }
     }
@@ -176,6 +210,7 @@ impl Pipeline {
         let permitted = self.permit(tool, arguments)?;
         let notes = self.ask_conditions(&permitted)?;
         let allowed_by = self.confirm(&permitted)?;
+        let _place = self.places.take();
         let _changing = (tool.facts.risk != Risk::Read)
             .then(|| self.changing.lock().unwrap_or_else(PoisonError::into_inner));
         let draft = self.back_up(&permitted)?;

@@ -145,7 +145,7 @@ fn serve(description: ToolsDescription) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(mcp::MAX_CALLS)
+        .max_blocking_threads(mcp::MAX_UNDER_WAY)
         .build()
         .map_err(Error::host("start"))?;
     runtime

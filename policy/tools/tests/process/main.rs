@@ -2,6 +2,8 @@
 //! the plain JSON lines that any language can write.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod consent;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read, Seek, Write};
@@ -487,15 +489,17 @@ fn frames_that_lie_cost_their_connection_at_most() {
     honest.done("fs.stat", json!({ "path": tools.data }));
 }
 
+/// Memory that the process has, in kB.
+fn resident(tools: &Tools) -> u64 {
+    let text = tools.status("VmRSS");
+    text.trim_end_matches(" kB").parse().unwrap()
+}
+
 #[test]
 fn one_that_asks_and_does_not_read_holds_up_itself_alone() {
     let tools = Tools::start(&["tool.call:*"]);
     let mut honest = tools.guest();
-    let before: u64 = tools
-        .status("VmRSS")
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap();
+    let before = resident(&tools);
     let mut deaf = tools.guest();
     deaf.stream
         .set_write_timeout(Some(Duration::from_millis(500)))
@@ -517,11 +521,7 @@ fn one_that_asks_and_does_not_read_holds_up_itself_alone() {
         }
     }
     honest.done("fs.stat", json!({ "path": tools.data }));
-    let after: u64 = tools
-        .status("VmRSS")
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap();
+    let after = resident(&tools);
     assert!(
         after < before + 64 * 1024,
         "{before} kB, then {after} kB after {asked} calls"
@@ -736,44 +736,4 @@ fn a_jailed_process_reaches_the_web_through_its_gateway_alone() {
     let got = guest.done("http.get", json!({ "url": "https://api.example/x" }));
     assert_eq!(got["structuredContent"]["text"], "hi", "{got}");
     assert!(gateway.join().unwrap().starts_with("GET /x HTTP/1.1\r\n"));
-}
-
-#[test]
-fn what_takes_consent_waits_for_a_person() {
-    let tools = Tools::with(&["tool.call:fs.*"], |description| {
-        let held = format!("fs.write:{}", description.directories[0].path.display());
-        let grants = ["tool.call:fs.*", held.as_str()];
-        let grants = grants.map(|grant| grant.parse::<Capability>().unwrap());
-        description.grants = grants.into_iter().collect();
-        description.limits.confirm = vec![bulkhead_toolbox::Risk::Write];
-    });
-    let path = tools.path("new");
-    for (allowed, exists) in [(false, false), (true, true)] {
-        let mut guest = tools.guest();
-        thread::scope(|scope| {
-            let arguments = json!({ "path": path, "content": "x" });
-            let params = json!({ "name": "fs.write", "arguments": arguments });
-            let called = scope.spawn(move || guest.ask("tools/call", params));
-            let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];
-            let heard = recv(&tools.questions, buffer.as_mut_slice(), RecvFlags::empty());
-            let (length, _) = heard.unwrap();
-            let request: bulkhead_approval::Request =
-                serde_json::from_slice(&buffer[..length]).unwrap();
-            assert!(request.question.object.contains(&path), "{request:?}");
-            assert!(
-                !Path::new(&path).exists(),
-                "nothing is done before the answer"
-            );
-            let answer = bulkhead_approval::Answer {
-                id: request.id,
-                allowed,
-                reason: "a person said so".to_owned(),
-            };
-            let answer = serde_json::to_vec(&answer).unwrap();
-            send(&tools.questions, &answer, SendFlags::NOSIGNAL).unwrap();
-            let called = called.join().unwrap().to_string();
-            assert_eq!(called.contains("\"isError\":false"), allowed, "{called}");
-        });
-        assert_eq!(Path::new(&path).exists(), exists);
-    }
 }
