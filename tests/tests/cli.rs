@@ -12,7 +12,7 @@ mod kvm {
     use bulkhead_tests::bulkhead::{Bulkhead, Running};
     use bulkhead_tests::leftovers::Census;
     use bulkhead_tests::scratch::Scratch;
-    use bulkhead_tests::skip;
+    use bulkhead_tests::{repository, skip};
     use rustix::process::Signal;
 
     const SYSTEM: &str = r#"
@@ -66,6 +66,30 @@ mod kvm {
         for shell in ["bash", "zsh", "fish"] {
             let script = bulkhead.run(["completions", shell]);
             script.expect_status(0).expect_stdout("doctor");
+        }
+    }
+
+    #[test]
+    fn why_asks_the_conditions_of_the_example() {
+        let manifest = repository("docs/examples/agent/partition.toml");
+        let manifest = manifest.to_str().unwrap();
+        for (path, verdict, why) in [
+            ("/v1/greeting", "allow: ", "net.connect"),
+            ("/v1/private/key", "deny: ", "nothing private"),
+            ("/v2/greeting", "deny: ", "no grant"),
+        ] {
+            let act = [
+                "--net",
+                "api.example.org:443",
+                "--method",
+                "GET",
+                "--path",
+                path,
+            ];
+            let told = Bulkhead::built().run([&["why", manifest][..], &act].concat());
+            told.expect_status(0)
+                .expect_stdout(verdict)
+                .expect_stdout(why);
         }
     }
 

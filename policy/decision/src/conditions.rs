@@ -76,6 +76,15 @@ fn one_line(error: &dyn fmt::Display) -> String {
         .join(" ")
 }
 
+/// Bytes of stack that Cedar is given where there is less than a quarter of it left.
+const STACK: usize = 4 * 1024 * 1024;
+
+/// Calls `f` with stack enough for Cedar, which refuses to go on where it sees less than 100 KiB: a
+/// process's first thread has as much as it has used, as far as musl can tell.
+pub(crate) fn with_stack<T>(f: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(STACK / 4, STACK, f)
+}
+
 impl Conditions {
     /// Parses and checks conditions for the partitions of `world`. Actions and kinds of entities
     /// that the schema does not have, and tools, hosts and other things that no grant is about, are
@@ -84,6 +93,10 @@ impl Conditions {
     /// # Errors
     /// The first thing that is wrong.
     pub fn parse(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
+        with_stack(|| Self::parse_here(text, world))
+    }
+
+    fn parse_here(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(ConditionsError::TooLong(text.len()));
         }
@@ -155,6 +168,10 @@ impl Conditions {
 
     /// Asks about an act.
     pub fn ask(&self, act: &Act, who: &Circumstances) -> Ruling {
+        with_stack(|| self.ask_here(act, who))
+    }
+
+    fn ask_here(&self, act: &Act, who: &Circumstances) -> Ruling {
         let (request, entities) = match entities::build(act, who, &self.schema) {
             Ok(question) => question,
             Err(error) => return Ruling::Failed(error.to_string()),

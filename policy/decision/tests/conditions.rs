@@ -465,6 +465,17 @@ fn what_is_proposed_allows_what_was_denied_and_no_more() {
     }
 }
 
+#[test]
+fn they_are_asked_where_there_is_little_stack() {
+    let small = std::thread::Builder::new().stack_size(64 * 1024);
+    let asked = small.spawn(|| {
+        let conditions = parse("permit(principal, action, resource);")?;
+        Ok::<_, ConditionsError>(conditions.ask(&web("api.example.org:443", "GET", "/"), &who(0)))
+    });
+    let ruling = asked.unwrap().join().unwrap().unwrap();
+    assert!(ruling.is_permitted(), "{ruling}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

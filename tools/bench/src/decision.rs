@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bulkhead_capability::table::{Moment, Request, Table};
+use bulkhead_capability::table::{Moment, Request, Table, Verdict};
 use bulkhead_capability::{Capability, Grants};
 use bulkhead_decision::{Act, Circumstances, Conditions, Policy, World};
 use bulkhead_network::Protocol;
@@ -76,6 +76,12 @@ pub(crate) fn run() -> Result<Vec<Latency>, Error> {
         Act::Tool("family-7.tool".to_owned(), paths.to_vec()),
         Act::Secret("secret-9".to_owned()),
     ];
+    for act in &acts {
+        let answer = policy.decide(act, &who);
+        if answer.verdict != Verdict::Allowed {
+            return Err(Error::Answer(answer.reason()));
+        }
+    }
     let cedar = measured_among(&acts, |act| {
         black_box(policy.decide(black_box(act), &who).verdict);
     });

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, send};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use crate::conditions::{Conditions, ConditionsError};
+use crate::conditions::{Conditions, ConditionsError, with_stack};
 use crate::entities::Circumstances;
 use crate::world::World;
 use askers::{Askers, Control};
@@ -83,7 +83,8 @@ impl DecisionError {
 pub fn run(description: Fd) -> ExitCode {
     // The supervisor's death is the end; refused nowhere.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    match read(description).and_then(serve) {
+    // One stack for all questions: on the first, each would be given one.
+    match with_stack(|| read(description).and_then(serve)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error.to_string());
