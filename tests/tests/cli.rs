@@ -76,7 +76,7 @@ mod kvm {
         for (path, verdict, why) in [
             ("/v1/greeting", "allow: ", "net.connect"),
             ("/v1/private/key", "deny: ", "nothing private"),
-            ("/v2/greeting", "deny: ", "no grant"),
+            ("/v2/greeting", "deny: ", "other paths"),
         ] {
             let act = [
                 "--net",

@@ -106,8 +106,8 @@ mod kvm {
                 (mcp, id)
             })
             .collect();
-        // As many as are asked at a time; the others have to wait for their turn to ask.
-        two.wait_for_questions("flood", 4);
+        // The sixth, and each after it, is denied at once.
+        two.wait_for_questions("flood", MOST_QUESTIONS);
         // Somebody else asks, is heard, and is allowed.
         let mut quiet = Mcp::connect(&two.socket("quiet"));
         let id = quiet.send("tools/call", &two.write("quiet", "file"));
@@ -122,7 +122,7 @@ mod kvm {
         // A person is tired of it: whatever is asked is denied, until nothing is asked any more.
         let end = Instant::now() + PATIENCE;
         let mut denied = 0;
-        while denied < asking.len() {
+        while denied < MOST_QUESTIONS {
             for question in two.wait_for_questions("flood", 1) {
                 // Its time may be over just now.
                 let deny = two.house.run(&["approvals", "deny", &question]);

@@ -276,7 +276,7 @@ call tool.rollback "{\"call\":$number}" | busybox grep -q '"isError":false' && b
 call fs.read '{"path":"DATA/file"}' | busybox grep -q 'of the host' && busybox echo 'as before'
 call fs.write '{"path":"DATA/new","content":"by the agent"}' >/dev/null
 call fs.delete '{"path":"DATA/new"}' | busybox grep -q 'unknown tool' && busybox echo 'delete is unknown'
-call fs.read '{"path":"DATA/../secret"}' | busybox grep -q 'no plain path' && busybox echo 'no way up'
+call fs.read '{"path":"DATA/../secret"}' | busybox grep -q '"isError":true' && busybox echo 'no way up'
 call fs.read '{"path":"/etc/passwd"}' | busybox grep -q 'it takes a grant of fs.read:/etc/passwd' && busybox echo 'named'
 "#;
 
