@@ -5,15 +5,15 @@
 
 mod lab {
     use std::fs;
-    use std::os::unix::fs::DirBuilderExt;
+    use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use bulkhead_tests::bulkhead::{Bulkhead, Ended};
+    use bulkhead_tests::bulkhead::Ended;
     use bulkhead_tests::debian::Chroot;
-    use bulkhead_tests::leftovers::Census;
+    use bulkhead_tests::house::House;
     use bulkhead_tests::scratch::Scratch;
     use serde_json::Value;
 
@@ -113,68 +113,41 @@ mod lab {
         }
     }
 
-    /// An operator's keys, roles and secrets, and the example, in a place of the test's own.
-    struct House {
-        bulkhead: Bulkhead,
-        scratch: Scratch,
-    }
+    /// A house with the example in it, and the secret in its vault.
+    struct Agent(House);
 
-    impl House {
-        fn new(chroot: &Chroot, scratch: Scratch, example: &Path) -> Self {
-            let config = scratch.path().join("config");
-            let mut private = fs::DirBuilder::new();
-            let roles = config.join("roles");
-            private.mode(0o700).recursive(true).create(&roles).unwrap();
-            let key = scratch.file("vault.key", "a passphrase of the suite's own\n");
-            fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-            let bulkhead = Bulkhead::built()
-                .env("BULKHEAD_CONFIG_DIR", &config)
-                .env("BULKHEAD_DATA_DIR", scratch.path().join("data"))
-                .env("BULKHEAD_STATE_DIR", scratch.path().join("s"))
-                .env("BULKHEAD_VAULT_KEY_FILE", &key);
-            let house = Self { bulkhead, scratch };
-            let agent = house.agent();
-            fs::create_dir_all(&agent).unwrap();
-            fs::rename(repository(chroot), agent.join("workspace")).unwrap();
-            fs::copy(chroot.shared().join("ca.pem"), agent.join("ca.pem")).unwrap();
+    impl Agent {
+        fn new(chroot: &Chroot, example: &Path) -> Self {
+            let mut house = House::new("");
+            let key = (house.scratch).file("vault.key", "a passphrase of the suite's own\n");
+            fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_VAULT_KEY_FILE", &key);
+            let place = house.scratch.path().to_owned();
+            fs::rename(repository(chroot), place.join("workspace")).unwrap();
+            fs::copy(chroot.shared().join("ca.pem"), place.join("ca.pem")).unwrap();
             let usr = chroot.path("usr");
-            for file in [
-                "agent.py",
-                "start.sh",
-                "partition.toml",
-                "policy.cedar",
-                "coder.toml",
-            ] {
+            let text = |file: &str| {
                 let text = fs::read_to_string(example.join(file)).unwrap();
-                let text = text
-                    .replace("fs.read:/usr", &format!("fs.read:{}", usr.display()))
-                    .replace("/srv/agent", agent.to_str().unwrap());
-                fs::write(agent.join(file), text).unwrap();
+                text.replace("fs.read:/usr", &format!("fs.read:{}", usr.display()))
+                    .replace("/srv/agent", place.to_str().unwrap())
+            };
+            for file in ["agent.py", "start.sh", "policy.cedar"] {
+                house.scratch.file(file, text(file));
             }
-            fs::rename(agent.join("coder.toml"), roles.join("coder.toml")).unwrap();
-            house
-        }
-
-        /// Does what an operator does: keys, the secret, and a signature.
-        fn operator(&self) {
-            let public = self.scratch.path().join("alice.pub");
-            self.run(&["key", "new", "alice"]).expect_status(0);
-            fs::write(&public, self.run(&["key", "export", "alice"]).stdout()).unwrap();
-            let trust = ["key", "trust", public.to_str().unwrap()];
-            self.run(&trust).expect_status(0);
+            house.role("coder", &text("coder.toml"));
             let set = ["secret", "set", "api-token"];
-            let set = self.bulkhead.run_with_input(set, SECRET.as_bytes());
+            let set = house.bulkhead.run_with_input(set, SECRET.as_bytes());
             set.expect_status(0);
-            let manifest = self.agent().join("partition.toml");
-            let manifest = manifest.to_str().unwrap();
-            let sign = ["manifest", "sign", manifest, "--key", "alice"];
-            self.run(&sign).expect_status(0);
+            let manifest = house.signed(&text("partition.toml"), &["alice"]);
+            let system = format!("name = \"agents\"\n[[partition]]\nmanifest = {manifest:?}\n");
+            house.scratch.file("system.toml", system);
+            Self(house)
         }
 
         /// The ledger has each step of the agent, in their order, and proves it to whoever has its key.
         fn proves_each_step(&self) {
             self.run(&["ledger", "verify"]).expect_status(0);
-            let records = self.records();
+            let records = self.0.records();
             let used = |record: &Value| record["entry"]["detail"]["secrets"] == "api-token";
             let requests = records.iter().filter(|record| used(record));
             assert_eq!(requests.count(), 1, "the secret went out with one request");
@@ -203,22 +176,22 @@ mod lab {
 
         /// A proof of record `index` stands for itself.
         fn proves(&self, index: usize) {
-            let proof = self.scratch.path().join("proof");
+            let proof = self.path("proof");
             let proven = self.run(&["ledger", "prove", &index.to_string()]);
             fs::write(&proof, proven.expect_status(0).stdout()).unwrap();
-            let key = self.scratch.path().join("config/keys/ledger.pub");
+            let key = self.path("config/keys/ledger.pub");
             let [proof, key] = [&proof, &key].map(|path| path.to_str().unwrap());
             let verify = ["ledger", "verify", "--proof", proof, "--key", key];
             self.run(&verify).expect_status(0);
         }
 
-        /// Where the example's files are.
-        fn agent(&self) -> PathBuf {
-            self.scratch.path().join("agent")
+        /// The path of a file of the house.
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.scratch.path().join(name)
         }
 
         fn run(&self, words: &[&str]) -> Ended {
-            self.bulkhead.run(words)
+            self.0.run(words)
         }
 
         fn logs(&self) -> String {
@@ -248,14 +221,6 @@ mod lab {
             });
             assert!(said, "ended before it said `{text}`\n{}", self.logs());
         }
-
-        /// The records of the ledger.
-        fn records(&self) -> Vec<Value> {
-            let exported = self.run(&["ledger", "export"]);
-            let lines = exported.expect_status(0).stdout();
-            let records = lines.lines().map(serde_json::from_str);
-            records.collect::<Result<_, _>>().unwrap()
-        }
     }
 
     /// How often `text` is in `file`.
@@ -270,37 +235,33 @@ mod lab {
         let example = Path::new("/repo/docs/examples/agent");
         let scratch = Scratch::new();
         let chroot = Chroot::new(&scratch);
-        let before = Census::take();
         let service = Service::start(&chroot, example);
-        let house = House::new(&chroot, scratch, example);
-        house.operator();
-        let system = "name = \"agents\"\n[[partition]]\nmanifest = \"partition.json\"\n";
-        let file = house.agent().join("system.toml");
-        fs::write(&file, system).unwrap();
+        let agent = Agent::new(&chroot, example);
+        let file = agent.path("system.toml");
         let up = ["up", "--detach", file.to_str().unwrap()];
-        house.run(&up).expect_status(0);
+        agent.run(&up).expect_status(0);
 
-        house.until_said("agent: asks a person");
-        let question = house.until("a question", || {
-            let asked = house.run(&["approvals", "ls", "--format", "json"]).stdout();
+        agent.until_said("agent: asks a person");
+        let question = agent.until("a question", || {
+            let asked = agent.run(&["approvals", "ls", "--format", "json"]).stdout();
             let asked: Value = serde_json::from_str(&asked).unwrap();
             Some(asked[0]["id"].as_str()?.to_owned())
         });
-        let notes = house.agent().join("workspace/notes.txt");
+        let notes = agent.path("workspace/notes.txt");
         assert!(notes.exists(), "nobody has allowed it");
         // While it waits: it has the placeholder in its memory, and the secret nowhere.
         let core = chroot.shared().join("core");
         let dump = ["dump", "agents/agent", core.to_str().unwrap()];
-        house.run(&dump).expect_status(0);
+        agent.run(&dump).expect_status(0);
         let held = [PLACEHOLDER, SECRET].map(|text| count(&chroot, "/mnt/core", text));
         fs::remove_file(&core).unwrap();
         assert!(held[0] > 0, "the dump is one of the agent's memory");
         assert_eq!(held[1], 0, "the secret is in the agent's memory");
         let approve = ["approvals", "approve", &question];
-        house.run(&approve).expect_status(0);
-        house.until_said("agent: deleted: True");
+        agent.run(&approve).expect_status(0);
+        agent.until_said("agent: deleted: True");
         assert!(!notes.exists());
-        let logs = house.logs();
+        let logs = agent.logs();
         for said in [
             "agent: read: a draft of notes (first notes)",
             "agent: granted: 200 hello, agent",
@@ -317,21 +278,18 @@ mod lab {
             assert!(logs.contains(said), "{said}\n{logs}");
         }
         assert!(!logs.contains(SECRET), "{logs}");
-        house.until("the end", || {
-            let last = house.records().pop()?;
+        agent.until("the end", || {
+            let last = agent.0.records().pop()?;
             (last["entry"]["object"] == "terminated").then_some(())
         });
-        house.proves_each_step();
+        agent.proves_each_step();
         // Nor is it on a disk, but for the vault, where it is sealed.
-        let places = ["config", "data", "s", "agent"].map(|name| house.scratch.path().join(name));
-        for place in &places {
-            let mut grep = Command::new("grep");
-            grep.args(["-r", "-l", SECRET]).arg(place);
-            let found = grep.output().unwrap();
-            let found = String::from_utf8_lossy(&found.stdout).into_owned();
-            assert_eq!(found, "", "the secret is in a file");
-        }
-        drop((service, house, chroot));
-        before.expect_nothing_new();
+        let mut grep = Command::new("grep");
+        grep.args(["-r", "-l", SECRET]).arg(agent.path(""));
+        let found = grep.output().unwrap();
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert_eq!(found, "", "the secret is in a file");
+        drop(service);
+        agent.0.census.expect_nothing_new();
     }
 }

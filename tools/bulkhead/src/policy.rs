@@ -64,10 +64,10 @@ impl Source {
             .help("docs/policy.md has what conditions can speak of")
     }
 
-    /// Whether both are one file.
-    fn is(&self, other: &Self) -> bool {
-        let real = |source: &Self| source.path.canonicalize().ok();
-        real(self).is_some_and(|path| Some(path) == real(other))
+    /// Whether what is beside `manifest` is this file.
+    pub(crate) fn is_beside(&self, manifest: &Path) -> bool {
+        let path = manifest.with_file_name(CONDITIONS).canonicalize().ok();
+        path.is_some_and(|path| self.path.canonicalize().is_ok_and(|own| own == path))
     }
 
     /// Checks them, and has them hold for one of those partitions, whose ancestors are these.
@@ -115,8 +115,6 @@ pub(crate) fn held(
             (None, None) => continue,
             (Some(own), None) => own.hold(&[partition], lineage(partition))?,
             (None, Some(system)) => system.hold(&all, lineage(partition))?,
-            // Both manifests lie beside it.
-            (Some(own), Some(system)) if own.is(system) => system.hold(&all, lineage(partition))?,
             (Some(own), Some(system)) => {
                 let (name, own, system) = (&partition.name, &own.path, &system.path);
                 let (own, system) = (own.display(), system.display());

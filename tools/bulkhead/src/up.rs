@@ -82,7 +82,12 @@ fn read(path: &Path) -> Result<(Validated<System>, Held), Failure> {
     let mut of_partitions = BTreeMap::new();
     let mut judge = None;
     let checked = parse_with(&bytes, path, |manifest, unsigned| {
-        let conditions = policy::beside(manifest)?;
+        // One file beside both manifests is read once, and holds for the whole system.
+        let is_of_system = (of_system.as_ref()).is_some_and(|system| system.is_beside(manifest));
+        let conditions = match is_of_system {
+            true => None,
+            false => policy::beside(manifest)?,
+        };
         let judge = match &mut judge {
             Some(judge) => judge,
             // Only a system that names manifests has them judged.
