@@ -2,160 +2,34 @@
 //! takes the first request. docs/ledger.md has the table of its system calls, and a test fails where the two
 //! differ.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bulkhead_jail::privileges;
+pub use bulkhead_confined::JailError;
+use bulkhead_confined::Kept;
 use bulkhead_machine::Jail;
-use bulkhead_seccomp::rules::{Argument, Rule};
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope,
-};
-use rustix::process::{
-    Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
-};
-use rustix::thread::CapabilitySet;
+use landlock::AccessFs;
 
-/// Newest Landlock ABI whose rights are denied. A host that knows fewer enforces those.
-const LANDLOCK_ABI: ABI = ABI::V6;
-
-/// The jail could not be entered.
-#[derive(Debug, thiserror::Error)]
-pub enum JailError {
-    /// The host does not offer a layer, and the description demands all of them.
-    #[error(
-        "the host refuses the jail layer {layer}: {source}; allow it, or run with a best-effort jail"
-    )]
-    Layer {
-        /// Which.
-        layer: &'static str,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// The supervisor ended meanwhile.
-    #[error("the supervisor is gone")]
-    Orphaned,
-    /// The seccomp filter does not compile.
-    #[error(transparent)]
-    Filter(#[from] bulkhead_seccomp::TooLong),
-}
-
-impl JailError {
-    /// Stable code for the control socket.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Layer { .. } => "jail-layer",
-            Self::Orphaned => "supervisor-gone",
-            Self::Filter(_) => "jail-seccomp",
-        }
-    }
-}
-
-/// Locks the process in; what it opens from then on is in `directory`. Returns the layers that the host does
-/// not offer, by name; with [`Jail::Full`] a missing layer is an error instead, and with
-/// [`Jail::None`] nothing happens. The user stays who it was: the files are that user's.
+/// Locks the process in; what it opens from then on is in `directory`. The user stays who it was: the files
+/// are that user's.
 ///
 /// # Errors
-/// See [`JailError`]. The process may then be half locked in, and has to end.
+/// See [`bulkhead_confined::enter`].
 pub fn enter(jail: Jail, directory: &OwnedFd) -> Result<Vec<String>, JailError> {
-    if jail == Jail::None {
-        return Ok(Vec::new());
-    }
-    let mut gaps = Vec::new();
-    let mut note = |layer: &'static str, outcome: io::Result<()>| match outcome {
-        Ok(()) => Ok(()),
-        Err(source) if jail == Jail::Full => Err(JailError::Layer { layer, source }),
-        Err(_) => {
-            gaps.push(layer.to_owned());
-            Ok(())
-        }
-    };
-    let supervisor = getppid();
-    let filter = bulkhead_seccomp::allow(RULES.iter())?;
-    note("no-new-privileges", privileges::no_new_privileges())?;
-    note("landlock", restrict(directory))?;
-    note("limits", no_core_dump())?;
-    privileges::drop_bounding_set();
-    let none = CapabilitySet::empty();
-    note("capabilities", privileges::drop_capabilities(none))?;
-    // A change of credentials clears the signal that ends the process with its supervisor.
-    let signal = set_parent_process_death_signal(Some(Signal::KILL));
-    note("capabilities", signal.map_err(io::Error::from))?;
-    if getppid() != supervisor {
-        return Err(JailError::Orphaned);
-    }
-    let filtered = seccompiler::apply_filter(&filter).map_err(io::Error::other);
-    note("seccomp", filtered)?;
-    Ok(gaps)
-}
-
-/// No file but those of the ledger, no network, no abstract socket, no foreign process.
-fn restrict(directory: &OwnedFd) -> io::Result<()> {
     let allowed = AccessFs::ReadFile
         | AccessFs::ReadDir
         | AccessFs::WriteFile
         | AccessFs::Truncate
         | AccessFs::MakeReg
         | AccessFs::RemoveFile;
-    let status = || -> Result<RulesetStatus, RulesetError> {
-        let ruleset = Ruleset::default()
-            .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
-            .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
-            .scope(Scope::from_all(LANDLOCK_ABI))?
-            .create()?
-            .add_rule(PathBeneath::new(directory.as_fd(), allowed))?;
-        Ok(ruleset.restrict_self()?.ruleset)
+    let kept = Kept {
+        directory: Some((directory.as_fd(), allowed)),
+        user: true,
+        calls: RULES,
     };
-    match status().map_err(io::Error::other)? {
-        RulesetStatus::NotEnforced => Err(io::ErrorKind::Unsupported.into()),
-        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
-    }
+    bulkhead_confined::enter(jail, &kept)
 }
 
-/// A core dump would hold the key.
-fn no_core_dump() -> io::Result<()> {
-    let none = Some(0);
-    let limit = Rlimit {
-        current: none,
-        maximum: none,
-    };
-    Ok(setrlimit(Resource::Core, limit)?)
-}
-
-const ANY: Argument = Argument::Any;
-const NO_CODE: Argument = Argument::Without {
-    index: 2,
-    name: "PROT_EXEC",
-    mask: libc::PROT_EXEC as u64,
-};
-const GETFD: Argument = Argument::OneOf {
-    index: 1,
-    values: &[("F_GETFD", libc::F_GETFD as u64)],
-};
-const ABORT: Argument = Argument::OneOf {
-    index: 1,
-    values: &[("SIGABRT", libc::SIGABRT as u64)],
-};
-const ABORT_THREAD: Argument = Argument::OneOf {
-    index: 2,
-    values: &[("SIGABRT", libc::SIGABRT as u64)],
-};
-
-macro_rules! rules {
-    ($($number:ident $argument:ident $reason:literal)*) => {
-        /// Every allowed call.
-        const RULES: &[Rule] = &[$(Rule {
-            constant: stringify!($number),
-            number: libc::$number,
-            threads: &[],
-            argument: $argument,
-            reason: $reason,
-        }),*];
-    };
-}
-
-rules! {
+bulkhead_confined::rules! {
     SYS_ppoll           ANY          "waiting for requests"
     SYS_recvfrom        ANY          "requests"
     SYS_recvmsg         ANY          "new clients, with their sockets"
@@ -201,36 +75,14 @@ mod tests {
     const BEGIN: &str = "<!-- ledger seccomp: begin -->\n";
     const END: &str = "<!-- ledger seccomp: end -->\n";
 
-    fn table() -> String {
-        let mut table = String::from("| call | only if | for |\n|---|---|---|\n");
-        for rule in RULES {
-            let name = rule.constant.trim_start_matches("SYS_");
-            let condition = match rule.argument {
-                Argument::Any => String::new(),
-                Argument::OneOf { index, values } => {
-                    let names: Vec<_> = values.iter().map(|(n, _)| format!("`{n}`")).collect();
-                    format!("argument {} is {}", index + 1, names.join(" or "))
-                }
-                Argument::Without { index, name, .. } => {
-                    format!("argument {} without `{name}`", index + 1)
-                }
-            };
-            table += &format!("| `{name}` | {condition} | {} |\n", rule.reason);
-        }
-        table
-    }
-
     #[test]
     fn the_book_shows_the_rules() {
         let book = include_str!("../../../../docs/ledger.md");
         let after = book.split_once(BEGIN).map(|(_, after)| after);
         let shown = after.and_then(|after| after.split_once(END));
         let shown = shown.map_or("", |(table, _)| table);
-        assert!(
-            shown == table(),
-            "put this between the markers:\n{}",
-            table()
-        );
+        let table = bulkhead_confined::table(RULES);
+        assert!(shown == table, "put this between the markers:\n{table}");
     }
 
     #[test]
