@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod error;
+mod inspect;
 mod key;
 mod log;
 mod note;

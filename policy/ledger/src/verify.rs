@@ -1,4 +1,4 @@
-//! Verification: reads the whole ledger, hashes every record, and says whether it is what its
+//! Verification: reads the whole ledger, has every record hashed, and says whether it is what its
 //! key's owner wrote, and all of it; else which record is the first bad one.
 
 use std::os::fd::OwnedFd;
@@ -7,10 +7,11 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LogError;
+use crate::inspect::{Inspected, Inspection, read};
 use crate::note::Verifier;
-use crate::place::{self, lock, open, read_from, segments};
-use crate::segment::{self, Frame, Head, Problem, frame, is_signed, parse_header, walk};
-use crate::tree::{self, Frontier, Hash};
+use crate::place::{self, lock, open, segments};
+use crate::segment::{self, Frame, Head, Problem, frame, parse_header};
+use crate::tree::{self, Hash};
 
 /// A checkpoint from outside of the ledger, and where it is from.
 #[derive(Clone, Debug)]
@@ -74,8 +75,14 @@ pub fn verify(
         checkpoint,
     }));
     vouchers.sort_by_key(|voucher| voucher.checkpoint.size);
-    let mut run = Run {
+    let inspection = Inspection {
+        directory,
+        firsts: &firsts,
+        last: last.as_deref(),
         verifier,
+        vouchers: &vouchers,
+    };
+    let mut run = Run {
         vouchers: &vouchers,
         head: Head::default(),
         records: 0,
@@ -83,17 +90,9 @@ pub fn verify(
         torn: None,
     };
     let mut problem = None;
-    for (number, first) in firsts.iter().enumerate() {
+    for (number, (first, inspected)) in firsts.iter().zip(inspection.all()).enumerate() {
         let is_last = number + 1 == firsts.len();
-        let earlier = match (is_last, &last) {
-            (true, Some(_)) => Vec::new(),
-            _ => read(directory, *first)?,
-        };
-        let bytes = match (is_last, &last) {
-            (true, Some(last)) => last,
-            _ => &earlier,
-        };
-        if let Err(mut found) = run.segment(*first, bytes, is_last) {
+        if let Err(mut found) = run.segment(*first, inspected?, is_last) {
             found.segment = Some(segment::name(*first));
             problem = Some(found);
             break;
@@ -119,17 +118,7 @@ pub fn verify(
     })
 }
 
-fn read(directory: Option<&OwnedFd>, first: u64) -> Result<Vec<u8>, LogError> {
-    let Some(directory) = directory else {
-        return Ok(Vec::new());
-    };
-    let file = open(directory, &segment::name(first), OFlags::RDONLY);
-    file.and_then(|file| read_from(&file, 0))
-        .map_err(LogError::io("read the ledger"))
-}
-
 struct Run<'a> {
-    verifier: &'a Verifier,
     /// By their sizes.
     vouchers: &'a [Voucher],
     head: Head,
@@ -139,44 +128,31 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn segment(&mut self, first: u64, bytes: &[u8], is_last: bool) -> Result<(), Problem> {
+    /// Goes on with the segment that begins with record `first`, by what was found in it.
+    fn segment(
+        &mut self,
+        first: u64,
+        inspected: Option<Inspected<'_>>,
+        is_last: bool,
+    ) -> Result<(), Problem> {
         let size = self.head.tree.size();
-        let Some((head, start)) = parse_header(bytes).filter(|(head, _)| head.tree.size() == first)
-        else {
+        let Some(inspected) = inspected else {
             return Err(Problem::at(first.min(size), "its segment has no header"));
         };
         if first > size {
             let what = format!("it is missing: the next segment begins with record {first}");
             return Err(Problem::within(size, first - 1, what));
         }
-        if head != self.head {
+        if inspected.head != self.head {
             let what = "its segment does not follow the one before";
             return Err(Problem::at(first, what));
         }
-        let frames = bytes.get(start..).unwrap_or_default();
-        let mut sizes = self.vouchers.iter().peekable();
-        while sizes
-            .next_if(|voucher| voucher.checkpoint.size <= size)
-            .is_some()
-        {}
-        let mut contradicted = None;
-        let walked = walk(self.head.clone(), frames, |_, _, _, tree: &Frontier| {
-            while let Some(voucher) = sizes.next_if(|v| v.checkpoint.size == tree.size()) {
-                if voucher.checkpoint.root != tree.root() {
-                    contradicted.get_or_insert(voucher);
-                }
-            }
-        });
-        if let Some(problem) = walked.problem {
+        let walked = inspected.walked;
+        if let Some(problem) = walked.problem.or(inspected.unsigned) {
             self.records = problem.first;
             return Err(problem);
         }
-        if walked.end > 0 && !is_signed(&walked.head, self.verifier) {
-            let problem = unsigned(size, frames, self.verifier);
-            self.records = problem.first;
-            return Err(problem);
-        }
-        if let Some(voucher) = contradicted {
+        if let Some(voucher) = inspected.contradicted {
             let last = voucher.checkpoint.size.saturating_sub(1);
             let what = format!("it is not what the checkpoint {} vouches for", voucher.of);
             return Err(Problem::within(0, last, what));
@@ -186,7 +162,7 @@ impl Run<'_> {
         match walked.torn {
             Some(torn) if !is_last => Err(torn),
             torn => {
-                self.unfinished = (frames.len() - walked.end) as u64;
+                self.unfinished = inspected.unfinished;
                 self.torn = torn;
                 Ok(())
             }
@@ -207,23 +183,6 @@ impl Run<'_> {
             Problem::at(self.records, what)
         }))
     }
-}
-
-/// The first record that no signature covers, of a segment whose last checkpoint is not signed.
-fn unsigned(mut good: u64, mut frames: &[u8], verifier: &Verifier) -> Problem {
-    let what = "the checkpoint behind it is not signed by the ledger's key";
-    let mut size = good;
-    while let Some((frame, rest)) = frame(frames) {
-        frames = rest;
-        match frame {
-            Frame::Record { .. } => size += 1,
-            Frame::Checkpoint(note) => match Checkpoint::open(note, verifier) {
-                Ok(_) => good = size,
-                Err(_) => break,
-            },
-        }
-    }
-    Problem::within(good, size.saturating_sub(1), what)
 }
 
 /// The first record whose leaf is not the one in `leaves`.

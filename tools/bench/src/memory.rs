@@ -2,16 +2,20 @@
 
 use crate::error::Error;
 
-/// Resident KiB of process `pid` but for the guest's memory of `guest` KiB.
+/// Resident KiB of process `pid` but for the guest's memory of `guest` KiB; nothing where it has ended.
 ///
 /// # Errors
 /// Its mappings cannot be read, or no guest of that size is among them.
-pub(crate) fn own_kib(pid: u32, guest: u64) -> Result<u64, Error> {
+pub(crate) fn own_kib(pid: u32, guest: u64) -> Result<Option<u64>, Error> {
     let path = format!("/proc/{pid}/smaps");
     let text = std::fs::read_to_string(&path).map_err(Error::io(format!("reading {path}")))?;
     let missing =
         || std::io::Error::other(format!("no guest of {guest} KiB is among the mappings"));
-    sum(&text, guest).ok_or_else(|| Error::io(format!("reading {path}"))(missing()))
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let own = sum(&text, guest).ok_or_else(|| Error::io(format!("reading {path}"))(missing()));
+    own.map(Some)
 }
 
 /// A mapping: its addresses, and how much of it is resident, in KiB.

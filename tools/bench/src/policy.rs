@@ -130,7 +130,7 @@ pub(crate) fn run(scratch: &Path, runs: u32) -> Result<Vec<Rate>, Error> {
     for _ in 0..runs {
         rates.add(
             "sha256",
-            "records hashed twice, by SHA-256 alone",
+            "records hashed twice, by SHA-256 alone, on one CPU",
             None,
             None,
             || {

@@ -129,9 +129,9 @@ pub(super) fn boot(library: &Path, host: &Host, guest: Guest) -> Result<TracedBo
     let mut child = Watched(child);
     drop(handover);
     let first_ns = first_byte(&mut console, "bulkhead-vmm")?;
-    // The probe goes on with its experiments for a while; the program may be over already.
+    // The probe goes on with its experiments for a while, and may be over already as the program is.
     let own_kib = match guest {
-        Guest::Probe => Some(own_kib(child.0.id(), guest.memory_mib() * 1024)?),
+        Guest::Probe => own_kib(child.0.id(), guest.memory_mib() * 1024)?,
         Guest::Native => None,
     };
 

@@ -70,6 +70,7 @@ pub(crate) fn run(library: &Path, files: &Files, runs: u32) -> Result<Vec<Figure
             let counters = Counters::of(running.pid())?;
             let counts = METRICS.map(|(.., names)| counters.sum(names));
             let own = own_kib(running.pid(), idle.memory_mib * 1024)?;
+            let own = own.ok_or_else(|| Error::Answer(format!("{} has ended", vmm.name())))?;
             // The first round fills the page cache.
             if round > 0 {
                 figures.add(
