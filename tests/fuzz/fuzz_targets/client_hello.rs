@@ -9,7 +9,10 @@ fuzz_target!(|bytes: &[u8]| {
     let whole = read(bytes);
     if let FirstBytes::Tls(Some(name)) = &whole {
         assert!(!name.is_empty() && name.len() <= 253);
-        assert!(name.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase()));
+        assert!(
+            name.bytes()
+                .all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase())
+        );
     }
     if bytes.len() >= MAX_BYTES {
         assert_ne!(whole, FirstBytes::Incomplete, "nobody waits for ever");

@@ -126,7 +126,10 @@ impl Host for Outside {
 
     fn hand_over(&mut self, flow: Flow, token: Token) -> io::Result<Socket> {
         // What the proxy is for: the one rule that is narrowed, under its name.
-        assert_eq!((flow.port, flow.names.as_ref()), (444, &["b.example".to_owned()][..]));
+        assert_eq!(
+            (flow.port, flow.names.as_ref()),
+            (444, &["b.example".to_owned()][..])
+        );
         check_allowed(flow.to, true);
         self.0.borrow_mut().open(token)?;
         Ok(Socket(self.0.clone()))

@@ -82,7 +82,10 @@ fuzz_target!(|bytes: &[u8]| {
     if POLICY.request(&flow, "a.example", method, path).is_ok() {
         assert_eq!(method, "GET");
         assert!(path == "/v1" || path.starts_with("/v1/"), "{path}");
-        assert!(!path.contains("..") || !path.split('/').any(|part| part == ".."), "{path}");
+        assert!(
+            !path.contains("..") || !path.split('/').any(|part| part == ".."),
+            "{path}"
+        );
     }
     assert!(POLICY.request(&flow, "b.example", method, path).is_err());
 });

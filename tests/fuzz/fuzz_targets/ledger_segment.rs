@@ -5,14 +5,18 @@
 use std::sync::LazyLock;
 
 use bulkhead_ledger::writer::requests::{Packet, look_at};
-use bulkhead_ledger::{Checkpoint, Log, Proof, Reader, Record, Signer, Verifier, directory, verify};
+use bulkhead_ledger::{
+    Checkpoint, Log, Proof, Reader, Record, Signer, Verifier, directory, verify,
+};
 use libfuzzer_sys::fuzz_target;
 
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| Signer::new(&[7; 32]));
 
 /// Where the ledger is that is fuzzed: one for each process, in memory where that is to be had.
 static PLACE: LazyLock<std::path::PathBuf> = LazyLock::new(|| {
-    let parent = ["/dev/shm", "/tmp"].into_iter().find(|path| std::fs::metadata(path).is_ok());
+    let parent = ["/dev/shm", "/tmp"]
+        .into_iter()
+        .find(|path| std::fs::metadata(path).is_ok());
     let name = format!("bulkhead-fuzz-ledger-{}", std::process::id());
     let place = std::path::Path::new(parent.expect("a place")).join(name);
     std::fs::create_dir_all(place.join("ledger")).expect("room");

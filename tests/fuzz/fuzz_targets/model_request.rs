@@ -44,8 +44,14 @@ fuzz_target!(|bytes: &[u8]| {
         };
         assert_eq!(chat.wire(), wire);
         let fields = [LimitField::MaxTokens, LimitField::MaxCompletionTokens];
-        for (to, field) in [(Wire::Openai, fields[0]), (Wire::Openai, fields[1]), (Wire::Anthropic, fields[0])] {
-            let Some(provider) = provider(to, field) else { return };
+        for (to, field) in [
+            (Wire::Openai, fields[0]),
+            (Wire::Openai, fields[1]),
+            (Wire::Anthropic, fields[0]),
+        ] {
+            let Some(provider) = provider(to, field) else {
+                return;
+            };
             let asked = match chat.ask(&provider, &provider.models[0]) {
                 Ok(asked) => asked,
                 Err(error) => {
