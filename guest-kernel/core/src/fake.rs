@@ -18,6 +18,7 @@ use std::vec;
 use std::vec::Vec;
 
 use bulkhead_abi::machine::{CONSOLE_READ, CONSOLE_WOULD_BLOCK};
+#[cfg(test)]
 use bulkhead_abi::restricted::RestrictedState;
 
 use bulkhead_abi::boot::{
@@ -80,6 +81,7 @@ impl Fake {
     }
 
     /// The restricted state at the start of a frame.
+    #[cfg(test)]
     pub(crate) fn restricted_state(&mut self, address: u64) -> &mut RestrictedState {
         let bytes = self.bytes_mut(address, size_of::<RestrictedState>());
         RestrictedState::mut_from_bytes(bytes).unwrap()

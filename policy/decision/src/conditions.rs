@@ -10,6 +10,7 @@ use cedar_policy::{
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// The schema, in Cedar's own form.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
@@ -20,7 +21,7 @@ pub struct Conditions {
     policies: PolicySet,
     /// What people call each: its `@id`, else its number in the file.
     names: BTreeMap<String, String>,
-    schema: Schema,
+    schema: &'static Schema,
     authorizer: Authorizer,
 }
 
@@ -85,6 +86,16 @@ pub(crate) fn with_stack<T>(f: impl FnOnce() -> T) -> T {
     stacker::maybe_grow(STACK / 4, STACK, f)
 }
 
+/// [`SCHEMA`], read once.
+fn schema() -> Result<&'static Schema, ConditionsError> {
+    static READ: OnceLock<Result<Schema, ConditionsError>> = OnceLock::new();
+    let read = READ.get_or_init(|| {
+        let schema = Schema::from_cedarschema_str(SCHEMA).map(|(schema, _)| schema);
+        schema.map_err(|error| ConditionsError::NotAsked(one_line(&error)))
+    });
+    read.as_ref().map_err(Clone::clone)
+}
+
 impl Conditions {
     /// Parses and checks conditions for the partitions of `world`. Actions and kinds of entities
     /// that the schema does not have, and tools, hosts and other things that no grant is about, are
@@ -102,8 +113,7 @@ impl Conditions {
         }
         let policies = PolicySet::from_str(text);
         let policies = policies.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
-        let schema = Schema::from_cedarschema_str(SCHEMA);
-        let (schema, _) = schema.map_err(|error| ConditionsError::NotAsked(one_line(&error)))?;
+        let schema = schema()?;
         if policies.templates().next().is_some() {
             return Err(ConditionsError::Syntax(
                 "templates mean nothing here".to_owned(),
@@ -172,7 +182,7 @@ impl Conditions {
     }
 
     fn ask_here(&self, act: &Act, who: &Circumstances) -> Ruling {
-        let (request, entities) = match entities::build(act, who, &self.schema) {
+        let (request, entities) = match entities::build(act, who, self.schema) {
             Ok(question) => question,
             Err(error) => return Ruling::Failed(error.to_string()),
         };

@@ -4,6 +4,7 @@
 //!
 //! - [`Gateway`] is the network without the process: frames, events and time go in, frames and calls
 //!   to the host ([`host`]) come out. A guest may send what it likes: every table is bounded.
+//! - [`dns::message`] reads and writes DNS.
 //! - [`run`] is the process `bulkhead-gateway`: descriptors, the jail, the event loop.
 //!
 //! docs/network.md tells users what to expect of it. The supervisor links `bulkhead-network`, the
@@ -16,7 +17,7 @@ mod control;
 mod core;
 mod descriptors;
 mod dhcp;
-mod dns;
+pub mod dns;
 mod error;
 mod frame;
 mod gateway;

@@ -30,7 +30,7 @@ pub(crate) const MAX_QUERY: usize = 1024;
 
 /// Responses the gateway itself gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Code {
+pub enum Code {
     /// Not understood.
     FormatError = 1,
     /// No resolver answers.
@@ -43,7 +43,7 @@ pub(crate) enum Code {
 
 /// A question of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Query {
+pub struct Query {
     /// By which the guest knows it.
     pub id: u16,
     /// The name in lower case, without the final dot.
@@ -58,7 +58,7 @@ pub(crate) struct Query {
 
 /// Why bytes are no query that can be answered with more than an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed {
+pub struct Malformed {
     id: u16,
     opcode: u8,
     code: Code,
@@ -85,7 +85,7 @@ impl Query {
     ///
     /// # Errors
     /// What to answer.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Option<Malformed>> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Option<Malformed>> {
         let packet = DnsPacket::new_checked(bytes).map_err(|_| None)?;
         let flags = packet.flags();
         if flags.contains(DnsFlags::RESPONSE) {
@@ -122,7 +122,7 @@ impl Query {
     }
 
     /// The query as it goes to a resolver: only what was understood.
-    pub(crate) fn forwarded(&self, id: u16) -> Vec<u8> {
+    pub fn forwarded(&self, id: u16) -> Vec<u8> {
         let opt = self.edns.is_some();
         let mut bytes = self.header(id, self.flags.bits(), u16::from(opt));
         bytes.truncate(HEADER);
@@ -147,7 +147,7 @@ impl Query {
     }
 
     /// Makes the answer to what was forwarded one to what the guest has asked.
-    pub(crate) fn hand_back(&self, answer: &mut [u8]) {
+    pub fn hand_back(&self, answer: &mut [u8]) {
         if let Some(field) = answer.first_chunk_mut() {
             *field = self.id.to_be_bytes();
         }
@@ -158,20 +158,20 @@ impl Query {
     }
 
     /// An answer without records.
-    pub(crate) fn response(&self, code: Code) -> Vec<u8> {
+    pub fn response(&self, code: Code) -> Vec<u8> {
         let flags = DnsFlags::RESPONSE | DnsFlags::RECURSION_AVAILABLE | self.flags;
         self.header(self.id, flags.bits() | code as u16, 0)
     }
 
     /// An answer that says: ask again by TCP.
-    pub(crate) fn truncated(&self) -> Vec<u8> {
+    pub fn truncated(&self) -> Vec<u8> {
         let flags =
             DnsFlags::RESPONSE | DnsFlags::RECURSION_AVAILABLE | DnsFlags::TRUNCATED | self.flags;
         self.header(self.id, flags.bits(), 0)
     }
 
     /// The answer about a name that stands for `address`, and for nothing else.
-    pub(crate) fn local(&self, address: Ipv4Addr) -> Vec<u8> {
+    pub fn local(&self, address: Ipv4Addr) -> Vec<u8> {
         let flags = DnsFlags::RESPONSE | DnsFlags::RECURSION_AVAILABLE | self.flags;
         let mut bytes = self.header(self.id, flags.bits(), 0);
         if self.question.ends_with(&ADDRESS) {
@@ -198,7 +198,7 @@ impl Query {
     }
 
     /// Whether `bytes` answer this query, which was sent as `id`.
-    pub(crate) fn is_answered_by(&self, id: u16, bytes: &[u8]) -> bool {
+    pub fn is_answered_by(&self, id: u16, bytes: &[u8]) -> bool {
         let Ok(packet) = DnsPacket::new_checked(bytes) else {
             return false;
         };
@@ -211,10 +211,7 @@ impl Query {
     }
 
     /// The addresses in an answer, with their time to live in seconds.
-    pub(crate) fn addresses<'a>(
-        &self,
-        answer: &'a [u8],
-    ) -> impl Iterator<Item = (Ipv4Addr, u32)> + 'a {
+    pub fn addresses<'a>(&self, answer: &'a [u8]) -> impl Iterator<Item = (Ipv4Addr, u32)> + 'a {
         let mut rest = answer
             .get(HEADER + self.question.len()..)
             .unwrap_or_default();
@@ -237,7 +234,7 @@ impl Query {
 
 impl Malformed {
     /// The answer: a header.
-    pub(crate) fn response(self) -> Vec<u8> {
+    pub fn response(self) -> Vec<u8> {
         let flags = DnsFlags::RESPONSE.bits() | u16::from(self.opcode) << 11 | self.code as u16;
         let fields = [self.id, flags, 0, 0, 0, 0];
         fields

@@ -2,7 +2,7 @@
 //! rest to the host's resolvers, and lets the rules learn what names stand for. Queries over UDP
 //! are here; those over TCP are in [`session`]. Used by [`crate::Gateway`].
 
-pub(crate) mod message;
+pub mod message;
 pub(crate) mod session;
 
 use std::io::ErrorKind;
