@@ -1,4 +1,4 @@
-//! Thousands of calls at once, to providers that fail, stall, hang up, cut streams, talk nonsense
+//! Ten thousand calls, to providers that fail, stall, hang up, cut streams, talk nonsense
 //! and lie about usage. Whatever they do, what they really bill never exceeds the budget: not by a
 //! cent, nor by a millionth of one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -290,7 +290,7 @@ async fn chaos(calls: u64, affordable: u64, seed: u64) {
 #[tokio::test]
 async fn no_chaos_of_providers_overspends_a_budget() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
-    let calls = number("BULKHEAD_CHAOS_CALLS").unwrap_or(2_000);
+    let calls = number("BULKHEAD_CHAOS_CALLS").unwrap_or(10_000);
     let seed = number("BULKHEAD_CHAOS_SEED").unwrap_or(5);
     // The budget is used up on the way, so that calls fight for the last of it.
     chaos(calls, calls * 2 / 3, seed).await;
