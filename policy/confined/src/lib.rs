@@ -1,6 +1,7 @@
-//! The jail of the processes of `policy` that have one thread and need their sockets and, perhaps, a
-//! directory: how they give up everything else before the first request. Called by `bulkhead-ledger` and
-//! `bulkhead-decision`; what each may do is its own list of [`rules!`], which a book shows as [`table`].
+//! The jail of the processes of `policy` that need their sockets and, perhaps, a directory or some ports:
+//! how they give up everything else before the first request. Called by `bulkhead-ledger`,
+//! `bulkhead-decision` and `bulkhead-gateway`. What each may call is its own list; of the first two one of
+//! [`rules!`], which a book shows as [`table`].
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -10,13 +11,15 @@ use bulkhead_jail::privileges;
 use bulkhead_machine::Jail;
 use bulkhead_seccomp::rules::{Argument, Rule};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{
-    Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
+    DumpableBehavior, Resource, Rlimit, Signal, getppid, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::CapabilitySet;
+use seccompiler::BpfProgramRef;
 
 #[doc(hidden)]
 pub use bulkhead_seccomp::rules as seccomp_rules;
@@ -41,11 +44,16 @@ pub enum JailError {
     #[error("the supervisor is gone")]
     Orphaned,
     /// The seccomp filter does not compile.
-    #[error(transparent)]
-    Filter(#[from] bulkhead_seccomp::TooLong),
+    #[error("cannot compile the seccomp filter: {0}")]
+    Filter(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl JailError {
+    /// For `map_err` where a filter is compiled.
+    pub fn filter(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Filter(Box::new(error))
+    }
+
     /// Stable code for the control socket.
     pub fn code(&self) -> &'static str {
         match self {
@@ -64,61 +72,109 @@ pub struct Kept<'k> {
     /// The user that it was started as, whose files it writes; else, where that is root, it becomes
     /// one who owns nothing.
     pub user: bool,
-    /// Its system calls.
-    pub calls: &'static [Rule],
+    /// Ports that its TCP connections may go to; without a list, any. It listens on none.
+    pub ports: Option<Vec<u16>>,
+    /// Most descriptors that it has open; without a number, what the host allows.
+    pub descriptors: Option<u64>,
 }
 
-/// Locks the process in. Returns the layers that the host does not offer, by name; with [`Jail::Full`] a
-/// missing layer is an error instead, and with [`Jail::None`] nothing happens.
+impl Kept<'_> {
+    /// What it has open, and no more.
+    pub const NOTHING: Self = Self {
+        directory: None,
+        user: false,
+        ports: Some(Vec::new()),
+        descriptors: None,
+    };
+}
+
+/// A process that is locked in except for its system calls: it may still start threads, which are
+/// locked in as it is.
+#[must_use = "seal it"]
+#[derive(Debug)]
+pub struct Entered {
+    jail: Jail,
+    gaps: Vec<String>,
+}
+
+/// Locks the process in, up to its last layer. With [`Jail::None`] nothing happens.
 ///
 /// # Errors
 /// See [`JailError`]. The process may then be half locked in, and has to end.
-pub fn enter(jail: Jail, kept: &Kept<'_>) -> Result<Vec<String>, JailError> {
+pub fn enter(jail: Jail, kept: &Kept<'_>) -> Result<Entered, JailError> {
+    let gaps = Vec::new();
+    let mut entered = Entered { jail, gaps };
     if jail == Jail::None {
-        return Ok(Vec::new());
+        return Ok(entered);
     }
-    let mut gaps = Vec::new();
-    let mut note = |layer: &'static str, outcome: io::Result<()>| match outcome {
-        Ok(()) => Ok(()),
-        Err(source) if jail == Jail::Full => Err(JailError::Layer { layer, source }),
-        Err(_) => {
-            gaps.push(layer.to_owned());
-            Ok(())
-        }
-    };
     let supervisor = getppid();
-    let filter = bulkhead_seccomp::allow(kept.calls.iter())?;
-    note("no-new-privileges", privileges::no_new_privileges())?;
-    note("landlock", restrict(kept))?;
-    note("limits", no_core_dump())?;
+    entered.note("no-new-privileges", privileges::no_new_privileges())?;
+    entered.note("landlock", restrict(kept))?;
+    entered.note("limits", limit(kept.descriptors))?;
     privileges::drop_bounding_set();
     if !kept.user {
-        note("user", privileges::leave_root())?;
+        entered.note("user", privileges::leave_root())?;
     }
     let none = CapabilitySet::empty();
-    note("capabilities", privileges::drop_capabilities(none))?;
+    entered.note("capabilities", privileges::drop_capabilities(none))?;
     // A change of credentials clears the signal that ends the process with its supervisor.
     let signal = set_parent_process_death_signal(Some(Signal::KILL));
     let layer = if kept.user { "capabilities" } else { "user" };
-    note(layer, signal.map_err(io::Error::from))?;
+    entered.note(layer, signal.map_err(io::Error::from))?;
     if getppid() != supervisor {
         return Err(JailError::Orphaned);
     }
-    let filtered = seccompiler::apply_filter(&filter).map_err(io::Error::other);
-    note("seccomp", filtered)?;
-    Ok(gaps)
+    // Nobody of the same user reads its memory, in which keys and secrets are, or what partitions do.
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    entered.note(layer, hidden.map_err(io::Error::from))?;
+    Ok(entered)
 }
 
-/// No file but those that are kept, no network, no abstract socket, no foreign process.
+impl Entered {
+    fn note(&mut self, layer: &'static str, outcome: io::Result<()>) -> Result<(), JailError> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(source) if self.jail == Jail::Full => Err(JailError::Layer { layer, source }),
+            Err(_) => {
+                self.gaps.push(layer.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes away all system calls but those of this filter, from all threads that there are. Returns
+    /// the layers that the host does not offer, by name; with [`Jail::Full`] a missing layer is an error
+    /// instead.
+    ///
+    /// # Errors
+    /// See [`JailError`]. The process has to end then.
+    pub fn seal(mut self, filter: BpfProgramRef<'_>) -> Result<Vec<String>, JailError> {
+        if self.jail != Jail::None {
+            let filtered = seccompiler::apply_filter_all_threads(filter);
+            self.note("seccomp", filtered.map_err(io::Error::other))?;
+        }
+        Ok(self.gaps)
+    }
+}
+
+/// No file but those that are kept, no port but those, no abstract socket, no foreign process. Landlock
+/// knows no addresses and no UDP.
 fn restrict(kept: &Kept<'_>) -> io::Result<()> {
+    let network = match kept.ports {
+        Some(_) => AccessNet::from_all(LANDLOCK_ABI),
+        None => AccessNet::BindTcp.into(),
+    };
     let status = || -> Result<RulesetStatus, RulesetError> {
         let mut ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
-            .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
+            .handle_access(network)?
             .scope(Scope::from_all(LANDLOCK_ABI))?
             .create()?;
         if let Some((directory, allowed)) = kept.directory {
             ruleset = ruleset.add_rule(PathBeneath::new(directory, allowed))?;
+        }
+        for port in kept.ports.iter().flatten() {
+            ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
         }
         Ok(ruleset.restrict_self()?.ruleset)
     };
@@ -128,14 +184,18 @@ fn restrict(kept: &Kept<'_>) -> io::Result<()> {
     }
 }
 
-/// A core dump would hold keys, or what partitions do.
-fn no_core_dump() -> io::Result<()> {
-    let none = Some(0);
-    let limit = Rlimit {
-        current: none,
-        maximum: none,
-    };
-    Ok(setrlimit(Resource::Core, limit)?)
+/// No core dump, which would hold keys, or what partitions do, and no more descriptors than are needed.
+fn limit(descriptors: Option<u64>) -> io::Result<()> {
+    let possible = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let descriptors = descriptors.map(|most| (Resource::Nofile, most.min(possible)));
+    for (resource, most) in [(Resource::Core, 0)].into_iter().chain(descriptors) {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
 }
 
 /// Conditions on arguments that both lists have.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
 use bulkhead_capability::Capability;
@@ -276,4 +277,7 @@ fn it_has_nothing_but_its_sockets() {
     assert_eq!(field("Seccomp"), "2");
     assert_eq!(field("NoNewPrivs"), "1");
     assert_eq!(field("CapEff"), "0000000000000000");
+    // What only its own user may look at belongs to root where the process is not dumpable (proc(5)).
+    let environment = format!("/proc/{}/environ", process.child.id());
+    assert_eq!(fs::metadata(environment).unwrap().uid(), 0);
 }

@@ -153,7 +153,7 @@ fn set_up(
     let mut gateway = Gateway::new(description, quotas, sockets, chatter())?;
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let wake = wake.map_err(|errno| Error::Setup(errno.into()))?;
-    let jail = jail::enter(description)?;
+    let entered = jail::enter(description)?;
     // Threads come to be inside the jail, and before the layer that lets nobody make any.
     let actor = description.actor.as_ref().unwrap_or(&description.name);
     let records = Records::start(&outside, actor).map_err(Error::Setup)?;
@@ -170,7 +170,7 @@ fn set_up(
         let models = models.start(recorder, outside.conditions.clone(), chatter())?;
         gateway.host().set_models(models);
     }
-    let gaps = jail.seal()?;
+    let gaps = jail::seal(entered)?;
     Ok((gateway, gaps))
 }
 

@@ -37,7 +37,7 @@ fn inside(case: &str) -> ExitCode {
     // SAFETY: this asks for the newest ABI and touches no memory.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
     let parent = i64::from(rustix::process::getppid().unwrap().as_raw_pid());
-    if let Err(error) = jail::enter(&description).and_then(jail::Entered::seal) {
+    if let Err(error) = jail::enter(&description).and_then(jail::seal) {
         say("error", error);
         return ExitCode::SUCCESS;
     }

@@ -8,14 +8,10 @@ use bulkhead_machine::Jail;
 /// Locks the process in: nothing is left but the sockets that it has.
 ///
 /// # Errors
-/// See [`bulkhead_confined::enter`].
+/// See [`JailError`].
 pub fn enter(jail: Jail) -> Result<Vec<String>, JailError> {
-    let kept = Kept {
-        directory: None,
-        user: false,
-        calls: RULES,
-    };
-    bulkhead_confined::enter(jail, &kept)
+    let filter = bulkhead_seccomp::allow(RULES.iter()).map_err(JailError::filter)?;
+    bulkhead_confined::enter(jail, &Kept::NOTHING)?.seal(&filter)
 }
 
 bulkhead_confined::rules! {

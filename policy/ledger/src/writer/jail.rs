@@ -13,7 +13,7 @@ use landlock::AccessFs;
 /// are that user's.
 ///
 /// # Errors
-/// See [`bulkhead_confined::enter`].
+/// See [`JailError`].
 pub fn enter(jail: Jail, directory: &OwnedFd) -> Result<Vec<String>, JailError> {
     let allowed = AccessFs::ReadFile
         | AccessFs::ReadDir
@@ -24,9 +24,10 @@ pub fn enter(jail: Jail, directory: &OwnedFd) -> Result<Vec<String>, JailError> 
     let kept = Kept {
         directory: Some((directory.as_fd(), allowed)),
         user: true,
-        calls: RULES,
+        ..Kept::NOTHING
     };
-    bulkhead_confined::enter(jail, &kept)
+    let filter = bulkhead_seccomp::allow(RULES.iter()).map_err(JailError::filter)?;
+    bulkhead_confined::enter(jail, &kept)?.seal(&filter)
 }
 
 bulkhead_confined::rules! {
