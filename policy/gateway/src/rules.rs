@@ -512,4 +512,6 @@ impl Rules {
 }
 
 #[cfg(test)]
+mod agreement;
+#[cfg(test)]
 mod tests;

@@ -147,8 +147,10 @@ impl Index {
                     let numbers = list.iter().filter(|(_, rule)| speaks(rule));
                     numbers.for_each(|(number, _)| visit(*number));
                 };
-                // Names never stand for what is set apart, whoever answers for them.
-                let stands = address.is_none_or(|address| !range::is_set_apart(address));
+                // Names never stand for the host itself or what is set apart, whoever answers for them.
+                let stands = address.is_none_or(|address| {
+                    range::is_reachable(address) && !range::is_set_apart(address)
+                });
                 if let Some(name) = name.filter(|_| is_denial || stands) {
                     let name = plain_name(name);
                     of(self.names.get(name.as_ref()).map_or(&[], Vec::as_slice));
