@@ -43,11 +43,10 @@ pub(crate) fn build(
     let parents = parents.iter().map(|(kind, id)| uid(kind, id));
     let parents: HashSet<EntityUid> = parents.collect::<Result<_, _>>()?;
     let principal = uid("Partition", &who.partition)?;
-    let lineage = who
-        .lineage
-        .iter()
-        .cloned()
-        .map(RestrictedExpression::new_string);
+    let ancestors = who.lineage.iter().map(|name| uid("Partition", name));
+    let ancestors: HashSet<EntityUid> = ancestors.collect::<Result<_, _>>()?;
+    let lineage = who.lineage.iter().cloned();
+    let lineage = lineage.map(RestrictedExpression::new_string);
     let attributes = HashMap::from([
         (
             "system".to_owned(),
@@ -55,7 +54,7 @@ pub(crate) fn build(
         ),
         ("lineage".to_owned(), RestrictedExpression::new_set(lineage)),
     ]);
-    let partition = Entity::new(principal.clone(), attributes, HashSet::new());
+    let partition = Entity::new(principal.clone(), attributes, ancestors);
     let entities = [
         partition.map_err(|error| not_asked(&error))?,
         Entity::new_no_attrs(resource.clone(), parents),

@@ -24,13 +24,13 @@ pub(crate) fn check(policy: &Value, name: &str, world: &World<'_>) -> Result<(),
     if !speaks_of(policy, &["method", "path"]) || denies_without_them(policy) {
         return Ok(());
     }
-    let acting = entity(policy, "principal", "Partition");
+    let acting = only(policy);
     let host = entity(policy, "resource", "Host");
     let domain = entity(policy, "resource", "Domain");
-    let grants = world.partitions.iter().filter(|(partition, _)| {
-        // `in` a partition is nothing but the partition itself.
-        acting.is_none_or(|acting| acting == *partition)
-    });
+    let grants = world
+        .partitions
+        .iter()
+        .filter(|(partition, _)| acting.is_none_or(|acting| acting == *partition));
     for grant in grants.flat_map(|(_, grants)| grants.iter()) {
         let capability = grant.capability();
         let over_tcp =
@@ -45,6 +45,12 @@ pub(crate) fn check(policy: &Value, name: &str, world: &World<'_>) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// The partition that a policy is about, where it is about one alone: `in` one are its children too.
+fn only(policy: &Value) -> Option<&str> {
+    let op = policy.get("principal")?.get("op")?.as_str()?;
+    entity(policy, "principal", "Partition").filter(|_| op == "==")
 }
 
 /// The id of the entity of this kind in the scope of a policy, where it is of that kind.

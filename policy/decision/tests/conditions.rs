@@ -191,6 +191,14 @@ fn conditions_on_requests_need_somebody_who_looks_into_them() {
             ),
             true,
         ),
+        // Its children too, whatever they are granted.
+        (
+            on(
+                r#"forbid(principal in Partition::"web""#,
+                &format!("{connect}) when {{ {get} }}"),
+            ),
+            false,
+        ),
         (
             on(
                 r#"forbid(principal == Partition::"ops""#,
@@ -349,6 +357,24 @@ fn forbid_wins_and_nothing_is_permitted_by_silence() {
     many.bytes = Some(1001);
     let post = web("api.example.org:443", "POST", "/");
     assert_eq!(conditions.ask(&post, &many), Ruling::NotPermitted);
+}
+
+#[test]
+fn a_child_is_in_its_ancestors_and_is_none_of_them() {
+    let conditions = parse(
+        r#"@id("all") permit(principal in Partition::"web", action, resource);
+           @id("own") forbid(principal == Partition::"web", action, resource == Secret::"key");"#,
+    )
+    .unwrap();
+    let mut child = who(0);
+    child.partition = "helper".to_owned();
+    let key = Act::Secret("key".to_owned());
+    assert_eq!(conditions.ask(&key, &child), Ruling::NotPermitted);
+    child.lineage = vec!["web".to_owned(), "root".to_owned()];
+    let all = Ruling::Permitted(vec!["all".to_owned()]);
+    assert_eq!(conditions.ask(&key, &child), all);
+    let own = Ruling::Forbidden(vec!["own".to_owned()]);
+    assert_eq!(conditions.ask(&key, &who(0)), own);
 }
 
 #[test]
