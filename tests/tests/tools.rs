@@ -29,26 +29,68 @@ mod kvm {
     impl Shop {
         /// `lines` are further ones of its partition.
         fn new(grants: &str, lines: &str) -> Self {
-            let mut house = House::new("");
-            let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
-            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_LIB", kernel);
-            let data = house.scratch.path().join("shared");
-            fs::create_dir(&data).unwrap();
-            fs::write(data.join("file"), "of the host").unwrap();
-            let system = format!(
+            let house = House::new("");
+            let mut shop = Self { house };
+            shop.furnish();
+            shop.up(&format!(
                 "name = \"shop\"\n[[partition]]\nname = \"agent\"\nkernel = \"native\"\n\
                  program = \"@examples/hello-native\"\n\
                  grants = [\"vsock\", \"fs.write:{}\", {grants}]\n{lines}\n",
-                data.display()
+                shop.data().display()
+            ));
+            shop
+        }
+
+        /// Under a signed manifest that allows all tools of files and ends with `lines`, with these
+        /// files beside it.
+        fn signed(lines: &str, files: &[(&str, &str)]) -> Self {
+            let mut shop = Self {
+                house: House::new(""),
+            };
+            shop.furnish();
+            for (name, text) in files {
+                shop.house.scratch.file(name, text);
+            }
+            let grants = format!(
+                "grants = [\"vsock\", \"fs.write:{}\"",
+                shop.data().display()
             );
-            let system = house.scratch.file("system.toml", system);
+            let role = format!(
+                "{grants}, \"tool.call:fs.*\"]\n[resources]\nmemory = \"1GiB\"\nvcpus = 1\n\
+                 [lifetime]\nmax = \"1h\"\n"
+            );
+            shop.house.role("coder", &role);
+            let manifest = format!(
+                "{grants}]\n[identity]\nname = \"agent\"\nrole = \"coder\"\n\
+                 [boot]\nkernel = \"native\"\nprogram = \"@examples/hello-native\"\n\
+                 [lifetime]\nmax = \"1h\"\n[tools]\nallow = [\"fs.*\"]\n{lines}"
+            );
+            shop.house.signed(&manifest, &["alice"]);
+            shop.up("name = \"shop\"\n[[partition]]\nmanifest = \"agent.json\"\n");
+            shop
+        }
+
+        fn furnish(&mut self) {
+            let house = &mut self.house;
+            let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_LIB", kernel);
+            fs::create_dir(self.data()).unwrap();
+            fs::write(self.path("file"), "of the host").unwrap();
+        }
+
+        fn up(&self, system: &str) {
+            let system = self.house.scratch.file("system.toml", system);
             let up = ["up", "--detach", system.to_str().unwrap()];
-            house.run(&up).expect_status(0);
-            Self { house }
+            self.house.run(&up).expect_status(0);
+        }
+
+        /// The directory.
+        fn data(&self) -> PathBuf {
+            self.house.scratch.path().join("shared")
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.house.scratch.path().join("shared").join(name)
+            self.data().join(name)
         }
 
         /// Where the guest's connections to its tools arrive.
@@ -144,6 +186,45 @@ mod kvm {
             assert_eq!(heard["result"]["isError"], exists, "{heard}");
             assert_eq!(file.exists(), exists, "{answer}");
         }
+        shop.down();
+    }
+
+    #[test]
+    fn limits_of_a_manifest_narrow_those_of_the_host() {
+        let own = "[partition]\ncalls = 900\n[tool.\"fs.write\"]\nper-minute = 5\n\
+                   [tool.\"fs.stat\"]\nper-minute = 2\n";
+        let host = "[partition]\ncalls = 8\n[tool.\"fs.write\"]\nper-minute = 1\n";
+        let files = [("own.toml", own), ("config/tools.toml", host)];
+        let shop = Shop::signed("limits = \"own.toml\"\n", &files);
+        // What becomes of the file does not matter any more.
+        shop.house.scratch.file("own.toml", "[tool]\n");
+        let mut agent = shop.connect();
+        let (file, new) = (shop.path("file"), shop.path("new"));
+        let write = json!({ "path": new, "content": "x" });
+        agent.call("fs.write", &write).unwrap();
+        let refused = agent.call("fs.write", &write).unwrap_err();
+        assert!(
+            refused.contains("1 times a minute"),
+            "the host's: {refused}"
+        );
+        let stat = json!({ "path": file });
+        agent.call("fs.stat", &stat).unwrap();
+        agent.call("fs.stat", &stat).unwrap();
+        let refused = agent.call("fs.stat", &stat).unwrap_err();
+        assert!(refused.contains("2 times a minute"), "its own: {refused}");
+        for _ in 5..8 {
+            agent.call("fs.read", &stat).unwrap();
+        }
+        let refused = agent.call("fs.read", &stat).unwrap_err();
+        assert!(
+            refused.contains("too many calls of a partition"),
+            "{refused}"
+        );
+        let records = shop.house.records();
+        let is_start = |record: &&Value| record["entry"]["action"] == "partition.start";
+        let start = records.iter().find(is_start).unwrap();
+        let digest = start["entry"]["detail"]["limits"].as_str().unwrap();
+        assert!(digest.len() == 64, "{start}");
         shop.down();
     }
 

@@ -218,7 +218,8 @@ fn leads(manifest: &Manifest, host: &dyn Host) -> BTreeMap<PathBuf, PathBuf> {
     let grants = manifest.grants().iter().map(|at| at.value.capability());
     let held = grants.chain(manifest.disk_files().iter().map(|at| &at.value));
     let boot = manifest.boot_files().iter().map(|at| at.value.as_path());
-    let files = held.filter_map(Capability::path).chain(boot);
+    let limits = manifest.mandate().tool_limits.as_deref();
+    let files = held.filter_map(Capability::path).chain(boot).chain(limits);
     files
         .map(|path| (path.to_owned(), host.real_path(path)))
         .collect()

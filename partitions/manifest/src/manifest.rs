@@ -37,6 +37,7 @@ pub(crate) struct Spans {
     pub(crate) memory: Option<Range<usize>>,
     pub(crate) vcpus: Option<Range<usize>>,
     pub(crate) autonomy: Option<Range<usize>>,
+    pub(crate) tool_limits: Option<Range<usize>>,
     pub(crate) limits: Option<Range<usize>>,
     pub(crate) lifetime: Option<Range<usize>>,
     pub(crate) spawn: Option<Range<usize>>,
@@ -53,6 +54,9 @@ impl Spans {
         let terms = lifetime.map(|lifetime| &lifetime.value);
         let max = span(terms.and_then(|terms| terms.max.as_ref()));
         let unlimited = span(terms.and_then(|terms| terms.unlimited.as_ref()));
+        let tools = mandate
+            .and_then(|m| m.tools.as_ref())
+            .map(|tools| &tools.value);
         Self {
             name: span(draft.name.as_ref()),
             role: span(mandate.and_then(|m| m.role.as_ref())),
@@ -60,6 +64,7 @@ impl Spans {
             memory: span(draft.memory.as_ref()),
             vcpus: span(draft.vcpus.as_ref()),
             autonomy: span(draft.autonomy.as_ref()),
+            tool_limits: span(tools.and_then(|tools| tools.limits.as_ref())),
             limits: span(draft.limits.as_ref()),
             lifetime: max.or(unlimited).or(span(lifetime)),
             spawn: span(mandate.and_then(|m| m.spawn.as_ref())),

@@ -246,7 +246,8 @@ impl Plan {
             self.add(what, TOOLS, waits(autonomy));
         }
         if let Some(limits) = &mandate.tool_limits {
-            self.add(format!("limits {}", limits.display()), TOOLS, "each call");
+            let at = "each call, where they are narrower than tools.toml";
+            self.add(format!("limits {}", limits.display()), TOOLS, at);
         }
         let spawn = mandate.spawn;
         if spawn.count > 0 {

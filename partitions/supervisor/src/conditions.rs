@@ -35,8 +35,8 @@ impl PartitionConditions {
     }
 }
 
-/// SHA-256 of a text of conditions, in hexadecimal.
-fn digest(text: &str) -> String {
+/// SHA-256 of a text that a partition is held to, in hexadecimal.
+pub(crate) fn digest(text: &str) -> String {
     let mut hex = String::new();
     for byte in Sha256::digest(text.as_bytes()) {
         let _ = write!(hex, "{byte:02x}");

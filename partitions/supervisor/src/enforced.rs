@@ -34,8 +34,6 @@ pub(crate) fn check(partition: &Partition, has_conditions: bool) -> Result<(), E
     let has_variable = mandate.secrets.iter().any(|secret| secret.env.is_some());
     let what = if has_variable && !tells_environment(partition) {
         "secrets.env of a partition without a command".to_owned()
-    } else if mandate.tool_limits.is_some() {
-        "tools.limits".to_owned()
     } else if let Some((key, _)) = amount {
         format!("budget.{key}")
     } else {

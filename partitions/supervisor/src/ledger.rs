@@ -289,11 +289,10 @@ pub(crate) struct Life {
 impl Life {
     /// Begins it: that the partition is to start is asked to be recorded, and is for certain when
     /// [`Ledger::settle`] has said so.
-    /// `conditions` is the SHA-256 of those that it is held to.
-    pub(crate) fn begin(
+    /// `held` is what it is and what it is held to: of files the SHA-256, and nothing where there is none.
+    pub(crate) fn begin<const N: usize>(
         partition: &str,
-        kernel: &str,
-        conditions: Option<&str>,
+        held: [(&str, &str); N],
         ledger: &Arc<Ledger>,
     ) -> Self {
         let life = Self {
@@ -302,10 +301,7 @@ impl Life {
             ledger: ledger.clone(),
         };
         let start = Entry {
-            detail: detail([
-                ("kernel", kernel),
-                ("conditions", conditions.unwrap_or_default()),
-            ]),
+            detail: detail(held),
             ..ledger.entry(partition, START, "")
         };
         ledger.note(&start);

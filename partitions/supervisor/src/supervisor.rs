@@ -19,6 +19,7 @@ use crate::host::{self, EmptyNetwork, Installation};
 use crate::ledger::{Ledger, Life};
 use crate::library::Library;
 use crate::lifecycle::State;
+use crate::limits;
 use crate::open::open_kvm;
 use crate::record::SystemRecord;
 use crate::secrets::Secrets;
@@ -174,17 +175,25 @@ impl Supervisor {
         library: &Library,
         options: Options,
     ) -> Result<Self, Error> {
+        let limits = limits::of(system)?;
         let directory = root.create(&system.name)?;
         write_documents(system, root, &directory)?;
         directory.write_grants(system)?;
         let life = |partition: &Partition| {
             let conditions = options.conditions.get(&partition.name);
             let conditions = conditions.map(|conditions| conditions.digest());
-            let kernel = partition.kernel.kind().as_str();
-            Life::begin(&partition.name, kernel, conditions.as_deref(), ledger)
+            let held = [
+                ("kernel", partition.kernel.kind().as_str()),
+                ("conditions", conditions.as_deref().unwrap_or_default()),
+                (
+                    "limits",
+                    limits.get(&partition.name).map_or("", |own| &own.digest),
+                ),
+            ];
+            Life::begin(&partition.name, held, ledger)
         };
         let mut lives: Vec<Life> = system.partitions.iter().map(life).collect();
-        let launcher = Launcher::new(
+        let mut launcher = Launcher::new(
             library,
             kvm,
             cpu,
@@ -193,6 +202,7 @@ impl Supervisor {
             ledger,
             directory.path(),
         )?;
+        launcher.limits = limits;
         let prepared: Vec<(Prepared, Consoled)> = (system.partitions.iter())
             .map(|partition| prepare(partition, &launcher))
             .collect::<Result<_, _>>()?;

@@ -39,6 +39,8 @@ pub(crate) struct Whose<'w> {
     pub(crate) jail: Jail,
     /// Where its own calls are counted.
     pub(crate) lasting: &'w Lasting,
+    /// What narrows the host's limits for it.
+    pub(crate) limits: Option<&'w Limits>,
 }
 
 /// Whether tools of the partition may ask its gateway for connections to web servers.
@@ -91,7 +93,9 @@ fn describe(
         started,
         jail,
         lasting,
+        limits: own,
     } = *whose;
+    let host = limits(config)?;
     let mut descriptors = Descriptors::default();
     let (questions, approvals) = packet_pair()?;
     let listener = vsock.listen(PORT)?;
@@ -114,7 +118,7 @@ fn describe(
             .map_or(0, |since: Duration| since.as_secs()),
         directories: directories(partition, &mut descriptors)?,
         autonomy: partition.autonomy,
-        limits: limits(config)?,
+        limits: own.map_or_else(|| host.clone(), |own| host.narrowed(own)),
         jail,
     };
     let description = serde_json::to_vec(&description);
@@ -218,10 +222,19 @@ mod tests {
     use crate::compile::tests::partition;
     use bulkhead_capability::Autonomy;
     use bulkhead_toolbox::Risk;
+    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     use tempfile::{TempDir, tempdir};
 
     fn described(dir: &TempDir, grants: &str) -> Result<ToolsDescription, Error> {
+        described_within(dir, grants, None)
+    }
+
+    fn described_within(
+        dir: &TempDir,
+        grants: &str,
+        limits: Option<&Limits>,
+    ) -> Result<ToolsDescription, Error> {
         let program = "kernel = \"native\"\nprogram = \"/p\"\n";
         let partition = partition(&format!("{program}grants = [{grants}]"));
         let whose = Whose {
@@ -230,6 +243,7 @@ mod tests {
             started: UNIX_EPOCH + Duration::from_secs(7),
             jail: Jail::Full,
             lasting: &Lasting::default(),
+            limits,
         };
         let (vsock, _theirs) = Vsock::new(&dir.path().join("p"))?;
         let place = |name: &str| Place::at(&dir.path().join(name)).unwrap();
@@ -317,13 +331,17 @@ mod tests {
         let config = Place::at(&dir.path().join("config")).unwrap();
         let path = config.make().unwrap().join(POLICY);
         fs::write(&path, "confirm = [\"write\"]\n[all]\ncalls = 5\n").unwrap();
-        let limits = described(&dir, "\"vsock\", \"tool.call:*\"")
-            .unwrap()
-            .limits;
-        assert_eq!(
-            (limits.all.calls, limits.confirm.as_slice()),
-            (5, &[Risk::Write][..])
-        );
+        let grants = "\"vsock\", \"tool.call:*\"";
+        let limits = described(&dir, grants).unwrap().limits;
+        assert_eq!(limits.all.calls, 5);
+        assert_eq!(limits.confirm, BTreeSet::from([Risk::Write]));
+        // A partition's own narrow it, and widen nothing.
+        let own = "confirm = [\"read\"]\n[all]\ncalls = 9\n[partition]\ncalls = 2\n";
+        let own = Limits::parse_narrowing(own).unwrap();
+        let limits = described_within(&dir, grants, Some(&own)).unwrap().limits;
+        assert_eq!((limits.all.calls, limits.partition.calls), (5, 2));
+        assert_eq!(limits.partition.writes, Limits::default().partition.writes);
+        assert_eq!(limits.confirm, BTreeSet::from([Risk::Read, Risk::Write]));
         fs::write(&path, "[all]\ncall = 5\n").unwrap();
         let refused = described(&dir, "\"vsock\", \"tool.call:*\"").unwrap_err();
         assert_eq!(refused.code(), "tools-policy");
@@ -341,6 +359,7 @@ mod tests {
                 started: UNIX_EPOCH,
                 jail: Jail::Full,
                 lasting: &Lasting::default(),
+                limits: None,
             };
             super::ready(&whose, None, || unreachable!("nobody is asked for a way"))
         };

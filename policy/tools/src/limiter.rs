@@ -286,7 +286,7 @@ impl Limiter {
                 ));
             }
         }
-        let rates = self.limits.partition.rates();
+        let rates = self.limits.partition;
         fits(&mut own.counts, kinds, rates, now, "a partition")?;
         self.count_shared(kinds, now)?;
         for kind in kinds {
@@ -316,7 +316,7 @@ impl Limiter {
         let Some(file) = self.shared.as_ref().filter(|_| !kinds.is_empty()) else {
             return Ok(());
         };
-        let rates = self.limits.all.rates();
+        let rates = self.limits.all;
         let count = |found| {
             let mut counts = Counts::found(found, now);
             let fits = fits(&mut counts, kinds, rates, now, "all partitions");

@@ -280,7 +280,7 @@ fn a_call_that_fails_changes_nothing_and_is_recorded() {
 #[test]
 fn who_has_to_be_asked_is_asked_before_anything_happens() {
     let limits = Limits {
-        confirm: vec![Risk::Destructive],
+        confirm: [Risk::Destructive].into(),
         ..Limits::default()
     };
     let bench = Bench::with(limits, &["*"], &[]);

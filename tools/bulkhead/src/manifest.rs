@@ -7,7 +7,7 @@ use bulkhead_manifest::{
     Change, Difference, PAYLOAD_TYPE, Plan, Submission, parse_submission, schema,
 };
 use bulkhead_signature::{Envelope, MAX_ENVELOPE_BYTES};
-use bulkhead_supervisor::reason;
+use bulkhead_supervisor::{check_tool_limits, reason};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,12 +18,21 @@ const STATUS_DIFFERENT: u8 = 1;
 
 pub(crate) fn run(command: &ManifestCommand) -> Result<u8, Failure> {
     match command {
-        ManifestCommand::Check { file } => read(file).map(|_| 0),
+        ManifestCommand::Check { file } => check(file).map(|()| 0),
         ManifestCommand::Sign(args) => sign(args).map(|()| 0),
         ManifestCommand::Verify { file } => verify(file).map(|()| 0),
         ManifestCommand::Plan(args) => plan(args).map(|()| 0),
         ManifestCommand::Diff { old, new } => diff(old, new),
         ManifestCommand::Schema => print_json(&schema()).map(|()| 0),
+    }
+}
+
+/// The manifest, and the file of limits that it names, where that is on this host.
+fn check(file: &Path) -> Result<(), Failure> {
+    let Submission { manifest, .. } = read(file)?;
+    match &manifest.mandate().tool_limits {
+        Some(limits) => Ok(check_tool_limits(limits)?),
+        None => Ok(()),
     }
 }
 

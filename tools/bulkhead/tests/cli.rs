@@ -180,6 +180,24 @@ fn manifests_are_refused_by_place() {
 }
 
 #[test]
+fn a_manifest_is_checked_with_its_file_of_limits() {
+    let place = Place::new();
+    let manifest = "[identity]\nname = \"a\"\nrole = \"r\"\n[boot]\nkernel = \"native\"\n\
+                    program = \"/p\"\n[lifetime]\nmax = \"1h\"\n[tools]\nlimits = \"own.toml\"\n";
+    place.file("agent.toml", manifest);
+    let check = ["manifest", "check", "agent.toml"];
+    assert!(place.run(&check).status.success(), "it may be elsewhere");
+    place.file("own.toml", "[partition]\ncalls = 3\n");
+    assert!(place.run(&check).status.success());
+    place.file("own.toml", "[partition]\nwrites = 3\ncall = 3\n");
+    let said = place.refused(&check, 125, "tools-policy");
+    assert!(
+        said.contains("own.toml") && said.contains("line 3"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_missing_library_is_told() {
     let place = Place::new();
     fs::remove_dir(place.path().join("lib")).unwrap();

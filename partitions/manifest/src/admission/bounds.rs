@@ -6,7 +6,7 @@ use crate::draft::At;
 use crate::mandate::{Budget, Lifetime, SpawnBudget};
 use crate::system::Limits;
 use bulkhead_capability::{Autonomy, Capability, Grant, Grants};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most that a manifest may ask for.
 pub(super) struct Bounds<'b> {
@@ -17,6 +17,8 @@ pub(super) struct Bounds<'b> {
     pub(super) memory_mib: u64,
     pub(super) vcpus: u32,
     pub(super) autonomy: Autonomy,
+    /// The file that limits tools beside the host's own, without links on its way.
+    pub(super) tool_limits: Option<PathBuf>,
     pub(super) limits: Limits,
     pub(super) lifetime: Lifetime,
     pub(super) spawn: SpawnBudget,
@@ -122,6 +124,9 @@ impl Bounds<'_> {
             );
             return Err(self.reject(case, "tools.autonomy", spans.autonomy.clone(), message));
         }
+        if partition.calls_tools() {
+            self.check_tool_limits(case)?;
+        }
         let own = partition.limits;
         let pairs = [
             ("cpu", own.cpu_percent, self.limits.cpu_percent),
@@ -141,6 +146,25 @@ impl Bounds<'_> {
             return Err(self.reject(case, "resources.limits", spans.limits.clone(), message));
         }
         Ok(())
+    }
+
+    /// What a file says only its reader knows: so it is the same one, or none where none is asked for.
+    fn check_tool_limits(&self, case: &Case<'_>) -> Result<(), Box<Rejection>> {
+        let Some(most) = &self.tool_limits else {
+            return Ok(());
+        };
+        let own = case.mandate().tool_limits.as_ref();
+        if own.is_some_and(|own| case.host.real_path(own) == *most) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has the limits of tools in `{}`",
+            self.whose,
+            most.display()
+        );
+        let help = "name the same file: limits, in [tools]";
+        let span = case.manifest.spans().tool_limits.clone();
+        Err(case.reject(self.rule, "tools.limits", span, message, help))
     }
 
     fn check_terms(&self, case: &Case<'_>) -> Result<(), Box<Rejection>> {

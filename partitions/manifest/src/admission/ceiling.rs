@@ -21,6 +21,7 @@ pub(super) fn check(case: &Case<'_>, role: Option<&Role>) -> Result<(), Box<Reje
         memory_mib: role.memory_mib,
         vcpus: role.vcpus,
         autonomy: role.autonomy,
+        tool_limits: None,
         limits: Limits::default(),
         lifetime: role.lifetime,
         spawn: role.spawn,

@@ -40,6 +40,7 @@ pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, 
         memory_mib: partition.memory.mib + partition.memory.pluggable_mib,
         vcpus: partition.vcpus,
         autonomy: partition.autonomy,
+        tool_limits: (mandate.tool_limits.as_ref()).map(|file| case.host.real_path(file)),
         limits: partition.limits,
         lifetime: mandate.lifetime,
         spawn: SpawnBudget {

@@ -412,6 +412,35 @@ fn rules_3_and_4_nobody_is_more_autonomous_than_his_role_and_his_parent() {
 }
 
 #[test]
+fn rule_4_a_child_has_the_limits_of_its_parents_tools() {
+    let tools = ROLE.replace("\"console\",", "\"console\", \"tool.call:fs.*\",");
+    let limited = |text: &str, file: &str| {
+        let text = calling(text, "full");
+        text + &format!("limits = \"{file}\"\n")
+    };
+    let given = |parent: &str| Given {
+        role: &tools,
+        host: host(&[parent]),
+        ..given()
+    };
+    let parent = limited(PARENT, "/etc/tools.toml");
+    let under = given(&parent);
+    // By whatever name.
+    for same in ["/etc/tools.toml", "/link/tools.toml"] {
+        judge(&limited(&child(MANIFEST), same), &under).unwrap();
+    }
+    let other = limited(&child(MANIFEST), "/srv/tools.toml");
+    let found = refused(&other, &under);
+    let line = other.lines().position(|line| line.starts_with("limits"));
+    assert_eq!(found, (Rule::Parent, "tools.limits", line.unwrap() + 1));
+    let none = calling(&child(MANIFEST), "full");
+    assert_eq!(refused(&none, &under).1, "tools.limits");
+    // Who calls no tools needs no limits, and who has a parent without may have any.
+    judge(&child(MANIFEST), &under).unwrap();
+    judge(&other, &given(&calling(PARENT, "full"))).unwrap();
+}
+
+#[test]
 fn rule_4_the_parent() {
     let wide = ROLE
         .replace(

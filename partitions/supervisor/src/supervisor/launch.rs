@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::lasting::Lasting;
 use crate::ledger::Ledger;
 use crate::library::{Library, LibraryFile};
+use crate::limits::PartitionLimits;
 use crate::models::Models;
 use crate::open::{Amounts, Given, Opened, Records};
 use crate::process::packet_pair;
@@ -21,6 +22,7 @@ use bulkhead_cpu::HostCpu;
 use bulkhead_machine::MachineDescription;
 use bulkhead_manifest::{Device, DeviceKind, Partition};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -46,6 +48,8 @@ pub(super) struct Launcher {
     pub(super) directory: PathBuf,
     /// What its partitions have used up.
     lasting: Lasting,
+    /// What limits their tools beside the host's own, by their names.
+    pub(super) limits: BTreeMap<String, PartitionLimits>,
 }
 
 /// One partition with everything open, before its processes exist.
@@ -99,6 +103,7 @@ impl Launcher {
             ledger: ledger.clone(),
             started: SystemTime::now(),
             lasting: Lasting::default(),
+            limits: BTreeMap::new(),
             directory: directory.to_owned(),
         })
     }
@@ -188,6 +193,7 @@ impl Launcher {
             started: self.started,
             jail: self.options.jail,
             lasting: &self.lasting,
+            limits: self.limits.get(name).map(|own| &own.limits),
         };
         let ways = || {
             Ok(Ways {

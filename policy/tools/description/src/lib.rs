@@ -21,7 +21,7 @@ use bulkhead_capability::{Autonomy, Grants};
 pub use bulkhead_machine::{Fd, Jail};
 use serde::{Deserialize, Serialize};
 
-pub use limits::{Limits, ParseLimitsError, Rates, ToolLimit};
+pub use limits::{Limits, MAX_LIMITS_BYTES, ParseLimitsError, Rates, ToolLimit};
 
 /// Version of this format; `bulkhead-tools` refuses any other.
 pub const VERSION: u32 = 1;

@@ -10,7 +10,7 @@ fn with_consent() -> Tools {
         let grants = ["tool.call:fs.*", held.as_str()];
         let grants = grants.map(|grant| grant.parse::<Capability>().unwrap());
         description.grants = grants.into_iter().collect();
-        description.limits.confirm = vec![bulkhead_toolbox::Risk::Write];
+        description.limits.confirm = [bulkhead_toolbox::Risk::Write].into();
     })
 }
 
