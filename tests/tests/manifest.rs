@@ -203,12 +203,22 @@ depth = 1
     #[test]
     fn what_nobody_enforces_is_refused_not_ignored() {
         let house = House::new(ROLE);
-        let text = format!("{MANIFEST}[budget]\ncalls = 5\n");
-        let file = house.signed(&text, &["alice"]);
-        house.refused(
-            &file,
-            "error[not-enforced]: nothing enforces `budget.calls` yet",
-        );
+        let grants = "\"time\", \"secret.use:key\", \"net.connect:a.example:443\"]";
+        house.role("coder", &ROLE.replace("\"time\"]", grants));
+        let text = MANIFEST
+            .replace("\"time\"]", "\"time\", \"net.connect:a.example:443\"]")
+            .replace("linux-abi", "native")
+            .replace(
+                "command = [",
+                "program = \"@examples/hello-native\"\nargs = [",
+            )
+            .replace("env = { NAME = \"agent\" }\n", "");
+        let mounts = text.lines().filter(|line| !line.starts_with("mounts"));
+        let text: String = mounts.map(|line| format!("{line}\n")).collect();
+        let secret = "[[secrets]]\nname = \"key\"\nhost = \"a.example\"\nenv = \"KEY\"\n";
+        let file = house.signed(&(text + secret), &["alice"]);
+        let said = "error[not-enforced]: nothing enforces `secrets.env of a partition";
+        house.refused(&file, said);
         house.census.expect_nothing_new();
     }
 }

@@ -228,6 +228,33 @@ mod kvm {
         shop.down();
     }
 
+    #[test]
+    fn a_budget_of_calls_ends_them() {
+        let shop = Shop::signed("[budget]\ncalls = 5\n", &[]);
+        let mut agent = shop.connect();
+        let stat = json!({ "path": shop.path("file") });
+        // What no grant covers spends nothing.
+        let other = json!({ "path": "/etc/passwd" });
+        agent.call("fs.stat", &other).unwrap_err();
+        for _ in 0..5 {
+            agent.call("fs.stat", &stat).unwrap();
+        }
+        // For who connects anew as well.
+        for mut agent in [agent, shop.connect()] {
+            let refused = agent.call("fs.stat", &stat).unwrap_err();
+            assert!(refused.contains("the 5 calls of its budget"), "{refused}");
+        }
+        let records = shop.house.records();
+        let with = |key: &str, value: &str| {
+            let is = |record: &&Value| record["entry"][key] == value;
+            records.iter().filter(is).count()
+        };
+        assert_eq!(with("action", "tool.budget"), 1);
+        // The path that was not granted, and the first beyond the budget.
+        assert_eq!(with("kind", "refusal"), 2);
+        shop.down();
+    }
+
     /// A web server on the host's loopback, and what it was asked.
     fn server() -> (u16, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -24,20 +24,11 @@ pub(crate) fn check(partition: &Partition, has_conditions: bool) -> Result<(), E
     let Some(mandate) = &partition.mandate else {
         return Ok(());
     };
-    let budget = mandate.budget.amounts();
-    // The gateway counts bytes, its router of models tokens and money; who has no network and may call
-    // no model spends none.
-    let counted = |key: &str| matches!(key, "bytes" | "tokens" | "money");
-    let amount = budget
-        .into_iter()
-        .find(|(key, amount)| amount.is_some() && !counted(key));
     let has_variable = mandate.secrets.iter().any(|secret| secret.env.is_some());
-    let what = if has_variable && !tells_environment(partition) {
-        "secrets.env of a partition without a command".to_owned()
-    } else if let Some((key, _)) = amount {
-        format!("budget.{key}")
-    } else {
-        return Ok(());
-    };
-    Err(Error::NotEnforced(what))
+    match has_variable && !tells_environment(partition) {
+        true => Err(Error::NotEnforced(
+            "secrets.env of a partition without a command".to_owned(),
+        )),
+        false => Ok(()),
+    }
 }

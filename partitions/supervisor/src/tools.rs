@@ -119,6 +119,7 @@ fn describe(
         directories: directories(partition, &mut descriptors)?,
         autonomy: partition.autonomy,
         limits: own.map_or_else(|| host.clone(), |own| host.narrowed(own)),
+        budget: (partition.mandate.as_ref()).and_then(|mandate| mandate.budget.calls),
         jail,
     };
     let description = serde_json::to_vec(&description);

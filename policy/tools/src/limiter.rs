@@ -139,17 +139,28 @@ pub struct TooOften {
     pub first: bool,
 }
 
+/// As many calls as nobody makes: how many there were is lost.
+const UNKNOWN: u64 = u64::MAX;
+/// Percent of the budget at which an alert is given.
+pub const ALERT_PERCENT: u64 = 80;
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Own {
     counts: Counts,
+    /// Calls that were permitted, ever.
+    spent: u64,
     /// By their names.
     tools: BTreeMap<String, VecDeque<u64>>,
     /// Of the grants' quotas, by their names.
     quotas: BTreeMap<String, VecDeque<u64>>,
-    /// Calls, and calls that are permitted otherwise, are being refused.
+    /// Calls, and calls that are permitted otherwise, are being refused; the budget is spent, and it
+    /// was said.
     #[serde(skip)]
-    refusing: [bool; 2],
+    refusing: [bool; 3],
+    /// That most of the budget is spent was told, or was so before this process.
+    #[serde(skip)]
+    alerted: bool,
 }
 
 impl Own {
@@ -158,6 +169,8 @@ impl Own {
             Ok(Found::Whole(own)) => own,
             Ok(Found::Damaged) | Err(_) => Self {
                 counts: Counts::found(Found::Damaged, now),
+                // What nobody knows is no reason to begin anew.
+                spent: UNKNOWN,
                 ..Self::default()
             },
         }
@@ -167,6 +180,8 @@ impl Own {
 /// Counts calls, and says which have to wait.
 pub struct Limiter {
     limits: Limits,
+    /// Most calls while the partition lives.
+    budget: Option<u64>,
     clock: Box<dyn Clock>,
     shared: Option<Counters>,
     own: Mutex<Own>,
@@ -175,21 +190,25 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// With these limits. `shared` is the file that all partitions count in, `kept` the one in which
-    /// this one does while it lives.
+    /// With these limits, and for so many calls in all. `shared` is the file that all partitions count
+    /// in, `kept` the one in which this one does while it lives.
     pub fn new(
         limits: Limits,
+        budget: Option<u64>,
         shared: Option<File>,
         kept: Option<File>,
         clock: Box<dyn Clock>,
     ) -> Self {
         let kept = kept.map(Counters::new);
         let own = kept.as_ref().map(|file| Own::read(file, clock.now()));
+        let mut own = own.unwrap_or_default();
+        own.alerted = is_alarming(own.spent, budget);
         Self {
             limits,
+            budget,
             clock,
             shared: shared.map(Counters::new),
-            own: Mutex::new(own.unwrap_or_default()),
+            own: Mutex::new(own),
             kept,
         }
     }
@@ -212,10 +231,11 @@ impl Limiter {
         self.count(&[Counted::Calls], None, &[])
     }
 
-    /// Counts a call of this tool that is permitted, against these quotas of its grant too.
+    /// Counts a call of this tool that is permitted, against these quotas of its grant and the budget
+    /// too.
     ///
     /// # Errors
-    /// There were too many of its kind.
+    /// There were too many of its kind, or of all.
     pub fn permit(&self, facts: &Facts, quotas: &[(&str, u64)]) -> Result<(), TooOften> {
         let kinds: &[Counted] = match facts.risk {
             Risk::Read => &[],
@@ -226,6 +246,14 @@ impl Limiter {
         self.count(kinds, Some(facts.name), quotas)
     }
 
+    /// True once: when [`ALERT_PERCENT`] of the budget is spent for the first time.
+    pub fn take_alert(&self) -> bool {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let alert = is_alarming(own.spent, self.budget) && !own.alerted;
+        own.alerted |= alert;
+        alert
+    }
+
     fn count(
         &self,
         kinds: &[Counted],
@@ -234,10 +262,21 @@ impl Limiter {
     ) -> Result<(), TooOften> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        let counted = self.count_at(&mut own, kinds, tool, quotas, now);
+        let spent = tool.and(self.budget).filter(|budget| own.spent >= *budget);
+        let counted = match spent {
+            Some(budget) if own.spent == UNKNOWN => Err(format!(
+                "how often the partition called is lost, so its budget of {budget} calls counts as spent"
+            )),
+            Some(budget) => Err(format!(
+                "the partition has made the {budget} calls of its budget, and may make no more"
+            )),
+            None => self.count_at(&mut own, kinds, tool, quotas, now),
+        };
         let refusing = counted.is_err();
-        let [begin, permit] = &mut own.refusing;
+        let [begin, permit, over] = &mut own.refusing;
         let refused = match tool {
+            // Whatever was refused before: it is the last word.
+            Some(_) if spent.is_some() => std::mem::replace(over, true),
             None => std::mem::replace(begin, refusing),
             Some(_) => std::mem::replace(permit, refusing),
         };
@@ -307,6 +346,9 @@ impl Limiter {
                 times.pop_front();
             }
         }
+        if tool.is_some() {
+            own.spent = own.spent.saturating_add(1);
+        }
         let kept = self.kept.as_ref().map_or(Ok(()), |kept| kept.write(own));
         kept.map_err(uncounted)
     }
@@ -329,6 +371,12 @@ impl Limiter {
         };
         file.change(count).map_err(uncounted).flatten()
     }
+}
+
+/// Most of the budget is spent.
+fn is_alarming(spent: u64, budget: Option<u64>) -> bool {
+    let most = |budget: u64| u128::from(budget) * u128::from(ALERT_PERCENT);
+    budget.is_some_and(|budget| u128::from(spent) * 100 >= most(budget))
 }
 
 fn uncounted(error: io::Error) -> String {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::backups::Draft;
 use crate::error::{CallError, ToolError};
 use crate::host::Host;
-use crate::limiter::Limiter;
+use crate::limiter::{ALERT_PERCENT, Limiter};
 use crate::permits::{Cover, Permits};
 use crate::registry::{Deadline, Need, Registry, Tool};
 
@@ -215,6 +215,9 @@ impl Pipeline {
             .then(|| self.changing.lock().unwrap_or_else(PoisonError::into_inner));
         let draft = self.back_up(&permitted)?;
         let call = self.record_intent(&permitted, allowed_by, notes)?;
+        if self.limiter.take_alert() {
+            self.alert(call);
+        }
         let done = self.execute(&permitted, draft, call);
         let done = done.and_then(|result| self.validate_output(&permitted, call, result));
         self.record_outcome(&permitted, call, &done)?;
@@ -448,6 +451,17 @@ impl Pipeline {
         entry.intent = Some(number);
         let recorded = self.recorder.record(&entry);
         recorded.map(|_| ()).map_err(CallError::OutcomeNotRecorded)
+    }
+
+    /// Records that with this call most of the budget is spent.
+    fn alert(&self, call: u64) {
+        let reason = format!("{ALERT_PERCENT} percent of the budget for calls of tools is spent");
+        let entry = Entry {
+            action: "tool.budget".to_owned(),
+            intent: Some(call),
+            ..self.entry(Kind::Outcome, "budget", Verdict::Done, &reason)
+        };
+        let _ = self.recorder.record(&entry);
     }
 
     /// Records a refusal. It had no effect, so one that cannot be recorded has none either.

@@ -5,10 +5,11 @@ mod bench;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bench::{Bench, Watch};
+use bench::{Bench, Setup, Watch};
 use bulkhead_capability::{Constraints, Grant, Quota};
 use bulkhead_record::Kind;
 use bulkhead_toolbox::{Limits, Risk, ToolLimit};
@@ -38,7 +39,7 @@ fn limiter(limits: Limits, shared: Option<File>) -> (Limiter, Watch) {
     let watch = Watch::default();
     watch.0.store(1_000_000, Ordering::SeqCst);
     (
-        Limiter::new(limits, shared, None, Box::new(watch.clone())),
+        Limiter::new(limits, None, shared, None, Box::new(watch.clone())),
         watch,
     )
 }
@@ -218,7 +219,7 @@ fn a_second_process_begins_with_what_the_first_has_counted() {
     limits.tool.insert("t.destroy".to_owned(), limit);
     let process = || {
         let kept = Some(file.try_clone().unwrap());
-        Limiter::new(limits.clone(), None, kept, Box::new(watch.clone()))
+        Limiter::new(limits.clone(), None, None, kept, Box::new(watch.clone()))
     };
     let first = process();
     for _ in 0..60 {
@@ -238,6 +239,118 @@ fn a_second_process_begins_with_what_the_first_has_counted() {
     second.begin().unwrap();
     second.permit(&WRITE, &[("both", 3)]).unwrap();
     assert!(refused(&DESTROY, &[]).contains("cool down"));
+}
+
+#[test]
+fn a_budget_is_for_the_life_of_a_partition() {
+    let file = tempfile::tempfile().unwrap();
+    let watch = Watch::default();
+    watch.0.store(1_000_000, Ordering::SeqCst);
+    let process = || {
+        let kept = Some(file.try_clone().unwrap());
+        let limits = Limits::default();
+        Limiter::new(limits, Some(10), None, kept, Box::new(watch.clone()))
+    };
+    let first = process();
+    for call in 1..=7 {
+        first.permit(&DESTROY, &[]).unwrap();
+        assert!(!first.take_alert(), "{call}");
+        pass(&watch, 60_000);
+    }
+    drop(first);
+    let second = process();
+    for (call, alert) in [(8, true), (9, false), (10, false)] {
+        second.permit(&NETWORK, &[]).unwrap();
+        assert_eq!(second.take_alert(), alert, "{call}");
+    }
+    // Waiting is of no use, and one refusal is told.
+    for first in [true, false, false] {
+        pass(&watch, 600_000);
+        let refused = second.permit(&WRITE, &[]).unwrap_err();
+        assert!(refused.reason.contains("the 10 calls of its budget"));
+        assert_eq!(refused.first, first);
+    }
+    let third = process();
+    assert!(third.permit(&WRITE, &[]).is_err() && !third.take_alert());
+    // A refused call spends nothing: whatever is refused is not made.
+    third.begin().unwrap();
+}
+
+#[test]
+fn a_budget_that_is_spent_is_said_also_in_a_flood() {
+    let watch = Watch::default();
+    let limits = Limits::default();
+    let limiter = Limiter::new(limits, Some(6), None, None, Box::new(watch.clone()));
+    for _ in 0..5 {
+        limiter.permit(&DESTROY, &[]).unwrap();
+    }
+    // Too many in a minute, and then too many in all.
+    assert!(limiter.permit(&DESTROY, &[]).unwrap_err().first);
+    pass(&watch, 60_000);
+    limiter.permit(&DESTROY, &[]).unwrap();
+    assert!(limiter.permit(&DESTROY, &[]).unwrap_err().first);
+    assert!(!limiter.permit(&DESTROY, &[]).unwrap_err().first);
+}
+
+#[test]
+fn a_budget_whose_count_is_lost_is_spent() {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(b"no counter", 0).unwrap();
+    let watch = Watch::default();
+    watch.0.store(1_000_000, Ordering::SeqCst);
+    let process = || {
+        let kept = Some(file.try_clone().unwrap());
+        let limits = Limits::default();
+        Limiter::new(limits, Some(1_000_000), None, kept, Box::new(watch.clone()))
+    };
+    for _ in 0..2 {
+        let limiter = process();
+        let refused = limiter.permit(&WRITE, &[]).unwrap_err().reason;
+        assert!(
+            refused.ends_with("budget of 1000000 calls counts as spent"),
+            "{refused}"
+        );
+        pass(&watch, 60_000);
+        // The file is whole again, and does not say otherwise.
+        limiter.begin().unwrap();
+    }
+    // Who has no budget goes on.
+    let kept = Some(file.try_clone().unwrap());
+    let limiter = Limiter::new(Limits::default(), None, None, kept, Box::new(watch.clone()));
+    limiter.permit(&WRITE, &[]).unwrap();
+}
+
+#[test]
+fn of_a_budget_four_fifths_and_the_end_are_on_record() {
+    let bench = Bench::of(Setup {
+        budget: Some(5),
+        ..Setup::default()
+    });
+    let stat = json!({ "path": bench.data });
+    for _ in 0..3 {
+        bench.call("fs.stat", stat.clone()).unwrap();
+    }
+    let before = bench.kinds().len();
+    bench.call("fs.stat", stat.clone()).unwrap();
+    use Kind::{Intent, Outcome, Refusal};
+    assert_eq!(bench.kinds()[before..], [Intent, Outcome, Outcome]);
+    let alert = bench.ledger.entries.lock().unwrap()[before + 1].clone();
+    assert_eq!(alert.action, "tool.budget");
+    assert_eq!(
+        alert.intent,
+        Some(before as u64 + 1),
+        "indices begin at 1 here"
+    );
+    bench.call("fs.stat", stat.clone()).unwrap();
+    let before = bench.kinds().len();
+    for _ in 0..10 {
+        let refused = bench.call("fs.stat", stat.clone()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the partition has made the 5 calls of its budget, and may make no more"
+        );
+    }
+    assert_eq!(bench.kinds()[before..], [Refusal]);
 }
 
 #[test]

@@ -78,6 +78,9 @@ pub struct ToolsDescription {
     /// How often, and when to ask.
     #[serde(default)]
     pub limits: Limits,
+    /// Most calls that the partition may make while it lives. Absent: that is not limited.
+    #[serde(default)]
+    pub budget: Option<u64>,
     /// How far the process locks itself in before it accepts the first connection. `BestEffort`
     /// needs at least Landlock.
     pub jail: Jail,

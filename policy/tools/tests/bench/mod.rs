@@ -115,6 +115,7 @@ pub fn directory(path: &Path) -> rustix::fd::OwnedFd {
 /// What a bench is made of.
 pub struct Setup<'s> {
     pub limits: Limits,
+    pub budget: Option<u64>,
     pub tools: &'s [&'s str],
     pub programs: &'s [&'static str],
     /// Further grants.
@@ -137,6 +138,7 @@ impl Default for Setup<'_> {
         limits.partition.destructive = 10_000;
         Self {
             limits,
+            budget: None,
             tools: &["*"],
             programs: &[],
             more: Vec::new(),
@@ -184,6 +186,7 @@ impl Bench {
     pub fn of(setup: Setup<'_>) -> Self {
         let Setup {
             limits,
+            budget,
             tools,
             programs,
             more,
@@ -231,7 +234,7 @@ impl Bench {
                 gate,
                 jobs: Jobs::default(),
             },
-            limiter: Limiter::new(limits, None, None, Box::new(watch.clone())),
+            limiter: Limiter::new(limits, budget, None, None, Box::new(watch.clone())),
             autonomy,
             conditions,
             approver: person.clone(),

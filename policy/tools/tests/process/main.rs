@@ -143,6 +143,7 @@ impl Tools {
             }],
             autonomy: Autonomy::Full,
             limits,
+            budget: None,
             jail: Jail::Full,
         };
         change(&mut description);
@@ -312,7 +313,7 @@ fn a_guest_edits_a_file_and_takes_it_back() {
     let counted = File::options().read(true).write(true).open(counted);
     let mut limits = Limits::default();
     limits.all.calls = 3;
-    let limiter = Limiter::new(limits, counted.ok(), None, Box::new(HostClock));
+    let limiter = Limiter::new(limits, None, counted.ok(), None, Box::new(HostClock));
     let refused = limiter.begin().unwrap_err().reason;
     assert!(
         refused.contains("too many calls of all partitions"),
