@@ -11,7 +11,7 @@ use crate::open::{Amounts, Records};
 use crate::process::{Process, packet_pair};
 use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
-use bulkhead_conditions::control as decision;
+use bulkhead_conditions::control::{self as decision, Reloaded};
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_manifest::{Network, Owner, Partition, SecretBinding, Share, is_reserved_directory};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
@@ -332,51 +332,56 @@ impl Backend {
             .is_ok_and(|packet| send(control, &packet, flags).is_ok())
     }
 
-    /// Takes in one message on the control socket. What it says about its failure it says on standard error
-    /// too; after nonsense nothing more is heard.
-    pub(crate) fn hear(&mut self) {
-        let Some(control) = &self.control else {
-            return;
-        };
+    /// Takes in one message on the control socket: how a reload of conditions went, if it is that. What it
+    /// says about its failure it says on standard error too; after nonsense nothing more is heard.
+    pub(crate) fn hear(&mut self) -> Option<(u64, Reloaded)> {
+        let control = self.control.as_ref()?;
         let most = MAX_MESSAGE_BYTES.max(decision::MAX_MESSAGE_BYTES);
         let mut buffer = vec![0; most];
-        match recv(control, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+        let understood = match recv(control, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
             Ok((count @ 1.., _)) => {
                 let packet = buffer.get(..count).unwrap_or_default();
-                let understood = match self.kind {
-                    Kind::Decision => self.hear_decision(packet),
-                    _ => self.hear_gateway(packet),
-                };
-                if !understood {
-                    self.control = None;
+                match self.kind {
+                    Kind::Decision => {
+                        let understood = self.hear_decision(packet);
+                        if understood.is_none() {
+                            // Nobody knows any more by which conditions it would answer.
+                            self.process.kill();
+                        }
+                        understood
+                    }
+                    _ => self.hear_gateway(packet).map(|()| None),
                 }
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Ok(_) | Err(_) => self.control = None,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Some(None),
+            Ok(_) | Err(_) => None,
+        };
+        if understood.is_none() {
+            self.control = None;
         }
+        understood.flatten()
     }
 }
 
 impl Backend {
-    /// Takes in what a gateway says; whether it is something that gateways say.
-    fn hear_gateway(&mut self, packet: &[u8]) -> bool {
-        match serde_json::from_slice(packet) {
-            Ok(Event::Stats(stats)) => self.stats = Some(stats),
-            Ok(Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
-            Ok(Event::Refused { .. } | Event::Failed { .. }) => {}
-            Err(_) => return false,
+    /// Takes in what a gateway says, if it is something that gateways say.
+    fn hear_gateway(&mut self, packet: &[u8]) -> Option<()> {
+        match serde_json::from_slice(packet).ok()? {
+            Event::Stats(stats) => self.stats = Some(stats),
+            Event::Running { jail_gaps } => self.jail_gaps = jail_gaps,
+            Event::Refused { .. } | Event::Failed { .. } => {}
         }
-        true
+        Some(())
     }
 
-    /// The same for what answers for conditions.
-    fn hear_decision(&mut self, packet: &[u8]) -> bool {
-        match serde_json::from_slice(packet) {
-            Ok(decision::Event::Running { jail_gaps }) => self.jail_gaps = jail_gaps,
-            Ok(decision::Event::Failed { .. }) => {}
-            Err(_) => return false,
+    /// The same for what answers for conditions; how a reload went, if it is that.
+    fn hear_decision(&mut self, packet: &[u8]) -> Option<Option<(u64, Reloaded)>> {
+        match serde_json::from_slice(packet).ok()? {
+            decision::Event::Running { jail_gaps } => self.jail_gaps = jail_gaps,
+            decision::Event::Failed { .. } => {}
+            decision::Event::Reloaded { id, outcome } => return Some(Some((id, outcome))),
         }
-        true
+        Some(None)
     }
 }
 

@@ -4,13 +4,16 @@
 
 use crate::backend::{Descriptors, Kind, Ready};
 use crate::error::Error;
+use crate::initramfs::memory_file;
 use crate::process::packet_pair;
 use crate::vmm::send_with;
 use bulkhead_conditions::control::Command;
 use bulkhead_conditions::{DecisionDescription, Member, VERSION};
 use bulkhead_machine::Jail;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const NAME: &str = "conditions";
 
 /// The conditions that a partition is held to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionConditions {
     /// In Cedar, checked.
     pub text: String,
@@ -77,6 +80,21 @@ pub(crate) fn ready(
         control: Some(control),
         questions: None,
     })
+}
+
+/// Asks the process behind `control` to put `text` into the place of the conditions that hold, under this
+/// number. They may permit more only where `widen` says so. False where the process is gone.
+pub(crate) fn reload(control: &OwnedFd, id: u64, text: &str, widen: bool) -> Result<bool, Error> {
+    let mut file = memory_file(c"conditions")?;
+    let written = file.write_all(text.as_bytes());
+    written.map_err(Error::system("write conditions"))?;
+    let packet = serde_json::to_vec(&Command::Reload { id, widen });
+    let packet = packet.map_err(Error::system("describe a request"))?;
+    match send_with(control.as_fd(), &packet, &[file.into()]) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::system("pass conditions on")(error)),
+    }
 }
 
 /// Who answers for a partition's conditions.

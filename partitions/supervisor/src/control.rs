@@ -1,6 +1,7 @@
 //! What another process can ask a supervisor: a request and an answer, each one line of JSON on
 //! the Unix socket in the system's directory.
 
+use crate::conditions::PartitionConditions;
 use crate::error::Error;
 use crate::record::SystemRecord;
 use crate::state_dir::{Found, Standing};
@@ -12,11 +13,15 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Longest line either way, in bytes.
+/// Longest request in bytes.
 const MAX_LINE: u64 = 1024 * 1024;
+/// Longest answer in bytes: conditions, and all that they may speak of.
+const MAX_ANSWER: u64 = 8 * 1024 * 1024;
 /// How long either side waits for the other's line.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
-/// What a supervisor needs beyond the time that it gives the VMM.
+/// How long other conditions may take to be checked.
+pub(crate) const RELOAD: Duration = Duration::from_secs(20);
+/// What a supervisor needs beyond the time that it gives others.
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// From another process to a supervisor.
@@ -45,6 +50,18 @@ pub(crate) enum Request {
         question: u64,
         /// For how long it is allowed; without, it is denied.
         allow: Option<Scope>,
+    },
+    /// Which conditions hold for a partition? The answer is [`HeldConditions`], or nothing.
+    Conditions {
+        /// Its name.
+        partition: String,
+    },
+    /// Other conditions for a partition. The answer is an [`Answer`].
+    Reload {
+        /// Its name.
+        partition: String,
+        /// The conditions.
+        new: NewConditions,
     },
     /// Something with one partition. The answer is an [`Answer`].
     Partition {
@@ -134,7 +151,28 @@ pub struct NewDevice {
     pub base: PathBuf,
 }
 
-/// The answer to an [`Act`].
+/// The conditions that hold for a running partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldConditions {
+    /// What they are, and what they may speak of.
+    pub conditions: PartitionConditions,
+    /// Somebody answers for them; else nothing is permitted.
+    pub answered: bool,
+}
+
+/// Conditions that are to hold in the place of others, still unchecked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewConditions {
+    /// Where they come from, for the record.
+    pub file: String,
+    /// In Cedar.
+    pub text: String,
+    /// They may permit what the others do not.
+    pub widen: bool,
+}
+
+/// The answer to an [`Act`], or to [`NewConditions`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
@@ -145,6 +183,13 @@ pub enum Answer {
     },
     /// The answer to [`Act::Stats`].
     Stats(Stats),
+    /// The answer to [`NewConditions`]: they hold.
+    Reloaded {
+        /// Their SHA-256.
+        conditions: String,
+        /// Why they permit what the others did not, if they do.
+        widened: Option<String>,
+    },
     /// Not done.
     Refused {
         /// Stable code.
@@ -209,7 +254,7 @@ pub(crate) fn ask_on<A: for<'de> Deserialize<'de>>(
     line.push(b'\n');
     stream.write_all(&line).ok()?;
     let mut answer = String::new();
-    BufReader::new(stream.take(MAX_LINE))
+    BufReader::new(stream.take(MAX_ANSWER))
         .read_line(&mut answer)
         .ok()?;
     serde_json::from_str(&answer).ok()
@@ -238,6 +283,33 @@ pub fn act(found: &Found, partition: &str, act: Act) -> Result<Answer, Error> {
         act,
     };
     ask(found, &request, patience).ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
+/// The conditions that hold for one of a system's partitions, if there are any.
+///
+/// # Errors
+/// The system has ended, or its supervisor does not answer.
+pub fn conditions(found: &Found, partition: &str) -> Result<Option<HeldConditions>, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
+    }
+    let partition = partition.to_owned();
+    let answer = ask(found, &Request::Conditions { partition }, PATIENCE);
+    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
+/// Has other conditions hold for one of a system's partitions.
+///
+/// # Errors
+/// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
+pub fn reload(found: &Found, partition: &str, new: NewConditions) -> Result<Answer, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
+    }
+    let partition = partition.to_owned();
+    let request = Request::Reload { partition, new };
+    let answer = ask(found, &request, RELOAD + MARGIN);
+    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
 }
 
 /// Whose a token is that was made for one start of a partition; nothing where it is not of this

@@ -353,17 +353,29 @@ impl Life {
     ///
     /// # Errors
     /// It is not recorded, and must not be done.
-    pub(crate) fn intend(&self, action: &str, object: &str) -> Result<u64, Error> {
+    pub(crate) fn intend<const N: usize>(
+        &self,
+        action: &str,
+        object: &str,
+        details: [(&str, &str); N],
+    ) -> Result<u64, Error> {
         let entry = self.ledger.entry(&self.partition, action, object);
         let entry = Entry {
             reason: "asked for by the operator".to_owned(),
+            detail: detail(details),
             ..entry
         };
         self.ledger.record(&entry)
     }
 
     /// Has it recorded how that went: done, or not, and why.
-    pub(crate) fn conclude(&self, intent: u64, action: &str, outcome: Result<(), &str>) {
+    pub(crate) fn conclude<const N: usize>(
+        &self,
+        intent: u64,
+        action: &str,
+        outcome: Result<(), &str>,
+        details: [(&str, &str); N],
+    ) {
         let entry = self.ledger.entry(&self.partition, action, "");
         self.ledger.note(&Entry {
             kind: Kind::Outcome,
@@ -373,6 +385,7 @@ impl Life {
             },
             reason: reason(outcome.err().unwrap_or_default()),
             intent: Some(intent),
+            detail: detail(details),
             ..entry
         });
     }

@@ -53,7 +53,8 @@ pub use bulkhead_machine::control::{DeviceStats, Stats};
 pub use conditions::PartitionConditions;
 pub use console::log_paths;
 pub use control::{
-    Act, Answer, NewDevice, OpenQuestion, TokenOwner, act, decide, questions, status, whose,
+    Act, Answer, HeldConditions, NewConditions, NewDevice, OpenQuestion, TokenOwner, act,
+    conditions, decide, questions, reload, status, whose,
 };
 pub use down::down;
 pub use end::{End, STATUS_CRASHED, STATUS_FAILED, STATUS_STOPPED};

@@ -6,6 +6,7 @@ mod halt;
 mod launch;
 mod member;
 mod outputs;
+mod reload;
 mod watch;
 
 use crate::admit::write_documents;
@@ -258,6 +259,7 @@ impl Supervisor {
                 finished,
                 life,
                 group,
+                conditions: options.conditions.get(&partition.name).cloned(),
             };
             members.push(Member::new(partition, started, parts));
         }

@@ -7,6 +7,7 @@ use bulkhead_conditions::{Act, MAX_TEXT_BYTES, Ruling};
 use cedar_policy::{
     Authorizer, Decision, Effect, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -162,12 +163,21 @@ impl Conditions {
     /// As there; and one speaks of requests where nobody would look into them.
     pub fn parse_to_hold(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
         let conditions = Self::parse(text, world)?;
-        for policy in conditions.policies.policies() {
-            let json = policy.to_json();
-            let json = json.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
-            requests::check(&json, conditions.name(policy.id()), world)?;
+        for (name, _, form) in conditions.forms()? {
+            requests::check(&form, name, world)?;
         }
         Ok(conditions)
+    }
+
+    /// Each condition by its name: whether it permits, and Cedar's JSON form of it.
+    pub(crate) fn forms(&self) -> Result<Vec<(&str, bool, Value)>, ConditionsError> {
+        let all = self.policies.policies().map(|policy| {
+            let json = policy.to_json();
+            let json = json.map_err(|error| ConditionsError::Syntax(one_line(&error)))?;
+            let permits = policy.effect() == Effect::Permit;
+            Ok((self.name(policy.id()), permits, json))
+        });
+        all.collect()
     }
 
     /// What people call a condition.

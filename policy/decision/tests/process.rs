@@ -9,8 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
 use bulkhead_capability::Capability;
-use bulkhead_conditions::control::{self, Event, MAX_MESSAGE_BYTES};
-use bulkhead_conditions::{Act, Asker, DecisionDescription, Member, Ruling, VERSION};
+use bulkhead_conditions::control::{Command as Order, Event, MAX_MESSAGE_BYTES, Reloaded};
+use bulkhead_conditions::{
+    Act, Asker, DecisionDescription, MAX_TEXT_BYTES, Member, Ruling, VERSION,
+};
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_network::Protocol;
 use command_fds::CommandFdExt;
@@ -97,14 +99,33 @@ impl Process {
     /// A socket on which it answers.
     fn client(&self) -> OwnedFd {
         let (ours, theirs) = pair();
-        let packet = serde_json::to_vec(&control::Command::Client).unwrap();
+        self.order(&Order::Client, &theirs);
+        ours
+    }
+
+    /// Sends a command with a descriptor.
+    fn order(&self, order: &Order, passed: &impl AsFd) {
+        let packet = serde_json::to_vec(order).unwrap();
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let passed = [theirs.as_fd()];
+        let passed = [passed.as_fd()];
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&passed)));
         let parts = [std::io::IoSlice::new(&packet)];
         sendmsg(&self.control, &parts, &mut ancillary, SendFlags::empty()).unwrap();
-        ours
+    }
+
+    /// Puts this text into the place of its conditions, and hears how that went.
+    fn reload(&self, id: u64, text: &[u8], widen: bool) -> Reloaded {
+        let mut file = File::from(memfd_create("conditions", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(text).unwrap();
+        self.order(&Order::Reload { id, widen }, &file);
+        match self.hear() {
+            Event::Reloaded { id: of, outcome } => {
+                assert_eq!(of, id);
+                outcome
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     fn asker(&self) -> Asker {
@@ -182,6 +203,106 @@ fn who_learns_is_told_what_would_be_denied() {
     let process = start(CONDITIONS, |description| description.learn = true);
     let said = process.asker().ask(&tool("fs.delete"), None);
     assert!(said.allows() && !said.ruling.is_permitted());
+}
+
+const TOOLS: &str = r#"@id("tools") permit(principal, action == Action::"tool.call", resource in ToolFamily::"fs");"#;
+const NO_DELETION: &str =
+    r#"@id("no deletion") forbid(principal, action, resource == Tool::"fs.delete");"#;
+const READS: &str = r#"@id("reads") permit(principal, action == Action::"net.connect", resource)
+    when { context has method && context.method == "GET" };"#;
+
+#[test]
+fn other_conditions_hold_from_one_answer_to_the_next() {
+    let process = start(&[TOOLS, NO_DELETION, READS].concat(), |_| {});
+    process.hear();
+    let asker = process.asker();
+    assert!(asker.ask(&request(Some("GET")), None).allows());
+    // Narrower: a permit goes, a forbid comes.
+    let no_edit = r#"@id("no edit") forbid(principal, action, resource == Tool::"fs.edit");"#;
+    let narrower = [NO_DELETION, no_edit, TOOLS].concat();
+    let done = Reloaded::Done { widened: None };
+    assert_eq!(process.reload(7, narrower.as_bytes(), false), done);
+    assert!(asker.ask(&tool("fs.read"), None).allows());
+    assert_eq!(
+        asker.ask(&request(Some("GET")), None).ruling,
+        Ruling::NotPermitted
+    );
+    let edit = asker.ask(&tool("fs.edit"), None).ruling;
+    assert_eq!(edit, Ruling::Forbidden(vec!["no edit".to_owned()]));
+    // Back again is wider, now.
+    let back = [TOOLS, NO_DELETION, READS].concat();
+    let Reloaded::Refused { code, message } = process.reload(8, back.as_bytes(), false) else {
+        panic!("it has to be refused")
+    };
+    assert_eq!(code, "conditions-wider");
+    assert_eq!(
+        message,
+        "the new conditions may permit more: permit `reads` is new, forbid `no edit` is gone"
+    );
+    assert!(!asker.ask(&request(Some("GET")), None).allows());
+    let widened = Some("permit `reads` is new, forbid `no edit` is gone".to_owned());
+    let done = Reloaded::Done { widened };
+    assert_eq!(process.reload(9, back.as_bytes(), true), done);
+    assert!(asker.ask(&request(Some("GET")), None).allows());
+    assert!(process.asker().ask(&tool("fs.edit"), None).allows());
+    assert!(!asker.ask(&tool("fs.delete"), None).allows());
+    // Who is widened may still not be given what is no narrower word for word.
+    let nothing = process.reload(10, b"", false);
+    assert!(matches!(nothing, Reloaded::Refused { code, .. } if code == "conditions-wider"));
+    assert_eq!(
+        process.reload(11, NO_DELETION.as_bytes(), false),
+        Reloaded::Done { widened: None }
+    );
+    assert_eq!(
+        asker.ask(&tool("fs.read"), None).ruling,
+        Ruling::NotPermitted
+    );
+}
+
+#[test]
+fn a_text_that_is_refused_leaves_what_holds() {
+    let process = start(&[TOOLS, NO_DELETION].concat(), |_| {});
+    process.hear();
+    let asker = process.asker();
+    let unseen = r#"permit(principal, action, resource)
+        when { context has method && context.method == "GET" || true };"#;
+    let long = vec![b' '; MAX_TEXT_BYTES + 1];
+    for (id, (text, says)) in [
+        (&b"permit(principal, action"[..], "no Cedar"),
+        (b"\xff\xfe", "not UTF-8"),
+        (&long, "131073 bytes long"),
+        (
+            b"permit(principal, action, resource == Tool::\"hg.log\");",
+            "hg.log",
+        ),
+        (unseen.as_bytes(), "speaks of requests"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let Reloaded::Refused { code, message } = process.reload(id as u64, text, true) else {
+            panic!("it has to be refused: {says}")
+        };
+        assert_eq!(code, "conditions", "{message}");
+        assert!(message.contains(says), "{message}");
+        assert!(asker.ask(&tool("fs.read"), None).allows());
+        let deletion = asker.ask(&tool("fs.delete"), None).ruling;
+        assert_eq!(deletion, Ruling::Forbidden(vec!["no deletion".to_owned()]));
+    }
+    // What is no file cannot be read.
+    let (_ours, theirs) = pair();
+    process.order(
+        &Order::Reload {
+            id: 99,
+            widen: true,
+        },
+        &theirs,
+    );
+    let Event::Reloaded { id: 99, outcome } = process.hear() else {
+        panic!("it answers")
+    };
+    assert!(matches!(outcome, Reloaded::Refused { code, .. } if code == "decision-setup"));
+    assert!(asker.ask(&tool("fs.read"), None).allows());
 }
 
 #[test]

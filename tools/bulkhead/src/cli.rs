@@ -574,6 +574,23 @@ pub(crate) enum PolicyCommand {
         /// The file
         file: PathBuf,
     },
+    /// Have other conditions hold for a running partition, and print their SHA-256
+    Reload(PolicyReloadArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Conditions that permit nothing more hold at once; others are refused without --widen. What is refused
+changes nothing.")]
+pub(crate) struct PolicyReloadArgs {
+    /// SYSTEM/PARTITION that runs
+    #[arg(value_name = "NAME/PARTITION")]
+    pub(crate) partition: String,
+    /// The conditions; - for standard input
+    pub(crate) file: PathBuf,
+    /// They may permit what those that hold do not
+    #[arg(long)]
+    pub(crate) widen: bool,
 }
 
 /// An act, and of whom.

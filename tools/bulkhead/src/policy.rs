@@ -1,6 +1,8 @@
 //! `bulkhead policy`: what a manifest and the conditions beside it say, tried on acts before anything
 //! runs.
 
+mod reload;
+
 use crate::cli::PolicyCommand;
 use crate::failure::Failure;
 use crate::input;
@@ -10,7 +12,7 @@ use bulkhead_decision::{
     Act, Answer, Case, CaseFile, Circumstances, Conditions, ConditionsError, Policy, World, propose,
 };
 use bulkhead_manifest::{MAX_BYTES, Partition, parse};
-use bulkhead_supervisor::{Member, PartitionConditions};
+use bulkhead_supervisor::{HeldConditions, Member, PartitionConditions};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ pub(crate) fn run(command: &PolicyCommand) -> Result<(), Failure> {
             partition,
         } => explain(manifest, partition.as_deref()),
         PolicyCommand::Learn { file } => learn(file),
+        PolicyCommand::Reload(args) => reload::run(args),
     }
 }
 
@@ -56,12 +59,7 @@ impl Source {
     /// Checks them for the partitions of their manifest.
     fn check(&self, partitions: &[&Partition]) -> Result<Conditions, Failure> {
         let checked = Conditions::parse(&self.text, &world(partitions));
-        checked.map_err(|error| self.refused(&error))
-    }
-
-    fn refused(&self, error: &ConditionsError) -> Failure {
-        Failure::new("conditions", format!("{}: {error}", self.path.display()))
-            .help("docs/policy.md has what conditions can speak of")
+        checked.map_err(|error| refused(&self.path, &error))
     }
 
     /// Whether what is beside `manifest` is this file.
@@ -77,7 +75,7 @@ impl Source {
         lineage: Vec<String>,
     ) -> Result<Arc<PartitionConditions>, Failure> {
         let checked = Conditions::parse_to_hold(&self.text, &world(partitions));
-        checked.map_err(|error| self.refused(&error))?;
+        checked.map_err(|error| refused(&self.path, &error))?;
         let member = |partition: &&Partition| Member {
             name: partition.name.clone(),
             grants: partition.grants.clone(),
@@ -88,6 +86,24 @@ impl Source {
             lineage,
         }))
     }
+}
+
+fn refused(path: &Path, error: &ConditionsError) -> Failure {
+    Failure::new("conditions", format!("{}: {error}", path.display()))
+        .help("docs/policy.md has what conditions can speak of")
+}
+
+/// The conditions of a partition that runs.
+pub(crate) fn parse_held(held: &HeldConditions) -> Result<Conditions, Failure> {
+    let PartitionConditions { text, world, .. } = &held.conditions;
+    let partitions = world.iter();
+    let world = World {
+        partitions: partitions
+            .map(|one| (one.name.as_str(), &one.grants))
+            .collect(),
+    };
+    Conditions::parse(text, &world)
+        .map_err(|error| Failure::new("conditions", format!("those that hold: {error}")))
 }
 
 fn world<'p>(partitions: &[&'p Partition]) -> World<'p> {

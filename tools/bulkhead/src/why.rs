@@ -4,10 +4,11 @@
 use crate::act;
 use crate::cli::{ActArgs, ListFormat, WhyArgs};
 use crate::failure::Failure;
-use crate::policy::{Loaded, word};
+use crate::policy::{self, Loaded, word};
 use bulkhead_capability::Grants;
-use bulkhead_capability::table::Moment;
+use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_decision::{Act, ActDraft, Circumstances, Policy, propose};
+use bulkhead_supervisor::Standing;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -81,24 +82,37 @@ fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failu
     Ok(report(&policy, act, &who))
 }
 
-/// As it is decided for a partition that runs, by what it was granted when it started.
+/// As it is decided for a partition that runs, by what it was granted when it started and the conditions that
+/// hold now.
 fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failure> {
     let (found, partition) = act::find(&args.target)?;
     let none = Grants::none();
     let all = found.grants()?;
+    let held = match found.standing {
+        Standing::Live => bulkhead_supervisor::conditions(&found, &partition)?,
+        Standing::Finished => None,
+    };
+    let answered = held.as_ref().filter(|held| held.answered);
+    let conditions = answered.map(policy::parse_held).transpose()?;
     let started = Duration::from_secs(found.record.started);
     let who = Circumstances {
         system: found.name.clone(),
         partition: partition.clone(),
-        lineage: Vec::new(),
+        lineage: (held.as_ref()).map_or_else(Vec::new, |held| held.conditions.lineage.clone()),
         moment: Moment {
             now,
             age: now.saturating_sub(started),
         },
         bytes: None,
     };
-    let policy = Policy::new(all.get(&partition).unwrap_or(&none), None);
-    Ok(report(&policy, act, &who))
+    let grants = all.get(&partition).unwrap_or(&none);
+    let policy = Policy::new(grants, conditions.as_ref());
+    let mut report = report(&policy, act, &who);
+    if held.is_some() && conditions.is_none() && report.verdict != word(Verdict::Denied) {
+        report.verdict = word(Verdict::Denied);
+        report.reason = "nothing answers for the conditions any more".to_owned();
+    }
+    Ok(report)
 }
 
 fn report(policy: &Policy<'_>, act: &Act, who: &Circumstances) -> Report {

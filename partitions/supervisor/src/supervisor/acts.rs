@@ -59,10 +59,10 @@ pub(super) enum After {
     Stats(Option<Stats>),
 }
 
-/// Why something was not done, before the VMM was asked.
-struct Refusal {
+/// Why something was not done, before anybody was asked to do it.
+pub(super) struct Refusal {
     code: String,
-    message: String,
+    pub(super) message: String,
     help: Option<String>,
 }
 
@@ -104,7 +104,7 @@ fn drafts(new: &NewDevice) -> Vec<GrantDraft> {
 }
 
 impl Refusal {
-    fn new(code: &str, message: String, help: &str) -> Self {
+    pub(super) fn new(code: &str, message: String, help: &str) -> Self {
         Self {
             code: code.to_owned(),
             message,
@@ -112,7 +112,7 @@ impl Refusal {
         }
     }
 
-    fn answer(self) -> Answer {
+    pub(super) fn answer(self) -> Answer {
         Answer::Refused {
             code: self.code,
             message: self.message,
@@ -125,9 +125,7 @@ impl Member {
     /// Does what `client` asks, or tells it why not. Most answers come later.
     pub(super) fn act(&mut self, act: Act, client: UnixStream, launcher: &Launcher) {
         let deadline = Instant::now() + act.patience();
-        if !matches!(self.state(), State::Running | State::Suspended) {
-            let message = format!("partition `{}` is {}", self.name(), self.state());
-            let refusal = Refusal::new("not-running", message, "wait until it runs: bulkhead ps");
+        if let Err(refusal) = self.runs() {
             return reply(&client, &refusal.answer());
         }
         let intent = match self.intend(&act) {
@@ -149,6 +147,16 @@ impl Member {
         }
     }
 
+    /// Refuses what is asked of a partition that does not run.
+    pub(super) fn runs(&self) -> Result<(), Refusal> {
+        if matches!(self.state(), State::Running | State::Suspended) {
+            return Ok(());
+        }
+        let message = format!("partition `{}` is {}", self.name(), self.state());
+        let help = "wait until it runs: bulkhead ps";
+        Err(Refusal::new("not-running", message, help))
+    }
+
     /// Has it recorded that `act` is about to be done, unless it changes nothing.
     fn intend(&self, act: &Act) -> Result<Option<Intent>, Error> {
         let mib = |mib: &u64| format!("{mib} MiB");
@@ -163,14 +171,14 @@ impl Member {
             Act::ResizeDisk { device } => ("device.resize", device.clone()),
             Act::Dump { file } => ("partition.dump", file.display().to_string()),
         };
-        let index = self.life.intend(action, &object)?;
+        let index = self.life.intend(action, &object, [])?;
         Ok(Some(Intent { index, action }))
     }
 
     /// Has it recorded how it went.
     fn conclude(&self, intent: Option<Intent>, outcome: Result<(), &str>) {
         if let Some(Intent { index, action }) = intent {
-            self.life.conclude(index, action, outcome);
+            self.life.conclude(index, action, outcome, []);
         }
     }
 
@@ -434,7 +442,8 @@ impl Member {
     /// When the next request's time is over.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let pending = self.pending.iter().map(|pending| pending.deadline);
-        pending.chain(self.halt_deadline()).min()
+        let others = self.halt_deadline().into_iter();
+        pending.chain(others).chain(self.reload_deadline()).min()
     }
 
     /// Gives up requests whose time is over.
@@ -442,6 +451,7 @@ impl Member {
         if self.halt_deadline().is_some_and(|deadline| deadline <= now) {
             self.freeze(false);
         }
+        self.time_out_reload(now);
         // The VMM's counters are worth having without a gateway's.
         self.finish_stats(|pending| pending.deadline <= now);
         let message = format!(

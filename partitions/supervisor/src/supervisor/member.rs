@@ -4,9 +4,11 @@ use super::acts::Pending;
 use super::halt::Halt;
 use super::launch::{Launcher, Started};
 use super::outputs::Messages;
+use super::reload::Reload;
 use crate::admit::remove_document;
 use crate::backend::{Backend, Kind};
 use crate::cgroup::Group;
+use crate::conditions::PartitionConditions;
 use crate::console::Streams;
 use crate::end::End;
 use crate::error::Error;
@@ -18,6 +20,7 @@ use crate::vsock::Vsock;
 use bulkhead_machine::control::{Ended, Event};
 use bulkhead_manifest::{Lifetime, Partition};
 use std::io::PipeReader;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a VMM may take to end after it was asked, or after it said that it ends.
@@ -48,6 +51,10 @@ pub(super) struct Member {
     spare: Option<Streams>,
     /// What the VMM was asked and has not answered.
     pub(super) pending: Vec<Pending>,
+    /// The conditions that hold, if there are any.
+    pub(super) conditions: Option<Arc<PartitionConditions>>,
+    /// Others that are about to.
+    pub(super) reload: Option<Reload>,
     pub(super) messages: Messages,
     /// The control socket may have more to say.
     pub(super) talking: bool,
@@ -79,6 +86,7 @@ pub(super) struct Parts {
     pub(super) finished: PipeReader,
     pub(super) life: Life,
     pub(super) group: Option<Group>,
+    pub(super) conditions: Option<Arc<PartitionConditions>>,
 }
 
 /// When the lifetime of a partition that starts now is over.
@@ -107,6 +115,8 @@ impl Member {
             devices: granted.collect(),
             spare: parts.spare,
             pending: Vec::new(),
+            conditions: parts.conditions,
+            reload: None,
             messages: parts.messages,
             talking: true,
             exited: false,
@@ -230,6 +240,17 @@ impl Member {
         }
     }
 
+    /// Takes in what a back end says on its control socket.
+    pub(super) fn hear_backend(&mut self, at: usize) {
+        let Some(backend) = self.backends.get_mut(at) else {
+            return;
+        };
+        if let Some((id, outcome)) = backend.hear() {
+            self.reloaded(id, outcome);
+        }
+        self.answer_stats();
+    }
+
     /// Takes note of back ends that have ended: the partition runs on without what they served.
     pub(super) fn reap_backends(&mut self, ended: &[usize]) {
         for at in ended.iter().rev() {
@@ -238,6 +259,9 @@ impl Member {
             }
             let mut backend = self.backends.remove(*at);
             let how = backend.process.reap();
+            if backend.kind == Kind::Decision {
+                self.give_up_reload("what answers for them is gone, and nothing is permitted");
+            }
             // In order it ends when its VMM lets go of it.
             let lost = !backend.process.succeeded;
             if lost && !self.exited && !self.asked_to_stop && self.said.is_none() {
@@ -301,6 +325,7 @@ impl Member {
             }
         }
         self.backends.clear();
+        self.give_up_reload("the partition has ended");
         self.spare = None;
         remove_document(&launcher.directory, &self.partition.name);
         let why = end.complaint(self.name()).map(|(_, sentence, _)| sentence);

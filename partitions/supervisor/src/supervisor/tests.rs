@@ -22,6 +22,7 @@ use tempfile::{TempDir, tempdir};
 
 mod halt;
 mod ledger;
+mod reload;
 
 /// Longest wait for something that takes milliseconds: it tells a hang from a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,6 +69,7 @@ struct House {
     dir: TempDir,
     library: Library,
     root: StateRoot,
+    conditions: BTreeMap<String, Arc<PartitionConditions>>,
 }
 
 impl House {
@@ -88,6 +90,7 @@ impl House {
             dir,
             library,
             root,
+            conditions: BTreeMap::new(),
         }
     }
 
@@ -126,7 +129,7 @@ impl House {
             keep_logs,
             gdb: None,
             secrets: Arc::default(),
-            conditions: BTreeMap::new(),
+            conditions: self.conditions.clone(),
         };
         let cpu = HostCpu::from_iter([]);
         let (root, library) = (&self.root, &self.library);

@@ -68,12 +68,9 @@ impl Supervisor {
                             vsock.serve();
                         }
                     }),
-                    Source::BackendControl(at, backend) => self.with(at, |member| {
-                        if let Some(backend) = member.backends.get_mut(backend) {
-                            backend.hear();
-                        }
-                        member.answer_stats();
-                    }),
+                    Source::BackendControl(at, backend) => {
+                        self.with(at, |member| member.hear_backend(backend))
+                    }
                     Source::BackendQuestion(at, backend) => self.hear_question(at, backend),
                     Source::BackendStderr(at, backend) => {
                         self.with(at, |member| member.listen_to_backend(backend))
@@ -150,6 +147,10 @@ impl Supervisor {
             ends: ends.collect(),
             cause,
         })
+    }
+
+    fn member(&mut self, name: &str) -> Option<&mut super::Member> {
+        self.members.iter_mut().find(|member| member.name() == name)
     }
 
     fn with(&mut self, at: usize, act: impl FnOnce(&mut super::Member)) -> Option<Cause> {
@@ -279,7 +280,17 @@ impl Supervisor {
                 self.go_on();
                 reply(&client, &self.record(false));
             }
-            Request::Partition { .. } if self.halted => reply(&client, &halted()),
+            Request::Conditions { partition } => {
+                let member = self.member(&partition);
+                reply(&client, &member.and_then(|member| member.held_conditions()));
+            }
+            Request::Partition { .. } | Request::Reload { .. } if self.halted => {
+                reply(&client, &halted())
+            }
+            Request::Reload { partition, new } => match self.member(&partition) {
+                Some(member) => member.reload(new, client),
+                None => reply(&client, &no_such_partition(&partition)),
+            },
             Request::Partition { partition, act } => {
                 let launcher = &self.launcher;
                 let mut members = self.members.iter_mut();

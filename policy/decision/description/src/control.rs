@@ -14,6 +14,14 @@ pub const MAX_CLIENTS: usize = 256;
 pub enum Command {
     /// The descriptor that comes with this is the process's end of a socket on which it is asked.
     Client,
+    /// The descriptor that comes with this is a file with other conditions in it, which are to hold in
+    /// the place of those that do. The answer is [`Event::Reloaded`].
+    Reload {
+        /// A number that comes back with the answer.
+        id: u64,
+        /// They may permit what the others do not.
+        widen: bool,
+    },
 }
 
 /// What the process tells.
@@ -27,6 +35,31 @@ pub enum Event {
     },
     /// They cannot; the process ends.
     Failed {
+        /// A stable code.
+        code: String,
+        /// A sentence.
+        message: String,
+    },
+    /// The answer to [`Command::Reload`].
+    Reloaded {
+        /// The command's number.
+        id: u64,
+        /// How it went.
+        outcome: Reloaded,
+    },
+}
+
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reloaded {
+    /// Every answer from here on is by the new conditions.
+    Done {
+        /// Why they permit what the others did not, if they do.
+        widened: Option<String>,
+    },
+    /// Those that held still hold.
+    Refused {
         /// A stable code.
         code: String,
         /// A sentence.

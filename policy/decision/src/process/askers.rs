@@ -4,14 +4,14 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use bulkhead_conditions::control::{Command, MAX_CLIENTS, MAX_MESSAGE_BYTES};
+use bulkhead_conditions::control::{Command, Event, MAX_CLIENTS, MAX_MESSAGE_BYTES};
 use bulkhead_conditions::wire::{Answer, MAX_REQUEST_BYTES};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send,
 };
 
-use super::say;
+use super::{Judge, say, tell};
 
 /// Most questions of an asker before others have a turn.
 const QUESTIONS: usize = 16;
@@ -35,7 +35,7 @@ impl Control {
     }
 
     /// Does what the supervisor wants; false when it is gone.
-    pub(super) fn obey(&self, askers: &mut Askers) -> bool {
+    pub(super) fn obey(&self, askers: &mut Askers, judge: &mut Judge) -> bool {
         loop {
             let mut bytes = [0; MAX_MESSAGE_BYTES];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -59,6 +59,10 @@ impl Control {
             let packet = bytes.get(..received).unwrap_or_default();
             match (serde_json::from_slice(packet), passed) {
                 (Ok(Command::Client), Some(socket)) => askers.add(socket),
+                (Ok(Command::Reload { id, widen }), Some(file)) => {
+                    let outcome = judge.reload(file, widen);
+                    tell(&self.0, &Event::Reloaded { id, outcome });
+                }
                 // What came with it is closed: an asker sees that nobody answers.
                 _ => say("the supervisor said what is no command"),
             }

@@ -19,6 +19,7 @@ bulkhead_confined::rules! {
     SYS_recvfrom        ANY          "questions"
     SYS_recvmsg         ANY          "new askers, with their sockets"
     SYS_sendto          ANY          "answers; events on the control socket"
+    SYS_pread64         ANY          "other conditions, from the file that comes with them"
     SYS_close           ANY          "askers that are gone"
     SYS_fcntl           GETFD        "debug builds look at a descriptor before they close it"
     SYS_write           ANY          "a line on standard error"

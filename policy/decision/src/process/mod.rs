@@ -1,8 +1,10 @@
 //! The process `bulkhead-decision`: reads its description, locks itself in, and says what the conditions
 //! of one partition say to whoever asks, until the supervisor is gone. Called by `main` alone.
+//! Other conditions take their place in `reload`.
 
 mod askers;
 pub mod jail;
+mod reload;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -124,15 +126,20 @@ fn serve(description: DecisionDescription) -> Result<(), DecisionError> {
     let (judge, jail_gaps) = match prepare(description) {
         Ok(prepared) => prepared,
         Err(error) => {
-            let message = error.to_string();
-            let message = message.chars().take(MAX_MESSAGE_BYTES / 8).collect();
+            let message = sentence(&error);
             let code = error.code().to_owned();
             tell(&control, &Event::Failed { code, message });
             return Err(error);
         }
     };
     tell(&control, &Event::Running { jail_gaps });
-    answer_all(&judge, &Control::new(control))
+    answer_all(judge, &Control::new(control))
+}
+
+/// What is told of an error, which may repeat a part of the conditions.
+fn sentence(error: &impl ToString) -> String {
+    let message = error.to_string();
+    message.chars().take(MAX_MESSAGE_BYTES / 8).collect()
 }
 
 fn prepare(description: DecisionDescription) -> Result<(Judge, Vec<String>), DecisionError> {
@@ -154,6 +161,7 @@ fn tell(control: impl AsFd, event: &Event) {
 #[derive(Debug)]
 pub struct Judge {
     conditions: Conditions,
+    world: Vec<Member>,
     learn: bool,
     system: String,
     partition: String,
@@ -179,6 +187,7 @@ impl Judge {
         } = description;
         Ok(Self {
             conditions: Conditions::parse_to_hold(&text, &speaks_of(&world))?,
+            world,
             learn,
             system,
             partition,
@@ -230,11 +239,11 @@ fn shortened(ruling: Ruling) -> Ruling {
 }
 
 /// Answers what comes until the supervisor closes the control socket.
-fn answer_all(judge: &Judge, control: &Control) -> Result<(), DecisionError> {
+fn answer_all(mut judge: Judge, control: &Control) -> Result<(), DecisionError> {
     let mut askers = Askers::default();
     loop {
         let (control_ready, ready) = wait(control, &askers)?;
-        if control_ready && !control.obey(&mut askers) {
+        if control_ready && !control.obey(&mut askers, &mut judge) {
             return Ok(());
         }
         // A clock before 1970 permits nothing that asks for the time.

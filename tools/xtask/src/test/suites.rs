@@ -26,9 +26,10 @@ const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Suites whose `kvm` tests are about processes of the host and not about its KVM: the lab repeats
 /// them only where there is no other.
-const ONCE: [&str; 10] = [
+const ONCE: [&str; 11] = [
     "bad_input",
     "cli",
+    "conditions",
     "emergency",
     "ledger",
     "manifest",

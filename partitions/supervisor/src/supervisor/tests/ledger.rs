@@ -51,6 +51,16 @@ impl FakeWriter {
         Ledger::on(system, Client::new(ours))
     }
 
+    /// What was recorded.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        self.entries.lock().unwrap().clone()
+    }
+
+    /// Nothing more is written.
+    pub(super) fn fill(&self) {
+        self.full_at.store(1, Ordering::SeqCst);
+    }
+
     /// What was recorded, as words.
     fn told(&self) -> Vec<String> {
         let entries = self.entries.lock().unwrap();

@@ -1,0 +1,170 @@
+//! Promise: what conditions take away from a partition it does not do, others take their place while it
+//! runs, and never more permissive ones without a word; all of it is on record.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+/// The guest itself does nothing: the tests are at the end of its connection to its tools.
+mod kvm {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use bulkhead_tests::bulkhead::Ended;
+    use bulkhead_tests::house::House;
+    use bulkhead_tests::mcp::Mcp;
+    use bulkhead_tests::{guest, library};
+    use serde_json::{Value, json};
+
+    const FILES: &str = r#"
+        @id("tools") permit(principal, action == Action::"tool.call", resource in ToolFamily::"fs");
+        @id("reads") permit(principal, action == Action::"fs.read", resource);
+    "#;
+    const WRITES: &str =
+        r#"@id("writes") permit(principal, action == Action::"fs.write", resource);"#;
+    const NO_DELETION: &str =
+        r#"@id("no deletion") forbid(principal, action, resource == Tool::"fs.delete");"#;
+
+    /// A partition with tools, a directory and conditions.
+    struct Shop(House);
+
+    impl Shop {
+        /// `lines` are further ones of its partition.
+        fn new(conditions: &[&str], lines: &str) -> Self {
+            let mut house = House::new("");
+            let kernel = library::with(&house.bulkhead, &house.scratch, "kernel", &guest::sleeps());
+            house.bulkhead = house.bulkhead.clone().env("BULKHEAD_LIB", kernel);
+            let data = house.scratch.path().join("shared");
+            fs::create_dir(&data).unwrap();
+            house.scratch.file("policy.cedar", conditions.concat());
+            let system = format!(
+                "name = \"shop\"\n[[partition]]\nname = \"agent\"\nkernel = \"native\"\n\
+                 program = \"@examples/hello-native\"\n\
+                 grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\"]\n{lines}\n",
+                data.display()
+            );
+            house.scratch.file("system.toml", system);
+            Self(house)
+        }
+
+        fn up(&self) -> Ended {
+            let system = self.0.scratch.path().join("system.toml");
+            self.0.run(&["up", "--detach", system.to_str().unwrap()])
+        }
+
+        fn agent(&self) -> Mcp {
+            let socket = "s/shop/agent/vsock.sock_1024";
+            Mcp::connect(&self.0.scratch.path().join(socket))
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.scratch.path().join("shared").join(name)
+        }
+
+        /// Has the agent write a file; why not, if it may not.
+        fn write(&self, agent: &mut Mcp, name: &str) -> Result<(), String> {
+            let file = json!({ "path": self.path(name), "content": "x" });
+            let written = agent.call("fs.write", &file).map(drop);
+            assert_eq!(self.path(name).exists(), written.is_ok(), "{written:?}");
+            written
+        }
+
+        fn reload(&self, conditions: &[&str], more: &[&str]) -> Ended {
+            let file = self.0.scratch.file("new.cedar", conditions.concat());
+            let words = ["policy", "reload", "shop/agent", file.to_str().unwrap()];
+            self.0.run(&[&words[..], more].concat())
+        }
+
+        /// What `why` says of a call of this tool.
+        fn why(&self, tool: &str) -> Value {
+            let words = ["why", "shop/agent", "--tool", tool, "--format", "json"];
+            let said = self.0.run(&words).expect_status(0).stdout();
+            serde_json::from_str(&said).unwrap()
+        }
+
+        /// What the ledger has of this action.
+        fn records(&self, action: &str) -> Vec<Value> {
+            let records = self.0.records().into_iter();
+            let entries = records.map(|record| record["entry"].clone());
+            entries.filter(|entry| entry["action"] == action).collect()
+        }
+
+        fn down(self) {
+            self.0.run(&["down", "shop"]).expect_status(0);
+            self.0.run(&["ledger", "verify"]).expect_status(0);
+            self.0.census.expect_nothing_new();
+        }
+    }
+
+    #[test]
+    fn other_conditions_narrow_a_running_partition_at_once_and_widen_it_only_when_told_to() {
+        let shop = Shop::new(&[FILES, WRITES], "");
+        shop.up().expect_status(0);
+        let mut agent = shop.agent();
+        shop.write(&mut agent, "before").unwrap();
+        assert_eq!(shop.why("fs.delete")["verdict"], "allow");
+
+        let narrowed = shop.reload(&[FILES, NO_DELETION], &[]);
+        let narrow = narrowed.expect_status(0).stdout();
+        assert_eq!(narrow.trim_end().len(), 64, "{narrow}");
+        let why = shop.write(&mut agent, "narrow").unwrap_err();
+        assert!(why.contains("permitted by no condition"), "{why}");
+        let delete = json!({ "path": shop.path("before") });
+        let why = agent.call("fs.delete", &delete).unwrap_err();
+        assert!(why.contains("forbidden by condition no deletion"), "{why}");
+        let why = shop.why("fs.delete");
+        assert_eq!(why["verdict"], "deny");
+        assert_eq!(why["reason"], "forbidden by condition no deletion");
+
+        let wider = shop.reload(&[FILES, WRITES], &[]);
+        wider.expect_status(125).expect_stderr(
+            "error[conditions-wider]: the new conditions may permit more: permit `writes` is new, \
+             forbid `no deletion` is gone; those that held still hold",
+        );
+        let broken = shop.reload(&["permit(principal"], &["--widen"]);
+        broken
+            .expect_status(125)
+            .expect_stderr("error[conditions]: ");
+        shop.write(&mut agent, "still").unwrap_err();
+
+        let widened = shop.reload(&[FILES, WRITES, NO_DELETION], &["--widen"]);
+        widened
+            .expect_status(0)
+            .expect_stderr("permit `writes` is new");
+        shop.write(&mut agent, "after").unwrap();
+        agent.call("fs.delete", &delete).unwrap_err();
+
+        let records = shop.records("policy.reload");
+        let of = |record: &Value, name: &str| record["detail"][name].as_str().map(str::to_owned);
+        let verdicts: Vec<&str> = records
+            .iter()
+            .map(|record| record["verdict"].as_str().unwrap())
+            .collect();
+        let expected = [
+            "allowed", "done", "allowed", "failed", "allowed", "failed", "allowed", "done",
+        ];
+        assert_eq!(verdicts, expected);
+        let widened = records.iter().map(|record| of(record, "widened"));
+        let widened: Vec<String> = widened.flatten().collect();
+        assert_eq!(widened, ["no", "permit `writes` is new"]);
+        // What held at the start, and after each: an unbroken line.
+        let start = &shop.records("partition.start")[0];
+        assert_eq!(of(start, "conditions"), of(&records[0], "old"));
+        assert_eq!(of(&records[1], "new").as_deref(), Some(narrow.trim_end()));
+        for record in &records[2..] {
+            assert_eq!(of(record, "old").as_deref(), Some(narrow.trim_end()));
+        }
+        shop.down();
+    }
+
+    #[test]
+    fn who_was_started_without_conditions_is_given_none() {
+        let shop = Shop::new(&[], "");
+        fs::remove_file(shop.0.scratch.path().join("policy.cedar")).unwrap();
+        shop.up().expect_status(0);
+        let refused = shop.reload(&[FILES], &["--widen"]);
+        refused.expect_status(125).expect_stderr(
+            "error[no-conditions]: partition `agent` was started without conditions",
+        );
+        shop.write(&mut shop.agent(), "all the same").unwrap();
+        assert!(shop.records("policy.reload").is_empty());
+        shop.down();
+    }
+}
