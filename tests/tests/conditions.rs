@@ -1,5 +1,5 @@
-//! Promise: what conditions take away from a partition it does not do, others take their place while it
-//! runs, and never more permissive ones without a word; all of it is on record.
+//! Promise: what conditions take away from a partition it does not do, unless they are being learnt; others
+//! take their place while it runs, and never more permissive ones without a word; all of it is on record.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 /// The guest itself does nothing: the tests are at the end of its connection to its tools.
@@ -152,6 +152,82 @@ mod kvm {
             assert_eq!(of(record, "old").as_deref(), Some(narrow.trim_end()));
         }
         shop.down();
+    }
+
+    /// What the ledger has learnt of the agent.
+    fn learnt(shop: &Shop) -> Value {
+        let words = [
+            "policy",
+            "learn",
+            "--ledger",
+            "--partition",
+            "shop",
+            "--format",
+            "json",
+        ];
+        let learnt = shop.0.run(&words).expect_status(0).stdout();
+        let mut learnt: Value = serde_json::from_str(&learnt).unwrap();
+        assert_eq!(learnt[0]["partition"], "shop/agent");
+        learnt[0].take()
+    }
+
+    #[test]
+    fn a_partition_that_learns_is_let_through_and_told_what_it_needs() {
+        let shop = Shop::new(&[NO_DELETION], "conditions = \"learn\"");
+        let up = shop.up();
+        up.expect_status(0)
+            .expect_stderr("partition `agent` LEARNS");
+        shop.0.run(&["ps"]).expect_stdout("running, learns");
+        let mut agent = shop.agent();
+        shop.write(&mut agent, "learnt").unwrap();
+        let delete = json!({ "path": shop.path("learnt") });
+        agent.call("fs.delete", &delete).unwrap();
+        // Grants hold all the same.
+        let passwd = json!({ "path": "/etc/passwd" });
+        let why = agent.call("fs.read", &passwd).unwrap_err();
+        assert_eq!(why, "it takes a grant of fs.read:/etc/passwd");
+        let why = shop.why("fs.delete");
+        assert_eq!(why["verdict"], "allow");
+        let reason = why["reason"].as_str().unwrap();
+        assert!(
+            reason.contains("it learns, and else it would be forbidden by"),
+            "{reason}"
+        );
+        let start = &shop.records("partition.start")[0];
+        assert_eq!(start["detail"]["adherence"], "learn");
+
+        let learnt = learnt(&shop);
+        let permits = learnt["permits"].as_array().unwrap();
+        let permits: Vec<&str> = permits.iter().map(|one| one.as_str().unwrap()).collect();
+        let forbidden = learnt["forbidden"].as_array().unwrap();
+        assert_eq!(forbidden.len(), 1, "{learnt}");
+        let act = forbidden[0]["act"].as_str().unwrap();
+        assert!(act.starts_with("tool.call fs.delete /"), "{act}");
+        assert_eq!(forbidden[0]["why"], "forbidden by condition no deletion");
+        shop.0.run(&["down", "shop"]).expect_status(0);
+
+        // Held to what was learnt it does that, and nothing else.
+        let file = shop.0.scratch.path().join("system.toml");
+        let system = fs::read_to_string(&file).unwrap();
+        fs::write(&file, system.replace("\"learn\"", "\"enforce\"")).unwrap();
+        let learnt = [&permits.join("\n"), NO_DELETION].concat();
+        shop.0.scratch.file("policy.cedar", learnt);
+        shop.up().expect_status(0);
+        let mut agent = shop.agent();
+        shop.write(&mut agent, "learnt").unwrap();
+        shop.write(&mut agent, "another").unwrap_err();
+        agent.call("fs.delete", &delete).unwrap_err();
+        shop.down();
+    }
+
+    #[test]
+    fn who_learns_has_something_to_learn_for() {
+        let shop = Shop::new(&[], "conditions = \"learn\"");
+        fs::remove_file(shop.0.scratch.path().join("policy.cedar")).unwrap();
+        let refused = shop.up();
+        refused
+            .expect_status(125)
+            .expect_stderr("error[conditions]: partition `agent` learns, and has no conditions");
     }
 
     #[test]

@@ -84,6 +84,9 @@ fn wider(manifest: &Manifest, than: &Manifest) -> Vec<Change> {
     if own.vcpus > other.vcpus {
         add("resources.vcpus", format!("{} vCPUs", own.vcpus));
     }
+    if own.conditions > other.conditions {
+        add("conditions", own.conditions.as_str().to_owned());
+    }
     if own.autonomy > other.autonomy {
         add("tools.autonomy", own.autonomy.as_str().to_owned());
     }
@@ -288,6 +291,11 @@ mod tests {
             ("calls = 1000\n", "calls = 999\n", "budget: calls 1000"),
             ("count = 4", "count = 3", "spawn.count: 4"),
             ("depth = 2", "depth = 1", "spawn.depth: 2"),
+            (
+                "conditions = \"learn\"\n",
+                "conditions = \"enforce\"\n",
+                "conditions: learn",
+            ),
             (
                 "autonomy = \"supervised\"\n",
                 "autonomy = \"manual\"\n",

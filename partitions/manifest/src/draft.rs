@@ -47,6 +47,7 @@ pub struct PartitionDraft {
     pub watchdog: Option<At<bool>>,
     pub on_reboot: Option<At<String>>,
     pub autonomy: Option<At<String>>,
+    pub conditions: Option<At<String>>,
     pub grants: Vec<At<GrantDraft>>,
     pub deny: Vec<At<String>>,
     pub network: Option<At<NetworkDraft>>,

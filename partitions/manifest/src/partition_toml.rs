@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 /// Sections and keys of a manifest.
 pub(crate) const MANIFEST_KEYS: &[&str] = &[
+    "conditions",
     "grants",
     "deny",
     "identity",
@@ -52,6 +53,7 @@ pub(crate) const BUDGET_KEYS: &[&str] = &["bytes", "calls", "tokens", "money"];
 pub(crate) fn read_manifest(report: &mut Report<'_>, table: &DeTable<'_>) -> PartitionDraft {
     let mut reader = Reader::new(report, table, MANIFEST_KEYS, "in a manifest");
     let mut draft = PartitionDraft {
+        conditions: reader.string("conditions"),
         grants: reader.elements("grants", read_grant),
         deny: reader.elements("deny", read_denial),
         network: reader.table("network", read_network),

@@ -7,7 +7,7 @@ use crate::manifest::Manifest;
 use crate::system::{Kernel, KernelKind, LinuxBoot, Partition, Program};
 use bulkhead_abi::machine::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE};
 use bulkhead_abi::syscall::slot;
-use bulkhead_capability::{Autonomy, Capability, CapabilityName, Enforcer, Grant};
+use bulkhead_capability::{Adherence, Autonomy, Capability, CapabilityName, Enforcer, Grant};
 use bulkhead_machine::Transport;
 use bulkhead_machine::device::{ImageFormat, RateLimit};
 use serde_json::{Value, json};
@@ -39,6 +39,7 @@ pub struct Plan {
 const VMM: &str = "bulkhead-vmm";
 const GATEWAY: &str = "bulkhead-gateway";
 const TOOLS: &str = "bulkhead-tools";
+const DECISION: &str = "bulkhead-decision";
 const SUPERVISOR: &str = "supervisor";
 const CONTROL_GROUP: &str = "control group";
 
@@ -239,6 +240,10 @@ impl Plan {
                 let at = "ninth rule: two signatures, one of an approver";
                 self.add("lifetime unlimited", SUPERVISOR, at);
             }
+        }
+        if manifest.partition().conditions == Adherence::Learn {
+            let at = "learnt from, not enforced: what they would deny is done, and on record";
+            self.add("conditions learn".to_owned(), DECISION, at);
         }
         let autonomy = manifest.partition().autonomy;
         if manifest.partition().calls_tools() {
@@ -496,6 +501,7 @@ mod tests {
             "root /srv/agent/rootfs | supervisor | copied to / at the start",
             "mount /srv/agent/bin | supervisor | copied to /opt/bin at the start",
             "lifetime 90 s | supervisor | timer, from the first start",
+            "conditions learn | bulkhead-decision | learnt from, not enforced: what they would deny is done, and on record",
             "autonomy supervised | bulkhead-tools | calls that destroy or use the network wait for a person",
             "budget money 5.00 | bulkhead-gateway | counter, while the partition lives",
         ] {

@@ -10,7 +10,7 @@ use crate::partition_toml::{
     SECRET_KEYS, SPAWN_KEYS, TOOLS_KEYS,
 };
 use crate::system::KernelKind;
-use bulkhead_capability::{Autonomy, CapabilityName, ObjectKind};
+use bulkhead_capability::{Adherence, Autonomy, CapabilityName, ObjectKind};
 use serde_json::{Map, Value, json};
 
 const NAME: &str = "^[a-z0-9][a-z0-9-]{0,39}$";
@@ -59,6 +59,10 @@ fn table(
 
 fn manifest(key: &str) -> Option<Value> {
     Some(match key {
+        "conditions" => choice(
+            "Whether conditions hold, or are learnt from; else enforce",
+            &Adherence::ALL.map(|(name, _)| name),
+        ),
         "grants" => json!({
             "type": "array",
             "description": "What it may touch",
@@ -439,6 +443,10 @@ mod tests {
             ("role = \"coder\"", "rol = \"coder\""),
             ("name = \"agent\"", "name = \"Agent\""),
             ("name = \"agent\"", "name = 7"),
+            (
+                "grants = [\"console\"]",
+                "conditions = \"never\"\ngrants = [\"console\"]",
+            ),
             ("kernel = \"linux\"", "kernel = \"windows\""),
             ("max = \"8h\"", "max = 8"),
             ("max = \"8h\"", "max = \"8 weeks\""),

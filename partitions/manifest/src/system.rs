@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::guest_path::GuestPath;
 use crate::mandate::Mandate;
 use crate::source::Source;
-use bulkhead_capability::{Autonomy, Capability, Grants};
+use bulkhead_capability::{Adherence, Autonomy, Capability, Grants};
 use bulkhead_cpu::CpuTemplate;
 use bulkhead_machine::Transport;
 use std::fmt;
@@ -84,6 +84,8 @@ pub struct Partition {
     pub restart: bool,
     /// How many of its calls of tools wait for a person.
     pub autonomy: Autonomy,
+    /// Whether conditions hold for it, if there are any.
+    pub conditions: Adherence,
     /// What it may touch.
     pub grants: Grants,
     /// What the grants become, in their order; console, entropy and time have no options.

@@ -10,7 +10,7 @@ mod program;
 
 pub use grants::is_reserved_directory;
 pub(crate) use grants::{denials, granted};
-pub(crate) use machine::{autonomy, memory_size};
+pub(crate) use machine::{adherence, autonomy, memory_size};
 pub(crate) use mandate::Terms;
 
 use crate::device::Device;

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::initramfs::memory_file;
 use crate::process::packet_pair;
 use crate::vmm::send_with;
+use bulkhead_capability::Adherence;
 use bulkhead_conditions::control::Command;
 use bulkhead_conditions::{DecisionDescription, Member, VERSION};
 use bulkhead_machine::Jail;
@@ -29,10 +30,12 @@ pub struct PartitionConditions {
     pub world: Vec<Member>,
     /// Ancestors of the partition, the nearest first.
     pub lineage: Vec<String>,
+    /// Whether they are enforced. What they would deny is done where they are not, and on record.
+    pub adherence: Adherence,
 }
 
 impl PartitionConditions {
-    /// What the record of the start says about them.
+    /// Which they are, for records.
     pub(crate) fn digest(&self) -> String {
         digest(&self.text)
     }
@@ -66,7 +69,7 @@ pub(crate) fn ready(
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         text: conditions.text.clone(),
-        learn: false,
+        learn: conditions.adherence == Adherence::Learn,
         world: conditions.world.clone(),
         control: descriptors.keep(theirs),
         jail,

@@ -1,6 +1,7 @@
 //! What is known of a system from outside: written by its supervisor, read by `ps` and `down`.
 
 use crate::lifecycle::State;
+use bulkhead_capability::Adherence;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
@@ -45,6 +46,9 @@ pub struct PartitionRecord {
     pub vcpus: u32,
     /// Layers of the jail that this host does not offer.
     pub jail_gaps: Vec<String>,
+    /// Whether conditions hold for it, if there are any.
+    #[serde(default)]
+    pub conditions: Option<Adherence>,
     /// The exit status that it would give `bulkhead run`, when it has ended.
     pub status: Option<u8>,
 }

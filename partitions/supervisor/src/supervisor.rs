@@ -182,10 +182,12 @@ impl Supervisor {
         directory.write_grants(system)?;
         let life = |partition: &Partition| {
             let conditions = options.conditions.get(&partition.name);
+            let adherence = conditions.map(|conditions| conditions.adherence.as_str());
             let conditions = conditions.map(|conditions| conditions.digest());
             let held = [
                 ("kernel", partition.kernel.kind().as_str()),
                 ("conditions", conditions.as_deref().unwrap_or_default()),
+                ("adherence", adherence.unwrap_or_default()),
                 (
                     "limits",
                     limits.get(&partition.name).map_or("", |own| &own.digest),

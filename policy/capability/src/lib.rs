@@ -7,6 +7,7 @@
 //! on single acts.
 #![forbid(unsafe_code)]
 
+mod adherence;
 mod autonomy;
 mod capability;
 mod constraints;
@@ -16,6 +17,7 @@ mod name;
 mod object;
 pub mod table;
 
+pub use adherence::Adherence;
 pub use autonomy::Autonomy;
 pub use capability::{Capability, ParseCapabilityError};
 pub use constraints::{Constraints, Quota, http_rule, is_plain_directory};

@@ -4,11 +4,12 @@
 use crate::entities::host_id;
 use crate::policy::Answer;
 use bulkhead_capability::table::Verdict;
-use bulkhead_conditions::Act;
+use bulkhead_conditions::{Act, Ruling};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The grants, as lines of a manifest, and the conditions, in Cedar, that would allow these acts of a
-/// partition: each act with what policy says of it today. What is allowed needs nothing.
+/// partition: each act with what policy says of it today. What is allowed needs nothing, and nothing allows what
+/// a condition forbids.
 pub fn propose(partition: &str, acts: &[(&Act, Answer<'_>)]) -> (Vec<String>, Vec<String>) {
     let mut grants: BTreeMap<String, Requests> = BTreeMap::new();
     let mut conditions = BTreeSet::new();
@@ -35,8 +36,8 @@ pub fn propose(partition: &str, acts: &[(&Act, Answer<'_>)]) -> (Vec<String>, Ve
                 }
                 _ => requests.plain = true,
             }
-        } else {
-            conditions.insert(condition(partition, act));
+        } else if answer.ruling == Some(Ruling::NotPermitted) {
+            conditions.insert(permit(partition, act));
         }
     }
     let grants = grants.iter().map(|(name, requests)| requests.line(name));
@@ -91,8 +92,8 @@ fn escaped(text: &str, control: impl Fn(char) -> String) -> String {
     format!("\"{}\"", text.chars().map(escape).collect::<String>())
 }
 
-/// The condition that permits just this.
-fn condition(partition: &str, act: &Act) -> String {
+/// The condition that permits just this act of a partition.
+pub fn permit(partition: &str, act: &Act) -> String {
     let (kind, id) = match act {
         Act::Connect { name, address, .. } => {
             let address = address.map(|address| address.to_string());

@@ -19,11 +19,11 @@ mod requests;
 mod world;
 
 pub use act::{ActDraft, ParseActError};
-pub use bulkhead_conditions::{Act, MAX_TEXT_BYTES, Ruling};
+pub use bulkhead_conditions::{Act, Denied, MAX_TEXT_BYTES, Ruling, WOULD_DENY, denied};
 pub use cases::{Case, CaseFile, CaseFileError, Expected};
 pub use conditions::{Conditions, ConditionsError, SCHEMA};
 pub use entities::Circumstances;
-pub use learn::propose;
+pub use learn::{permit, propose};
 pub use narrower::{Widening, widenings};
 pub use policy::{Answer, Policy};
 pub use world::World;

@@ -471,6 +471,11 @@ fn what_is_proposed_allows_what_was_denied_and_no_more() {
         tool("fs.read", &[]),
         Act::Resolve("Example.NET.".to_owned()),
     ];
+    // What is forbidden no permit mends.
+    let forbidden = Act::Exec("/usr/bin/git".to_owned());
+    let said = policy.decide(&forbidden, &at);
+    assert!(matches!(said.ruling, Some(Ruling::Forbidden(_))));
+    assert_eq!(propose("web", &[(&forbidden, said)]), (vec![], vec![]));
     let denied: Vec<_> = acts
         .iter()
         .map(|act| (act, policy.decide(act, &at)))

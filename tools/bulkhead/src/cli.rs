@@ -569,13 +569,27 @@ pub(crate) enum PolicyCommand {
         #[arg(long)]
         partition: Option<String>,
     },
-    /// Print the narrowest grants and conditions for the acts of a file of cases that are denied
-    Learn {
-        /// The file
-        file: PathBuf,
-    },
+    /// Print the narrowest grants and conditions for what is denied of a file of cases, or was done by
+    /// partitions that learn
+    Learn(PolicyLearnArgs),
     /// Have other conditions hold for a running partition, and print their SHA-256
     Reload(PolicyReloadArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyLearnArgs {
+    /// The file of cases
+    #[arg(required_unless_present = "ledger")]
+    pub(crate) file: Option<PathBuf>,
+    /// What the ledger has of partitions with conditions = "learn", and not a file
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) ledger: bool,
+    /// Only this system or partition
+    #[arg(long, value_name = "NAME[/PARTITION]", conflicts_with = "file")]
+    pub(crate) partition: Option<String>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = ListFormat::Table, conflicts_with = "file")]
+    pub(crate) format: ListFormat,
 }
 
 #[derive(Debug, Args)]

@@ -288,17 +288,38 @@ fn follow(reader: &Reader, mut next: u64, args: &LedgerTailArgs) -> Result<(), F
     }
 }
 
-/// A record as it is printed, if it is asked for.
-fn show(index: u64, json: &[u8], args: &LedgerTailArgs) -> Result<Option<Vec<u8>>, Failure> {
-    let record = Record::from_json(json).map_err(|error| {
+/// Calls `look` with each record of a system or partition, or with all, the oldest first. Nothing is verified.
+pub(crate) fn each(partition: Option<&str>, mut look: impl FnMut(&Record)) -> Result<(), Failure> {
+    let reader = reader()?;
+    for first in reader.segments()? {
+        for (index, json) in reader.segment(first)?.records {
+            let record = parsed(index, &json)?;
+            if is_of(&record, partition) {
+                look(&record);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parsed(index: u64, json: &[u8]) -> Result<Record, Failure> {
+    Record::from_json(json).map_err(|error| {
         let message = format!("record {index} is bad: {error}");
         Failure::new("ledger-bad", message).status(STATUS_BAD)
-    })?;
-    let is_of = |of: &String| {
-        let below = record.entry.actor.strip_prefix(of.as_str());
-        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
-    };
-    if !args.partition.as_ref().is_none_or(is_of) {
+    })
+}
+
+/// Whether that system or partition did it, if it matters.
+fn is_of(record: &Record, partition: Option<&str>) -> bool {
+    let below = |of: &str| record.entry.actor.strip_prefix(of);
+    partition
+        .is_none_or(|of| below(of).is_some_and(|below| below.is_empty() || below.starts_with('/')))
+}
+
+/// A record as it is printed, if it is asked for.
+fn show(index: u64, json: &[u8], args: &LedgerTailArgs) -> Result<Option<Vec<u8>>, Failure> {
+    let record = parsed(index, json)?;
+    if !is_of(&record, args.partition.as_deref()) {
         return Ok(None);
     }
     Ok(Some(match args.format {

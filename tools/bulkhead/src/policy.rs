@@ -1,20 +1,22 @@
 //! `bulkhead policy`: what a manifest and the conditions beside it say, tried on acts before anything
 //! runs.
 
+mod learn;
 mod reload;
 
 use crate::cli::PolicyCommand;
 use crate::failure::Failure;
 use crate::input;
-use bulkhead_capability::Grants;
 use bulkhead_capability::table::{Moment, Verdict};
+use bulkhead_capability::{Adherence, Grants};
 use bulkhead_decision::{
-    Act, Answer, Case, CaseFile, Circumstances, Conditions, ConditionsError, Policy, World, propose,
+    Act, Case, CaseFile, Circumstances, Conditions, ConditionsError, Policy, World,
 };
 use bulkhead_manifest::{MAX_BYTES, Partition, parse};
 use bulkhead_supervisor::{HeldConditions, Member, PartitionConditions};
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +35,7 @@ pub(crate) fn run(command: &PolicyCommand) -> Result<(), Failure> {
             manifest,
             partition,
         } => explain(manifest, partition.as_deref()),
-        PolicyCommand::Learn { file } => learn(file),
+        PolicyCommand::Learn(args) => learn::run(args),
         PolicyCommand::Reload(args) => reload::run(args),
     }
 }
@@ -68,10 +70,11 @@ impl Source {
         path.is_some_and(|path| self.path.canonicalize().is_ok_and(|own| own == path))
     }
 
-    /// Checks them, and has them hold for one of those partitions, whose ancestors are these.
+    /// Checks them, and has them hold for `whose`, which is one of those partitions and has these ancestors.
     fn hold(
         &self,
         partitions: &[&Partition],
+        whose: &Partition,
         lineage: Vec<String>,
     ) -> Result<Arc<PartitionConditions>, Failure> {
         let checked = Conditions::parse_to_hold(&self.text, &world(partitions));
@@ -84,6 +87,7 @@ impl Source {
             text: self.text.clone(),
             world: partitions.iter().map(member).collect(),
             lineage,
+            adherence: whose.conditions,
         }))
     }
 }
@@ -128,9 +132,18 @@ pub(crate) fn held(
     let mut held = Held::new();
     for partition in partitions {
         let conditions = match (own.get(&partition.name), system) {
+            (None, None) if partition.conditions == Adherence::Learn => {
+                let message = format!(
+                    "partition `{}` learns, and has no conditions",
+                    partition.name
+                );
+                let help = "put policy.cedar beside its manifest; an empty one would deny everything, \
+                            so that everything is learnt";
+                return Err(Failure::new("conditions", message).help(help));
+            }
             (None, None) => continue,
-            (Some(own), None) => own.hold(&[partition], lineage(partition))?,
-            (None, Some(system)) => system.hold(&all, lineage(partition))?,
+            (Some(own), None) => own.hold(&[partition], partition, lineage(partition))?,
+            (None, Some(system)) => system.hold(&all, partition, lineage(partition))?,
             (Some(own), Some(system)) => {
                 let (name, own, system) = (&partition.name, &own.path, &system.path);
                 let (own, system) = (own.display(), system.display());
@@ -144,6 +157,20 @@ pub(crate) fn held(
         held.insert(partition.name.clone(), conditions);
     }
     Ok(held)
+}
+
+/// Says which partitions may do what their conditions would deny.
+pub(crate) fn warn(held: &Held) {
+    let learn = held
+        .iter()
+        .filter(|(_, held)| held.adherence == Adherence::Learn);
+    for (name, _) in learn {
+        let line = format!(
+            "bulkhead: partition `{name}` LEARNS: what its conditions would deny is done, and on record\n"
+        );
+        // Without anybody to read it, `ps` and the record of the start say so.
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// The partitions of a manifest, and the conditions beside it.
@@ -322,6 +349,9 @@ fn explain(manifest: &Path, name: Option<&str>) -> Result<(), Failure> {
     for partition in partitions {
         let _ = writeln!(text, "{}/{}", loaded.system, partition.name);
         text += &grants(&partition.grants);
+        if partition.conditions == Adherence::Learn {
+            text += "  learns: what conditions would deny is done, and on record\n";
+        }
     }
     for (name, permits, policy) in loaded.conditions.iter().flat_map(Conditions::iter) {
         let effect = if permits { "permits" } else { "forbids" };
@@ -344,51 +374,6 @@ fn grants(grants: &Grants) -> String {
     }
     if text.is_empty() {
         text += "  grants nothing\n";
-    }
-    text
-}
-
-fn learn(path: &Path) -> Result<(), Failure> {
-    let tried = Tried::read(path)?;
-    let cases = tried.cases()?;
-    let mut text = String::new();
-    for partition in &tried.loaded.partitions {
-        let policy = Policy::new(&partition.grants, tried.loaded.conditions.as_ref());
-        let own = cases
-            .iter()
-            .filter(|(_, _, whose)| whose.name == partition.name);
-        let acts: Vec<(&Act, Answer<'_>)> = own
-            .map(|(case, act, _)| {
-                (
-                    *act,
-                    policy.decide(act, &tried.circumstances(case, partition)),
-                )
-            })
-            .collect();
-        text += &proposal(&partition.name, &acts);
-    }
-    if text.is_empty() {
-        text += "# nothing is denied\n";
-    }
-    crate::print(text.as_bytes())
-}
-
-/// What would allow the acts that are denied, as lines to look at and copy; empty if none is.
-fn proposal(partition: &str, acts: &[(&Act, Answer<'_>)]) -> String {
-    let (grants, conditions) = propose(partition, acts);
-    let mut text = String::new();
-    if !grants.is_empty() {
-        let _ = writeln!(text, "# grants of partition {partition}:\ngrants = [");
-        for grant in grants {
-            let _ = writeln!(text, "    {grant},");
-        }
-        text += "]\n";
-    }
-    if !conditions.is_empty() {
-        let _ = writeln!(text, "# {CONDITIONS}, for partition {partition}:");
-        for condition in conditions {
-            let _ = writeln!(text, "{condition}");
-        }
     }
     text
 }

@@ -3,6 +3,7 @@
 use crate::cli::{ListFormat, PsArgs};
 use crate::failure::Failure;
 use crate::table;
+use bulkhead_capability::Adherence;
 use bulkhead_supervisor::{PartitionRecord, Standing, StateRoot, SystemRecord, status};
 use serde::Serialize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -78,6 +79,9 @@ fn state(partition: &PartitionRecord, halted: bool) -> String {
     match partition.status {
         None if halted => "halted".to_owned(),
         Some(status) => format!("{} ({status})", partition.state),
+        None if partition.conditions == Some(Adherence::Learn) => {
+            format!("{}, learns", partition.state)
+        }
         None => partition.state.to_string(),
     }
 }
@@ -112,6 +116,7 @@ mod tests {
             memory_mib: 16,
             vcpus: 1,
             jail_gaps: vec![],
+            conditions: None,
             status,
         };
         let record = SystemRecord {
@@ -143,6 +148,14 @@ mod tests {
         let partitions = &rows[0].record.partitions;
         assert_eq!(state(&partitions[0], true), "halted");
         assert_eq!(state(&partitions[1], true), "terminated (7)");
+        for (adherence, text) in [
+            (Adherence::Enforce, "running"),
+            (Adherence::Learn, "running, learns"),
+        ] {
+            let mut partition = partitions[0].clone();
+            partition.conditions = Some(adherence);
+            assert_eq!(state(&partition, false), text);
+        }
     }
 
     #[test]

@@ -90,6 +90,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         let _ = io::stderr().write_all(line.as_bytes());
     }
     let raw_mode = raw.then(RawMode::enter).transpose()?;
+    policy::warn(&options.conditions);
     let supervisor = Supervisor::start(&system, &root, &library, options).map_err(cannot_start)?;
     let outcome = supervisor.wait(signals, || {});
     drop(raw_mode);

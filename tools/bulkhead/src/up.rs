@@ -52,6 +52,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         conditions,
     };
     raise_open_files();
+    policy::warn(&options.conditions);
     let supervisor = Supervisor::start(&system, &root, &library, options)?;
     let in_background = args.in_background;
     let outcome = supervisor.wait(signals, || {

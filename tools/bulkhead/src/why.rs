@@ -5,8 +5,8 @@ use crate::act;
 use crate::cli::{ActArgs, ListFormat, WhyArgs};
 use crate::failure::Failure;
 use crate::policy::{self, Loaded, word};
-use bulkhead_capability::Grants;
 use bulkhead_capability::table::{Moment, Verdict};
+use bulkhead_capability::{Adherence, Grants};
 use bulkhead_decision::{Act, ActDraft, Circumstances, Policy, propose};
 use bulkhead_supervisor::Standing;
 use serde::Serialize;
@@ -79,7 +79,7 @@ fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failu
         bytes: None,
     };
     let policy = Policy::new(&partition.grants, loaded.conditions.as_ref());
-    Ok(report(&policy, act, &who))
+    Ok(report(&policy, partition.conditions, act, &who))
 }
 
 /// As it is decided for a partition that runs, by what it was granted when it started and the conditions that
@@ -107,7 +107,8 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     };
     let grants = all.get(&partition).unwrap_or(&none);
     let policy = Policy::new(grants, conditions.as_ref());
-    let mut report = report(&policy, act, &who);
+    let adherence = held.as_ref().map(|held| held.conditions.adherence);
+    let mut report = report(&policy, adherence.unwrap_or_default(), act, &who);
     if held.is_some() && conditions.is_none() && report.verdict != word(Verdict::Denied) {
         report.verdict = word(Verdict::Denied);
         report.reason = "nothing answers for the conditions any more".to_owned();
@@ -115,9 +116,17 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     Ok(report)
 }
 
-fn report(policy: &Policy<'_>, act: &Act, who: &Circumstances) -> Report {
+fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstances) -> Report {
     let answer = policy.decide(act, who);
-    let (verdict, reason) = (word(answer.verdict), answer.reason());
+    let (mut verdict, mut reason) = (word(answer.verdict), answer.reason());
+    let granted = answer.decision.verdict;
+    if adherence == Adherence::Learn && granted != answer.verdict {
+        verdict = word(granted);
+        reason = format!(
+            "{}; it learns, and else it would be {reason}",
+            answer.decision.reason
+        );
+    }
     let (mut would_allow, conditions) = propose(&who.partition, &[(act, answer)]);
     would_allow.extend(conditions);
     Report {

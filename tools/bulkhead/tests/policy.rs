@@ -342,3 +342,55 @@ fn a_policy_is_explained() {
         "{explained:?}"
     );
 }
+
+#[test]
+fn a_partition_that_learns_is_explained_as_one() {
+    let system = SYSTEM.replacen("kernel =", "conditions = \"learn\"\n    kernel =", 1);
+    let cases = r#"
+        manifest = "system.toml"
+        partition = "web"
+        [[case]]
+        act = { net = "api.example.org:443", method = "POST", path = "/v1/x" }
+    "#;
+    let files = [
+        ("system.toml", system.as_str()),
+        ("policy.cedar", CONDITIONS),
+        ("cases.toml", cases),
+    ];
+    let place = place(&files);
+    let explained = text(&bulkhead(place.path(), &["policy", "explain"]).stdout);
+    let learns = "learns: what conditions would deny is done, and on record";
+    assert_eq!(explained.matches(learns).count(), 1, "{explained}");
+    let words = "why system.toml --partition web --net api.example.org:443 --method POST \
+                 --path /v1/x --time 3600 --format json";
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let why = text(&bulkhead(place.path(), &words).stdout);
+    assert!(why.contains("\"verdict\": \"allow\""), "{why}");
+    let reason = "; it learns, and else it would be forbidden by condition by day";
+    assert!(why.contains(reason), "{why}");
+    // A file of cases is about the conditions themselves, and a forbid is not mended by a permit.
+    let learned = text(&bulkhead(place.path(), &["policy", "learn", "cases.toml"]).stdout);
+    let told = "# no permit mends it: net.connect tcp:api.example.org:443 POST /v1/x: forbidden by \
+                condition by day\n";
+    assert_eq!(learned, told);
+}
+
+#[test]
+fn the_ledger_is_asked_in_the_place_of_a_file() {
+    let place = place(&[("cases.toml", CASES)]);
+    for (words, status, said) in [
+        ("policy learn", 125, "error[usage]"),
+        ("policy learn cases.toml --ledger", 125, "error[usage]"),
+        (
+            "policy learn cases.toml --partition shop",
+            125,
+            "error[usage]",
+        ),
+    ] {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let ended = bulkhead(place.path(), &words);
+        let stderr = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}

@@ -5,7 +5,7 @@ use super::{Case, Rejection, Rule};
 use crate::draft::At;
 use crate::mandate::{Budget, Lifetime, SpawnBudget};
 use crate::system::Limits;
-use bulkhead_capability::{Autonomy, Capability, Grant, Grants};
+use bulkhead_capability::{Adherence, Autonomy, Capability, Grant, Grants};
 use std::path::{Path, PathBuf};
 
 /// Most that a manifest may ask for.
@@ -19,6 +19,7 @@ pub(super) struct Bounds<'b> {
     pub(super) autonomy: Autonomy,
     /// The file that limits tools beside the host's own, without links on its way.
     pub(super) tool_limits: Option<PathBuf>,
+    pub(super) conditions: Adherence,
     pub(super) limits: Limits,
     pub(super) lifetime: Lifetime,
     pub(super) spawn: SpawnBudget,
@@ -126,6 +127,13 @@ impl Bounds<'_> {
         }
         if partition.calls_tools() {
             self.check_tool_limits(case)?;
+        }
+        if partition.conditions > self.conditions {
+            let message = format!(
+                "{} does not allow to learn from what conditions would deny",
+                self.whose
+            );
+            return Err(self.reject(case, "conditions", spans.conditions.clone(), message));
         }
         let own = partition.limits;
         let pairs = [

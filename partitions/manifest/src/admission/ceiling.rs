@@ -22,6 +22,7 @@ pub(super) fn check(case: &Case<'_>, role: Option<&Role>) -> Result<(), Box<Reje
         vcpus: role.vcpus,
         autonomy: role.autonomy,
         tool_limits: None,
+        conditions: role.conditions,
         limits: Limits::default(),
         lifetime: role.lifetime,
         spawn: role.spawn,

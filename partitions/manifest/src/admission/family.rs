@@ -41,6 +41,7 @@ pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, 
         vcpus: partition.vcpus,
         autonomy: partition.autonomy,
         tool_limits: (mandate.tool_limits.as_ref()).map(|file| case.host.real_path(file)),
+        conditions: partition.conditions,
         limits: partition.limits,
         lifetime: mandate.lifetime,
         spawn: SpawnBudget {

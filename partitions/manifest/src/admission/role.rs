@@ -6,14 +6,15 @@ use crate::mandate::{Budget, Lifetime, SpawnBudget};
 use crate::parse::{parse_table, read_denial, read_grant, text_of};
 use crate::partition_toml::read_budget;
 use crate::reader::{Reader, Report};
-use crate::validate::{Sink, Terms, autonomy, denials, granted, memory_size};
-use bulkhead_capability::{Autonomy, Capability, Grants};
+use crate::validate::{Sink, Terms, adherence, autonomy, denials, granted, memory_size};
+use bulkhead_capability::{Adherence, Autonomy, Capability, Grants};
 use bulkhead_network::http::PathPattern;
 use std::ops::Range;
 use std::path::Path;
 use toml::de::DeTable;
 
 const ROLE_KEYS: &[&str] = &[
+    "conditions",
     "grants",
     "deny",
     "files",
@@ -43,6 +44,8 @@ pub struct Role {
     pub lifetime: Lifetime,
     /// How much of it may be done without asking a person.
     pub autonomy: Autonomy,
+    /// Whether it may do what conditions would deny, to learn from it.
+    pub conditions: Adherence,
     /// What it may start.
     pub spawn: SpawnBudget,
     /// What it may use while it lives.
@@ -66,6 +69,7 @@ struct RoleDraft {
     vcpus: Option<At<i64>>,
     lifetime: Option<At<LifetimeDraft>>,
     autonomy: Option<At<String>>,
+    conditions: Option<At<String>>,
     count: Option<At<i64>>,
     depth: Option<At<i64>>,
     budget: Option<At<BudgetDraft>>,
@@ -88,6 +92,7 @@ pub fn parse_role(bytes: &[u8], file: &Path) -> Result<Role, Rejected> {
 fn read(report: &mut Report<'_>, table: &DeTable<'_>) -> RoleDraft {
     let mut reader = Reader::new(report, table, ROLE_KEYS, "in a role");
     let mut draft = RoleDraft {
+        conditions: reader.string("conditions"),
         grants: reader.elements("grants", read_grant),
         deny: reader.elements("deny", read_denial),
         files: reader.spanned_strings("files"),
@@ -135,6 +140,7 @@ fn check(draft: &RoleDraft, base: &Path, refuse: &mut Sink<'_>) -> Option<Role> 
         })
         .collect();
     let autonomy = autonomy(draft.autonomy.as_ref(), refuse);
+    let conditions = adherence(draft.conditions.as_ref(), refuse);
     let whole: Option<Range<usize>> = Some(0..0);
     let mut missing = |key: &str, example: &str| {
         refuse(
@@ -176,6 +182,7 @@ fn check(draft: &RoleDraft, base: &Path, refuse: &mut Sink<'_>) -> Option<Role> 
         vcpus: u32::try_from(vcpus?).ok()?,
         lifetime: lifetime?,
         autonomy: autonomy?,
+        conditions: conditions?,
         spawn: SpawnBudget {
             count: number(count)?,
             depth: number(depth)?,

@@ -441,6 +441,46 @@ fn rule_4_a_child_has_the_limits_of_its_parents_tools() {
 }
 
 #[test]
+fn rules_3_and_4_nobody_learns_whose_role_or_parent_is_held_to_conditions() {
+    let with = |text: &str, word: &str| format!("conditions = \"{word}\"\n{text}");
+    for (bound, own, allowed) in [
+        ("learn", "learn", true),
+        ("learn", "enforce", true),
+        ("enforce", "enforce", true),
+        ("enforce", "learn", false),
+    ] {
+        let learns = with(ROLE, "learn");
+        let role = with(ROLE, bound);
+        let under_role = Given {
+            role: &role,
+            ..given()
+        };
+        let parent = with(PARENT, bound);
+        let under_parent = Given {
+            role: &learns,
+            host: host(&[&parent]),
+            ..given()
+        };
+        let own = |text: &str| with(text, own);
+        for (text, given, rule) in [
+            (own(MANIFEST), &under_role, Rule::Ceiling),
+            (own(&child(MANIFEST)), &under_parent, Rule::Parent),
+        ] {
+            match allowed {
+                true => drop(judge(&text, given).unwrap()),
+                false => {
+                    let found = refused(&text, given);
+                    assert_eq!((found.0, found.1, found.2), (rule, "conditions", 1));
+                }
+            }
+        }
+    }
+    // A role that says nothing lets nobody learn.
+    let found = refused(&with(MANIFEST, "learn"), &given());
+    assert_eq!((found.0, found.1), (Rule::Ceiling, "conditions"));
+}
+
+#[test]
 fn rule_4_the_parent() {
     let wide = ROLE
         .replace(

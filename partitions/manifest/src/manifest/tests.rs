@@ -3,7 +3,7 @@
 use super::*;
 use crate::document::PAYLOAD_TYPE;
 use crate::{DeviceKind, Lifetime};
-use bulkhead_capability::Autonomy;
+use bulkhead_capability::{Adherence, Autonomy};
 use bulkhead_signature::PrivateKey;
 use proptest::prelude::*;
 
@@ -22,6 +22,7 @@ max = "8h"
 
 /// One of everything.
 pub(crate) const EVERYTHING: &str = r#"
+conditions = "learn"
 grants = [
     "console",
     "time",
@@ -113,6 +114,9 @@ fn every_section_is_read() {
     assert!(!partition.restart && partition.watchdog);
     assert_eq!(partition.autonomy, Autonomy::Supervised);
     assert_eq!(self::manifest(MINIMAL).partition().autonomy, Autonomy::Full);
+    assert_eq!(partition.conditions, Adherence::Learn);
+    let minimal = self::manifest(MINIMAL);
+    assert_eq!(minimal.partition().conditions, Adherence::Enforce);
     let mandate = manifest.mandate();
     assert_eq!(partition.mandate.as_ref(), Some(mandate));
     assert_eq!(mandate.role, "coder");

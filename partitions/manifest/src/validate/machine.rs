@@ -7,7 +7,7 @@ use crate::draft::{At, BalloonDraft, LimitsDraft, PartitionDraft};
 use crate::size::{parse_memory_mib, parse_percent};
 use crate::system::{Balloon, KernelKind, Limits, Memory};
 use bulkhead_abi::machine::MAX_CPUS;
-use bulkhead_capability::Autonomy;
+use bulkhead_capability::{Adherence, Autonomy};
 use bulkhead_cpu::CpuTemplate;
 use bulkhead_machine::{MAX_VCPUS, MIN_MEMORY_MIB, Transport};
 
@@ -222,6 +222,11 @@ pub(super) fn cpu(draft: &PartitionDraft, refuse: &mut Sink<'_>) -> Option<CpuTe
 pub(crate) fn autonomy(draft: Option<&At<String>>, refuse: &mut Sink<'_>) -> Option<Autonomy> {
     let default = Autonomy::default();
     choice("autonomy", draft, default, &Autonomy::ALL, refuse)
+}
+
+pub(crate) fn adherence(draft: Option<&At<String>>, refuse: &mut Sink<'_>) -> Option<Adherence> {
+    let default = Adherence::default();
+    choice("conditions", draft, default, &Adherence::ALL, refuse)
 }
 
 pub(super) fn transport(

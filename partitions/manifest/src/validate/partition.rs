@@ -41,6 +41,7 @@ pub(super) fn check(
     let limits = machine::limits(draft.limits.as_ref(), refuse);
     let cpu = machine::cpu(draft, refuse);
     let autonomy = machine::autonomy(draft.autonomy.as_ref(), refuse);
+    let conditions = machine::adherence(draft.conditions.as_ref(), refuse);
     // What follows depends on the kernel; without one there is nothing sensible to say.
     let kind = kind?;
     let memory = machine::memory(draft, kind, refuse);
@@ -69,6 +70,7 @@ pub(super) fn check(
         vcpus: vcpus?,
         cpu: cpu?,
         autonomy: autonomy?,
+        conditions: conditions?,
         transport: transport?,
         watchdog: draft.watchdog.as_ref().is_some_and(|at| at.value),
         restart: restart? && kind == KernelKind::Linux,

@@ -147,6 +147,7 @@ impl Member {
             memory_mib: self.partition.memory.mib,
             vcpus: self.partition.vcpus,
             jail_gaps: self.all_jail_gaps(),
+            conditions: self.conditions.as_ref().map(|held| held.adherence),
             status: self.end.as_ref().map(End::status),
         }
     }

@@ -1,23 +1,39 @@
 //! What the record of an act says about conditions.
 
-use crate::{Act, Said};
+use crate::{Act, Ruling, Said};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Detail of a record: which conditions permit the act.
 pub const CONDITIONS: &str = "conditions";
 /// Detail of a record of what was done although conditions would deny it: why they would.
 pub const WOULD_DENY: &str = "would-deny";
-/// Detail of the same: the acts that they would deny, as JSON, where that is not too long.
+/// Detail of the same: what they would deny, as JSON, where that is not too long; [`denied`] reads it.
 pub const ACTS: &str = "acts";
 /// Longest detail in bytes.
 const MAX_BYTES: usize = 4096;
+
+/// An act that was done although conditions would deny it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Denied {
+    /// What was done.
+    pub act: Act,
+    /// What they say of it.
+    pub ruling: Ruling,
+}
+
+/// What a record says was done although conditions would deny it; nothing where it does not say what.
+pub fn denied(detail: &BTreeMap<String, String>) -> Option<Vec<Denied>> {
+    serde_json::from_str(detail.get(ACTS)?).ok()
+}
 
 /// Answers about an act that may be done, for its record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     permitted: Vec<String>,
     would_deny: Vec<String>,
-    acts: Vec<Act>,
+    denied: Vec<Denied>,
 }
 
 impl Notes {
@@ -27,7 +43,10 @@ impl Notes {
         let texts = match said.ruling.is_permitted() {
             true => &mut self.permitted,
             false => {
-                self.acts.push(act.clone());
+                self.denied.push(Denied {
+                    act: act.clone(),
+                    ruling: said.ruling,
+                });
                 &mut self.would_deny
             }
         };
@@ -46,9 +65,9 @@ impl Notes {
                 detail.insert(name.to_owned(), text);
             }
         }
-        let acts = match self.acts.is_empty() {
+        let acts = match self.denied.is_empty() {
             true => String::new(),
-            false => serde_json::to_string(&self.acts).unwrap_or_default(),
+            false => serde_json::to_string(&self.denied).unwrap_or_default(),
         };
         if (1..=MAX_BYTES).contains(&acts.len()) {
             detail.insert(ACTS.to_owned(), acts);
@@ -60,7 +79,35 @@ impl Notes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Ruling;
+
+    #[test]
+    fn what_would_be_denied_is_told_act_by_act() {
+        let mut notes = Notes::default();
+        let by = || vec!["x".to_owned()];
+        let said = [
+            ("a", Ruling::Permitted(by())),
+            ("b", Ruling::Forbidden(by())),
+            ("c", Ruling::NotPermitted),
+        ];
+        for (name, ruling) in said.clone() {
+            let said = Said {
+                ruling,
+                enforced: false,
+            };
+            notes.add(&Act::Model(name.to_owned()), said);
+        }
+        let detail = notes.into_detail();
+        let expected = said.into_iter().skip(1).map(|(name, ruling)| Denied {
+            act: Act::Model(name.to_owned()),
+            ruling,
+        });
+        assert_eq!(denied(&detail), Some(expected.collect()));
+        for nonsense in ["", "{}", "[{}]"] {
+            let detail = BTreeMap::from([(ACTS.to_owned(), nonsense.to_owned())]);
+            assert_eq!(denied(&detail), None);
+        }
+        assert_eq!(denied(&BTreeMap::new()), None);
+    }
 
     #[test]
     fn what_a_record_says_is_bounded() {

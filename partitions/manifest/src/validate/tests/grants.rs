@@ -190,6 +190,7 @@ fn each_rule_of_a_grant_has_its_code() {
         ("transport = \"isa\"", Choice),
         ("on_reboot = \"panic\"", Choice),
         ("autonomy = \"none\"", Choice),
+        ("conditions = \"ignore\"", Choice),
     ] {
         assert_eq!(grant_codes("", lines), [expected], "{lines}");
     }

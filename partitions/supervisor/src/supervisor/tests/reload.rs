@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::{HeldConditions, NewConditions, conditions, reload};
+use bulkhead_capability::Adherence;
 
 const OLD: &str = "permit(principal, action, resource);";
 const NEW: &str = "forbid(principal, action, resource);";
@@ -21,6 +22,7 @@ fn house(script: &str) -> House {
         text: OLD.to_owned(),
         world: Vec::new(),
         lineage: Vec::new(),
+        adherence: Adherence::Learn,
     });
     house.conditions.insert("a".to_owned(), held);
     house
@@ -109,6 +111,9 @@ fn what_holds_from_now_on_is_known_and_on_record() {
         assert_eq!(widened.as_deref(), Some("permit `x` is new"));
         let held = held(house);
         assert_eq!((held.conditions.text.as_str(), held.answered), (NEW, true));
+        assert_eq!(held.conditions.adherence, Adherence::Learn);
+        let partition = &crate::control::status(&found).partitions[0];
+        assert_eq!(partition.conditions, Some(Adherence::Learn));
         wait_for_records(house, 2);
         signals.write_all(&[15]).unwrap();
     });
