@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use bulkhead_capability::Capability;
 use bulkhead_conditions::wire::MAX_REQUEST_BYTES;
-use bulkhead_conditions::{Act, DecisionDescription, Member, VERSION, WOULD_DENY};
+use bulkhead_conditions::{
+    Act, DecisionDescription, Denied, Member, Ruling, VERSION, WOULD_DENY, denied,
+};
 use bulkhead_decision::process::Judge;
 use bulkhead_network::{Fd, Jail, NetworkDescription};
 use bulkhead_record::{Entry, Kind};
@@ -146,11 +148,15 @@ fn who_learns_lets_it_through_and_has_it_on_record() {
         panic!("{entries:?}");
     };
     assert_eq!(intent.detail[WOULD_DENY], "permitted by no condition");
-    let acts: Vec<Act> = serde_json::from_str(&intent.detail["acts"]).unwrap();
+    let denied = denied(&intent.detail).unwrap();
+    let [Denied { act, ruling }] = &denied[..] else {
+        panic!("{denied:?}");
+    };
     assert!(
-        matches!(&acts[..], [Act::Connect { name: Some(name), port: 443, .. }] if name == "a.example"),
-        "{acts:?}"
+        matches!(act, Act::Connect { name: Some(name), port: 443, .. } if name == "a.example"),
+        "{act:?}"
     );
+    assert_eq!(*ruling, Ruling::NotPermitted);
     let kinds = [outcome.kind, refusal.kind];
     assert!(kinds.contains(&Kind::Outcome) && kinds.contains(&Kind::Refusal));
 }

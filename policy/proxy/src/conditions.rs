@@ -143,7 +143,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_conditions::{ACTS, CONDITIONS, WOULD_DENY};
+    use bulkhead_conditions::{CONDITIONS, Denied, WOULD_DENY, denied};
 
     fn connection(names: &[&str], by_address: bool) -> Connection {
         Connection {
@@ -228,8 +228,9 @@ mod tests {
         assert_eq!(permitted.names, None);
         let detail = permitted.notes.into_detail();
         assert_eq!(detail[WOULD_DENY], "forbidden by condition f");
-        let acts: Vec<Act> = serde_json::from_str(&detail[ACTS]).unwrap();
-        assert_eq!(acts, [connection(&[], true).act(Some(&"f".to_owned()))]);
+        let act = connection(&[], true).act(Some(&"f".to_owned()));
+        let ruling = Ruling::Forbidden(vec!["f".to_owned()]);
+        assert_eq!(denied(&detail), Some(vec![Denied { act, ruling }]));
         let permitted = put(&connection(&["p1"], false), true, false).unwrap();
         let detail = permitted.notes.into_detail();
         assert_eq!(detail[CONDITIONS], "permitted by condition p1");

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use bulkhead_capability::{Capability, Constraints, Grant, http_rule};
 use bulkhead_conditions::wire::MAX_REQUEST_BYTES;
-use bulkhead_conditions::{ACTS, Act, Asker, DecisionDescription, Member, VERSION, WOULD_DENY};
+use bulkhead_conditions::{
+    Act, Asker, DecisionDescription, Denied, Member, Ruling, VERSION, WOULD_DENY, denied,
+};
 use bulkhead_decision::process::Judge;
 use bulkhead_record::Kind;
 use hyper::{Request, Version};
@@ -151,11 +153,15 @@ fn who_learns_sends_it_and_has_on_record_what_would_be_denied() {
             detail[WOULD_DENY],
             "forbidden by condition reads alone; forbidden by condition no key"
         );
-        let acts: Vec<Act> = serde_json::from_str(&detail[ACTS]).unwrap();
-        assert_eq!(acts[1], Act::Secret("key".to_owned()));
+        let denied = denied(detail).unwrap();
+        let forbidden = |by: &str| Ruling::Forbidden(vec![by.to_owned()]);
         assert!(
-            matches!(&acts[0], Act::Connect { http: Some((method, _)), .. } if method == "POST")
+            matches!(&denied[0].act, Act::Connect { http: Some((method, _)), .. } if method == "POST")
         );
+        assert_eq!(denied[0].ruling, forbidden("reads alone"));
+        let act = Act::Secret("key".to_owned());
+        let ruling = forbidden("no key");
+        assert_eq!(denied[1], Denied { act, ruling });
     });
 }
 

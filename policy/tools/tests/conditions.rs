@@ -10,7 +10,7 @@ use std::thread;
 
 use bench::{Bench, Setup};
 use bulkhead_conditions::wire::{Answer, MAX_REQUEST_BYTES, Request};
-use bulkhead_conditions::{ACTS, Act, Asker, Ruling, WOULD_DENY};
+use bulkhead_conditions::{Act, Asker, Denied, Ruling, WOULD_DENY, denied};
 use bulkhead_record::Kind;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
@@ -145,8 +145,9 @@ fn who_learns_does_it_and_has_on_record_what_would_be_denied() {
     let entries = bench.ledger.entries.lock().unwrap();
     let detail = &entries[0].detail;
     assert_eq!(detail[WOULD_DENY], "forbidden by condition night");
-    let acts: Vec<Act> = serde_json::from_str(&detail[ACTS]).unwrap();
-    assert_eq!(acts, [Act::File { path, write: true }]);
+    let act = Act::File { path, write: true };
+    let ruling = Ruling::Forbidden(vec!["night".to_owned()]);
+    assert_eq!(denied(detail), Some(vec![Denied { act, ruling }]));
 }
 
 #[test]

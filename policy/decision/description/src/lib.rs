@@ -25,7 +25,7 @@ pub mod wire;
 
 pub use act::Act;
 pub use asker::{Asker, PATIENCE};
-pub use notes::{ACTS, CONDITIONS, Denied, Notes, WOULD_DENY, denied};
+pub use notes::{CONDITIONS, Denied, Notes, WOULD_DENY, denied};
 pub use ruling::{Ruling, Said};
 
 use bulkhead_capability::Grants;

@@ -9,7 +9,7 @@ pub const CONDITIONS: &str = "conditions";
 /// Detail of a record of what was done although conditions would deny it: why they would.
 pub const WOULD_DENY: &str = "would-deny";
 /// Detail of the same: what they would deny, as JSON, where that is not too long; [`denied`] reads it.
-pub const ACTS: &str = "acts";
+const ACTS: &str = "acts";
 /// Longest detail in bytes.
 const MAX_BYTES: usize = 4096;
 
