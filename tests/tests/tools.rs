@@ -44,30 +44,43 @@ mod kvm {
         /// Under a signed manifest that allows all tools of files and ends with `lines`, with these
         /// files beside it.
         fn signed(lines: &str, files: &[(&str, &str)]) -> Self {
+            let shop = Self::unmanned();
+            for (name, text) in files {
+                shop.house.scratch.file(name, text);
+            }
+            shop.sign("agent", "", lines);
+            shop.up("name = \"shop\"\n[[partition]]\nmanifest = \"agent.json\"\n");
+            shop
+        }
+
+        /// With a directory and a role, and no partition yet.
+        fn unmanned() -> Self {
             let mut shop = Self {
                 house: House::new(""),
             };
             shop.furnish();
-            for (name, text) in files {
-                shop.house.scratch.file(name, text);
-            }
-            let grants = format!(
-                "grants = [\"vsock\", \"fs.write:{}\"",
+            let role = format!(
+                "grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\", \"partition.spawn:coder=1\"]\n\
+                 [resources]\nmemory = \"1GiB\"\nvcpus = 1\n[lifetime]\nmax = \"1h\"\n\
+                 [spawn]\ncount = 1\ndepth = 1\n",
                 shop.data().display()
             );
-            let role = format!(
-                "{grants}, \"tool.call:fs.*\"]\n[resources]\nmemory = \"1GiB\"\nvcpus = 1\n\
-                 [lifetime]\nmax = \"1h\"\n"
-            );
             shop.house.role("coder", &role);
-            let manifest = format!(
-                "{grants}]\n[identity]\nname = \"agent\"\nrole = \"coder\"\n\
-                 [boot]\nkernel = \"native\"\nprogram = \"@examples/hello-native\"\n\
-                 [lifetime]\nmax = \"1h\"\n[tools]\nallow = [\"fs.*\"]\n{lines}"
-            );
-            shop.house.signed(&manifest, &["alice"]);
-            shop.up("name = \"shop\"\n[[partition]]\nmanifest = \"agent.json\"\n");
             shop
+        }
+
+        /// Signs a manifest of this name, with `identity` among its identity and `lines` after its tools.
+        fn sign(&self, name: &str, identity: &str, lines: &str) {
+            let manifest = format!(
+                "grants = [\"vsock\", \"fs.write:{}\"]\n\
+                 [identity]\nname = \"{name}\"\nrole = \"coder\"\n{identity}\n\
+                 [boot]\nkernel = \"native\"\nprogram = \"@examples/hello-native\"\n\
+                 [lifetime]\nmax = \"1h\"\n[tools]\nallow = [\"fs.*\"]\n{lines}",
+                self.data().display()
+            );
+            let file = self.house.signed(&manifest, &["alice"]);
+            let own = Path::new(&file).with_file_name(format!("{name}.json"));
+            fs::rename(file, own).unwrap();
         }
 
         fn furnish(&mut self) {
@@ -186,6 +199,40 @@ mod kvm {
             assert_eq!(heard["result"]["isError"], exists, "{heard}");
             assert_eq!(file.exists(), exists, "{answer}");
         }
+        shop.down();
+    }
+
+    #[test]
+    fn a_question_shows_from_whom_its_partition_descends() {
+        let shop = Shop::unmanned();
+        shop.sign("boss", "", "[spawn]\nroles = [\"coder\"]\ncount = 1\n");
+        shop.sign("agent", "parent = \"boss\"", "autonomy = \"supervised\"\n");
+        let one = |name: &str| format!("[[partition]]\nmanifest = \"{name}.json\"\n");
+        let both = one("boss") + &one("agent");
+        shop.up(&format!("name = \"shop\"\n{both}"));
+        let mut agent = shop.connect();
+        let call = json!({ "name": "fs.delete", "arguments": { "path": shop.path("file") } });
+        agent.send("tools/call", &call);
+        let mut asked = Value::Null;
+        wait("a question", || {
+            let listed = shop.house.run(&["approvals", "ls", "--format", "json"]);
+            let listed: Value = serde_json::from_str(&listed.stdout()).unwrap();
+            asked = listed[0].clone();
+            !asked.is_null()
+        });
+        assert_eq!(asked["lineage"], json!(["boss"]));
+        let listed = shop.house.run(&["approvals", "ls"]);
+        listed.expect_stdout("shop/agent, child of boss");
+        let id = asked["id"].as_str().unwrap();
+        let answered = shop.house.run(&["approvals", "approve", id]);
+        answered.expect_status(0);
+        agent.hear().unwrap();
+        let records = shop.house.records();
+        let is_approval = |record: &&Value| record["entry"]["kind"] == "approval";
+        let approvals: Vec<&Value> = records.iter().filter(is_approval).collect();
+        assert_eq!(approvals.len(), 2, "the question and the answer");
+        let with_lineage = |record: &&Value| record["entry"]["detail"]["lineage"] == "boss";
+        assert!(approvals.iter().all(with_lineage), "{approvals:?}");
         shop.down();
     }
 

@@ -206,6 +206,7 @@ pub fn admit(
     let mut draft = document::to_draft(manifest.document()).map_err(unreadable)?;
     if let Some(mandate) = &mut draft.mandate {
         mandate.value.leads = leads(manifest, host);
+        mandate.value.lineage = family::lineage(manifest, host);
     }
     Ok(Admitted {
         draft,

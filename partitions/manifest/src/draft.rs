@@ -234,6 +234,8 @@ pub struct MandateDraft {
     pub budget: Option<At<BudgetDraft>>,
     /// The manifest in canonical JSON.
     pub document: Vec<u8>,
+    /// Those that it descended from when it was judged.
+    pub lineage: Vec<String>,
     /// Where the names of its files led when it was judged.
     pub leads: BTreeMap<PathBuf, PathBuf>,
 }

@@ -14,6 +14,8 @@ pub struct Mandate {
     pub owner: Option<String>,
     /// Identity of the running partition that it is a child of.
     pub parent: Option<String>,
+    /// Those that it descends from, the nearest first, as they ran when it was judged.
+    pub lineage: Vec<String>,
     /// How long it may run.
     pub lifetime: Lifetime,
     /// Secrets that are used in its name. Each has a grant of `secret.use`.

@@ -104,6 +104,12 @@ impl Partition {
         let calls = |held: &Capability| matches!(held, Capability::ToolCall(_));
         self.grants.capabilities().any(calls)
     }
+
+    /// Those that it descends from, the nearest first.
+    pub fn lineage(&self) -> &[String] {
+        let mandate = self.mandate.as_ref();
+        mandate.map_or(&[], |mandate| mandate.lineage.as_slice())
+    }
 }
 
 /// Guest memory, within the bounds of the machine description.

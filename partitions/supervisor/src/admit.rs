@@ -10,9 +10,9 @@ use crate::error::{Error, reason};
 use crate::record::PartitionRecord;
 use crate::state_dir::{Standing, StateRoot, SystemDir};
 use bulkhead_manifest::{
-    Admitted, Capacity, DenyList, GrantDraft, Host, MAX_BYTES, Manifest, Partition, Policy, Proof,
-    Rejected, Rejection, Role, Rule, Submission, System, parse_deny_list, parse_document,
-    parse_role, parse_submission,
+    Admitted, Capacity, DenyList, GrantDraft, Host, MAX_BYTES, Manifest, Policy, Proof, Rejected,
+    Rejection, Role, Rule, Submission, System, parse_deny_list, parse_document, parse_role,
+    parse_submission,
 };
 use bulkhead_places::{Place, PlaceError};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
@@ -279,19 +279,6 @@ impl Admissions {
         Ok(bulkhead_manifest::admit_grants(
             &manifest, policy, &self.host,
         )?)
-    }
-
-    /// The ancestors of a partition, the nearest first.
-    pub fn lineage(&self, partition: &Partition) -> Vec<String> {
-        let parent = |partition: &Partition| partition.mandate.as_ref()?.parent.clone();
-        let mut lineage = Vec::new();
-        let mut next = parent(partition);
-        while let Some(name) = next.take().filter(|name| !lineage.contains(name)) {
-            let mut running = self.host.running.iter().map(Manifest::partition);
-            next = running.find(|other| other.name == name).and_then(parent);
-            lineage.push(name);
-        }
-        lineage
     }
 
     /// The role of this name, if somebody has described it. Names of roles have no slashes.

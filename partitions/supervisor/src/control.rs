@@ -127,7 +127,7 @@ pub struct OpenQuestion {
     pub id: u64,
     /// Which partition wants to act.
     pub partition: String,
-    /// Who it was started by, and itself at the end.
+    /// Those that it descends from, the nearest first.
     pub lineage: Vec<String>,
     /// What is asked.
     pub question: Question,

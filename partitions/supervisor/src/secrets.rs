@@ -157,6 +157,7 @@ pub(crate) mod tests {
             spawn: Default::default(),
             budget: Default::default(),
             document: Vec::new(),
+            lineage: Vec::new(),
             leads: std::collections::BTreeMap::new(),
         });
         agent

@@ -277,7 +277,7 @@ impl Supervisor {
             halting: Vec::new(),
             ledger: ledger.clone(),
             unrecorded: false,
-            approvals: Approvals::new(&system.name, ledger.clone()),
+            approvals: Approvals::new(system, ledger.clone()),
             directory,
         };
         supervisor.directory.write(&supervisor.record(false))?;

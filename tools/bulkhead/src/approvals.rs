@@ -106,9 +106,10 @@ fn list(format: ListFormat) -> Result<(), Failure> {
 
 /// For people. What a guest had a part in is not obeyed by their terminal.
 fn columns(row: &Row) -> [String; 5] {
+    let ancestors = row.lineage.iter().map(|name| format!(", child of {name}"));
     [
         row.id.clone(),
-        row.lineage.join(" > "),
+        row.partition.clone() + &ancestors.collect::<String>(),
         format!("{} {}", row.capability, row.object)
             .escape_debug()
             .to_string(),
@@ -158,9 +159,9 @@ fn say(event: &str, row: &Row, format: ListFormat) -> Result<(), Failure> {
                 .map_err(|error| Failure::new("output", error.to_string()))?
         }
         ListFormat::Table => {
-            let [id, lineage, what, why, left] = columns(row);
+            let [id, who, what, why, left] = columns(row);
             match event {
-                "asked" => format!("{id}: {lineage} asks for {what}: {why} ({left} left)"),
+                "asked" => format!("{id}: {who} asks for {what}: {why} ({left} left)"),
                 _ => format!("{id}: settled"),
             }
         }
@@ -197,7 +198,7 @@ mod tests {
         let open = OpenQuestion {
             id: 3,
             partition: "agent".to_owned(),
-            lineage: vec!["web/agent".to_owned()],
+            lineage: vec!["boss".to_owned(), "chief".to_owned()],
             question: Question {
                 capability: "tool.call".to_owned(),
                 object: "fs.delete /x\u{1b}[2J\nweb/4".to_owned(),
@@ -211,7 +212,7 @@ mod tests {
             columns(&row),
             [
                 "web/3",
-                "web/agent",
+                "web/agent, child of boss, child of chief",
                 "tool.call fs.delete /x\\u{1b}[2J\\nweb/4",
                 "it may\\tdestroy",
                 "100s"

@@ -63,10 +63,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         partitions: vec![At::from(partition)],
     };
     let system = validate(&system, Path::new(""))?;
-    let lineage = |partition: &Partition| {
-        let judge = judge.as_ref();
-        judge.map_or_else(Vec::new, |judge| judge.lineage(partition))
-    };
+    let lineage = |partition: &Partition| partition.lineage().to_vec();
     let (partitions, none) = (&system.partitions, BTreeMap::new());
     let conditions = policy::held(partitions, conditions.as_ref(), &none, lineage)?;
 

@@ -101,10 +101,7 @@ fn read(path: &Path) -> Result<(Validated<System>, Held), Failure> {
         Ok::<_, Failure>(Some(admitted))
     })?;
     let system = checked?;
-    let lineage = |partition: &Partition| {
-        let judge = judge.as_ref();
-        judge.map_or_else(Vec::new, |judge| judge.lineage(partition))
-    };
+    let lineage = |partition: &Partition| partition.lineage().to_vec();
     let partitions = &system.partitions;
     let held = policy::held(partitions, of_system.as_ref(), &of_partitions, lineage)?;
     Ok((system, held))

@@ -2,7 +2,7 @@
 //! fifth: its parent may start it. The eighth: nobody else has its identity.
 
 use super::bounds::Bounds;
-use super::{Case, Rejection, Rule};
+use super::{Case, Host, Rejection, Rule};
 use crate::mandate::SpawnBudget;
 use crate::manifest::Manifest;
 use bulkhead_capability::Capability;
@@ -53,6 +53,19 @@ pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, 
     }
     .check(case)?;
     Ok(Some(parent))
+}
+
+/// The ancestors of a manifest, the nearest first.
+pub(super) fn lineage(manifest: &Manifest, host: &dyn Host) -> Vec<String> {
+    let mut lineage: Vec<String> = Vec::new();
+    let mut next = manifest.mandate().parent.clone();
+    while let Some(name) = next.take().filter(|name| !lineage.contains(name)) {
+        let mut running = host.running().iter();
+        let parent = running.find(|other| other.identity() == name);
+        next = parent.and_then(|parent| parent.mandate().parent.clone());
+        lineage.push(name);
+    }
+    lineage
 }
 
 /// The parent may start it, there is room for one more, and it is not too many generations down.

@@ -481,6 +481,22 @@ fn rules_3_and_4_nobody_learns_whose_role_or_parent_is_held_to_conditions() {
 }
 
 #[test]
+fn what_is_admitted_knows_from_whom_it_descends() {
+    let lineage = |text: &str, given: &Given<'_>| {
+        let draft = judge(text, given).unwrap().into_draft();
+        draft.mandate.unwrap().value.lineage
+    };
+    assert!(lineage(MANIFEST, &given()).is_empty());
+    let boss = PARENT.replace("[identity]\n", "[identity]\nparent = \"chief\"\n");
+    let chief = PARENT.replace("\"boss\"", "\"chief\"");
+    let family = Given {
+        host: host(&[&boss, &chief]),
+        ..given()
+    };
+    assert_eq!(lineage(&child(MANIFEST), &family), ["boss", "chief"]);
+}
+
+#[test]
 fn rule_4_the_parent() {
     let wide = ROLE
         .replace(

@@ -66,6 +66,7 @@ pub(super) fn check(
         spawn: spawn?,
         budget: budget?,
         document: draft.document.clone(),
+        lineage: draft.lineage.clone(),
         leads: draft.leads.clone(),
     })
 }

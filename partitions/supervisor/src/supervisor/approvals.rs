@@ -6,6 +6,7 @@ use crate::control::{self, OpenQuestion};
 use bulkhead_approval::{
     Answer, Asked, Decision, MAX_MESSAGE_BYTES, NotPending, Queue, Request, Scope, Settled,
 };
+use bulkhead_manifest::{Partition, System};
 use bulkhead_record::{Entry, Kind, Recorder, Verdict};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use std::time::Instant;
 /// What is asked for the partitions of one system.
 pub(super) struct Approvals {
     system: String,
+    /// Of its partitions that have ancestors, those.
+    lineages: BTreeMap<String, Vec<String>>,
     recorder: Arc<dyn Recorder>,
     queue: Queue,
     /// Who waits for the answer to a question.
@@ -41,9 +44,13 @@ impl fmt::Debug for Approvals {
 }
 
 impl Approvals {
-    pub(super) fn new(system: &str, recorder: Arc<dyn Recorder>) -> Self {
+    pub(super) fn new(system: &System, recorder: Arc<dyn Recorder>) -> Self {
+        let with_ancestors = |one: &&Partition| !one.lineage().is_empty();
+        let lineages = (system.partitions.iter().filter(with_ancestors))
+            .map(|one| (one.name.clone(), one.lineage().to_vec()));
         Self {
-            system: system.to_owned(),
+            system: system.name.clone(),
+            lineages: lineages.collect(),
             recorder,
             queue: Queue::default(),
             waiting: BTreeMap::new(),
@@ -73,12 +80,11 @@ impl Approvals {
             verdict: Verdict::Pending,
             reason: question.why.clone(),
             intent: None,
-            detail: question
-                .task
-                .iter()
-                .map(|task| ("task".to_owned(), task.clone()))
-                .collect(),
+            detail: self.lineage_detail(partition),
         };
+        if let Some(task) = &question.task {
+            entry.detail.insert("task".to_owned(), task.clone());
+        }
         let (allowed, reason) = match self.queue.ask(partition, question, now) {
             Asked::Decided(decision) => {
                 entry.verdict = verdict(decision);
@@ -122,6 +128,13 @@ impl Approvals {
         true
     }
 
+    /// From whom a partition descends, for a record.
+    fn lineage_detail(&self, partition: &str) -> BTreeMap<String, String> {
+        let lineage = self.lineages.get(partition);
+        let joined = lineage.map(|lineage| ("lineage".to_owned(), lineage.join(", ")));
+        joined.into_iter().collect()
+    }
+
     /// A person answers: with a scope it is a yes.
     pub(super) fn decide(
         &mut self,
@@ -158,7 +171,7 @@ impl Approvals {
         let open = self.queue.pending().iter().map(|pending| OpenQuestion {
             id: pending.id,
             partition: pending.partition.clone(),
-            lineage: vec![format!("{}/{}", self.system, pending.partition)],
+            lineage: (self.lineages.get(&pending.partition).cloned()).unwrap_or_default(),
             question: pending.question.clone(),
             seconds: pending.deadline.saturating_duration_since(now).as_secs(),
         });
@@ -172,7 +185,8 @@ impl Approvals {
                 continue;
             };
             let by_person = matches!(decision, Decision::Allowed(_) | Decision::Denied);
-            let mut detail = BTreeMap::from([("question".to_owned(), pending.id.to_string())]);
+            let mut detail = self.lineage_detail(&pending.partition);
+            detail.insert("question".to_owned(), pending.id.to_string());
             if let Decision::Allowed(scope) = decision {
                 detail.insert("scope".to_owned(), scope.to_string());
             }
@@ -251,7 +265,9 @@ mod tests {
     use super::*;
     use crate::process::packet_pair;
     use bulkhead_approval::{Asker, PATIENCE, Question};
+    use bulkhead_manifest::parse_manifest;
     use bulkhead_record::RecordError;
+    use std::path::Path;
     use std::sync::Mutex;
     use std::thread;
     use std::time::Duration;
@@ -280,6 +296,19 @@ mod tests {
         asker: Asker,
     }
 
+    /// A system of one partition, `agent`, a child of `boss`, which is one of `chief`.
+    fn descended() -> System {
+        let manifest = "[identity]\nname = \"agent\"\nrole = \"r\"\nparent = \"boss\"\n\
+                        [boot]\nkernel = \"native\"\nprogram = \"/p\"\n[lifetime]\nmax = \"1h\"\n";
+        let manifest = parse_manifest(manifest.as_bytes(), Path::new("/agent.toml")).unwrap();
+        let mut agent = manifest.partition().clone();
+        agent.mandate.as_mut().unwrap().lineage = vec!["boss".to_owned(), "chief".to_owned()];
+        System {
+            name: "web".to_owned(),
+            partitions: vec![agent],
+        }
+    }
+
     fn house(room: usize) -> House {
         let ledger = Arc::new(Fake {
             entries: Mutex::default(),
@@ -287,7 +316,7 @@ mod tests {
         });
         let (ours, theirs) = packet_pair().unwrap();
         House {
-            approvals: Approvals::new("web", ledger.clone()),
+            approvals: Approvals::new(&descended(), ledger.clone()),
             ledger,
             socket: Arc::new(ours),
             asker: Asker::new(theirs),
@@ -337,7 +366,7 @@ mod tests {
                     panic!("{open:?}")
                 };
                 assert_eq!((open.partition.as_str(), open.seconds), ("agent", 100));
-                assert_eq!(open.lineage, ["web/agent"]);
+                assert_eq!(open.lineage, ["boss", "chief"]);
                 approvals.decide(open.id, allow, now).unwrap();
                 assert!(
                     approvals.decide(open.id, allow, now).is_err(),
@@ -364,6 +393,11 @@ mod tests {
             entries
                 .iter()
                 .all(|entry| entry.actor == "web/agent" && entry.object == "fs.delete /x")
+        );
+        assert!(
+            entries
+                .iter()
+                .all(|entry| entry.detail["lineage"] == "boss, chief")
         );
         assert_eq!(entries[1].detail["scope"], "once");
     }
