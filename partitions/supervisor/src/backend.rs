@@ -152,7 +152,8 @@ pub(crate) fn network(
         });
     }
     let mut questions = None;
-    if description.allow.iter().any(|connect| connect.approval) {
+    let asks = own.models.as_ref().is_some_and(|models| models.approval);
+    if asks || description.allow.iter().any(|connect| connect.approval) {
         let (ours, theirs) = packet_pair()?;
         description.approvals = Some(descriptors.keep(theirs));
         questions = Some(ours);

@@ -30,6 +30,8 @@ pub(crate) struct Models {
     pub(crate) ports: Vec<u16>,
     /// Where the gateway keeps what is spent.
     pub(crate) spent: File,
+    /// Calls of some take a person's consent.
+    pub(crate) approval: bool,
 }
 
 impl Models {
@@ -63,7 +65,14 @@ impl Models {
         let mut file = memory_file(c"models")?;
         let written = file.write_all(&json).and_then(|()| file.rewind());
         written.map_err(Error::system("write a memfd"))?;
-        Ok(Some(Self { file, ports, spent }))
+        let mut called = models.providers.iter().flat_map(|p| &p.models);
+        let approval = called.any(|model| model.approval);
+        Ok(Some(Self {
+            file,
+            ports,
+            spent,
+            approval,
+        }))
     }
 }
 
@@ -79,6 +88,8 @@ fn read(file: &File) -> Result<Spent, Error> {
 /// What a partition was granted of models.
 struct Wanted {
     granted: Vec<NamePattern>,
+    /// Of those, the ones that ask nobody.
+    unasked: Vec<NamePattern>,
     denied: Vec<NamePattern>,
     /// Calls a minute of all grants together: the fewest that any of them says.
     calls: Option<u64>,
@@ -89,6 +100,7 @@ impl Wanted {
     fn of(partition: &Partition) -> Result<Option<Self>, Error> {
         let mut wanted = Self {
             granted: Vec::new(),
+            unasked: Vec::new(),
             denied: Vec::new(),
             calls: None,
             budget: Budget::default(),
@@ -98,11 +110,9 @@ impl Wanted {
                 continue;
             };
             let constraints = grant.constraints();
-            let held = !constraints.approval
-                && constraints.expires.is_none()
-                && constraints.lifetime.is_none();
+            let held = constraints.expires.is_none() && constraints.lifetime.is_none();
             if !held {
-                let what = format!("approval, expires or lifetime of model.chat:{pattern}");
+                let what = format!("expires or lifetime of model.chat:{pattern}");
                 return Err(Error::NotEnforced(what));
             }
             let calls = constraints
@@ -110,6 +120,9 @@ impl Wanted {
                 .values()
                 .filter_map(|q| q.calls_per_minute);
             wanted.calls = wanted.calls.into_iter().chain(calls).min();
+            if !constraints.approval {
+                wanted.unasked.push(pattern.clone());
+            }
             wanted.granted.push(pattern.clone());
         }
         for denied in partition.grants.denied() {
@@ -150,6 +163,10 @@ fn describe(
         });
         if provider.models.is_empty() {
             continue;
+        }
+        for model in &mut provider.models {
+            let mut names = [&model.name].into_iter().chain(&model.aliases);
+            model.approval = !names.any(|name| means(&wanted.unasked, name));
         }
         for name in keys {
             let value = value(&name)?;
@@ -238,10 +255,24 @@ mod tests {
     fn grants_that_nothing_serves_or_holds_are_refused() {
         let absent = described(&with("\"model.chat:none\"")).unwrap_err();
         assert_eq!(absent.code(), "no-such-model");
-        for constraint in ["approval = true", "lifetime = \"1h\""] {
-            let grant = format!("{{ capability = \"model.chat:small\", {constraint} }}");
-            assert_eq!(described(&with(&grant)).unwrap_err().code(), "not-enforced");
-        }
+        let grant = "{ capability = \"model.chat:small\", lifetime = \"1h\" }";
+        assert_eq!(described(&with(grant)).unwrap_err().code(), "not-enforced");
+    }
+
+    #[test]
+    fn a_model_takes_consent_unless_a_grant_of_it_asks_nobody() {
+        // Whether it is called so, by its name or another, and whether it asks.
+        let asks = |grants: &str| -> Vec<(bool, bool)> {
+            let models = described(&with(grants)).unwrap();
+            let models = models.providers.into_iter().flat_map(|p| p.models);
+            (models.map(|model| (model.is_called("gpt-5-mini"), model.approval))).collect()
+        };
+        let all = r#"{ capability = "model.chat:*", approval = true }"#;
+        let asked = asks(all);
+        assert!(asked.len() > 1 && asked.iter().all(|(_, approval)| *approval));
+        let asked = asks(&format!("{all}, \"model.chat:gpt-*\""));
+        assert!(asked.iter().any(|(free, _)| *free) && asked.iter().any(|(_, asks)| *asks));
+        assert!(asked.iter().all(|(free, asks)| free != asks), "{asked:?}");
     }
 
     #[test]

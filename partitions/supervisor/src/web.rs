@@ -7,7 +7,7 @@ use crate::initramfs::memory_file;
 use crate::library::{Library, LibraryFile};
 use crate::tools;
 use bulkhead_capability::Constraints;
-use bulkhead_manifest::{Denial, DeviceKind, Network, Partition};
+use bulkhead_manifest::{Connect as Granted, Denial, DeviceKind, Network, Partition};
 use bulkhead_network::{Connect, NetworkDescription, Protocol, Quota, Resolve};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -47,8 +47,12 @@ pub(crate) struct Authority {
 
 /// Whether a grant of the partition takes looking into what goes over the network.
 pub(crate) fn is_needed(partition: &Partition) -> bool {
-    let narrowed = |constraints: &Constraints| {
-        constraints.http.is_some() || !constraints.quotas.is_empty() || constraints.approval
+    // Of UDP nothing is looked into.
+    let narrowed = |connect: &Granted| {
+        let constraints = &connect.constraints;
+        connect.rule.protocol == Protocol::Tcp && constraints.approval
+            || constraints.http.is_some()
+            || !constraints.quotas.is_empty()
     };
     let mandate = partition.mandate.as_ref();
     if mandate.is_some_and(|mandate| !mandate.secrets.is_empty()) || tools::ask_the_web(partition) {
@@ -57,7 +61,7 @@ pub(crate) fn is_needed(partition: &Partition) -> bool {
     partition.devices.iter().any(|device| match &device.kind {
         DeviceKind::Network(network) => {
             let mut grants = network.connect.iter();
-            grants.any(|connect| narrowed(&connect.constraints))
+            grants.any(narrowed)
         }
         _ => false,
     })
@@ -149,18 +153,13 @@ pub(crate) fn rules(
         age,
     };
     for connect in &network.connect {
-        let what = || format!("net.connect:{}", connect.rule);
-        let approval = connect.constraints.approval;
-        if approval && connect.rule.protocol != Protocol::Tcp {
-            return Err(Error::NotEnforced(format!("approval of {}", what())));
-        }
         let (quotas, lifetime) = amounts.of(&connect.constraints);
         description.allow.push(Connect {
             rule: connect.rule.clone(),
             http: connect.constraints.http.clone(),
             quotas,
             lifetime,
-            approval,
+            approval: connect.constraints.approval,
         });
     }
     for resolve in &network.resolve {
@@ -286,12 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_enforces_is_refused() {
-        let consent = described(r#"{ capability = "net.connect:a.example:443", approval = true }"#);
-        assert!(consent.0 && consent.1.unwrap().allow[0].approval);
-        let (_, refused) =
-            described(r#"{ capability = "net.connect:udp:a.example:443", approval = true }"#);
-        assert_eq!(refused.unwrap_err().code(), "not-enforced");
+    fn consent_is_asked_for_by_whoever_sees_the_flow() {
+        for (protocol, looks_into) in [("tcp", true), ("udp", false)] {
+            let grant = format!(
+                r#"{{ capability = "net.connect:{protocol}:a.example:443", approval = true }}"#
+            );
+            let (needed, told) = described(&grant);
+            assert!(told.unwrap().allow[0].approval, "{protocol}");
+            assert_eq!(needed, looks_into, "{protocol}");
+        }
     }
 
     #[test]

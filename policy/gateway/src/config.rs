@@ -75,8 +75,8 @@ pub enum ConfigError {
     /// Models and something else at one place, or models and nobody who records.
     #[error("the router's port {MODEL_PORT} is that of the models, which take a ledger")]
     Models,
-    /// A rule for web requests, or one that takes a person's consent, is of UDP.
-    #[error("the rule {0} is no TCP, and narrowed to web requests or a person's consent")]
+    /// A rule for web requests is of UDP.
+    #[error("the rule {0} is no TCP, and narrowed to web requests")]
     NotTcp(String),
     /// A quota that is not there, or that allows nothing.
     #[error("the quota {0} is not there, or allows no calls at all")]
@@ -215,7 +215,7 @@ impl Config {
 fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
     for grant in &d.allow {
         let tcp = grant.rule.protocol == Protocol::Tcp;
-        if !tcp && (grant.http.is_some() || grant.approval) {
+        if !tcp && grant.http.is_some() {
             return Err(ConfigError::NotTcp(grant.rule.to_string()));
         }
         if tcp && d.web.is_none() && grant.is_narrowed() {

@@ -11,6 +11,7 @@ use smoltcp::wire::{
 
 use crate::chatter::Chatter;
 use crate::config::Config;
+use crate::consent::Consents;
 use crate::frame::Packet;
 use crate::host::Host;
 use crate::journal::Journal;
@@ -39,6 +40,8 @@ pub(crate) struct Core<H: Host> {
     pub chatter: Chatter,
     /// Records.
     pub journal: Journal,
+    /// A person's answers.
+    pub consents: Consents,
     /// Counters.
     pub stats: Stats,
     /// The time, since the start; the same while one thing is dealt with.

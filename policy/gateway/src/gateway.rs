@@ -12,6 +12,7 @@ use smoltcp::wire::{
 
 use crate::chatter::Chatter;
 use crate::config::{Config, ConfigError};
+use crate::consent::Consents;
 use crate::core::Core;
 use crate::dhcp;
 use crate::dns::{self, Dns};
@@ -60,6 +61,7 @@ impl<H: Host> Gateway<H> {
                 schedule: Schedule::default(),
                 chatter,
                 journal: Journal::default(),
+                consents: Consents::default(),
                 stats: Stats::default(),
                 now: Instant::ZERO,
                 config,
@@ -77,9 +79,17 @@ impl<H: Host> Gateway<H> {
         self.core.journal = journal;
     }
 
-    /// Something was recorded: those who waited for it go on.
+    /// Asks a person there from now on.
+    pub(crate) fn set_consents(&mut self, consents: Consents) {
+        self.core.consents = consents;
+    }
+
+    /// Something was recorded, or a person has answered: those who waited for it go on.
     fn recorded(&mut self) {
         let core = &mut self.core;
+        for (token, said) in core.consents.take() {
+            self.udp.consented(core, token, said);
+        }
         for (token, act) in core.journal.take() {
             match token.kind {
                 Kind::Tcp => self.tcp.recorded(core, token, act),

@@ -55,16 +55,25 @@ impl Journal {
         self.asks
     }
 
-    /// The flow `token` is about to go to `object`, which `reason` allows; [`Self::take`] has it when
-    /// the conditions permit it and that is on record, or when it must not.
-    pub(crate) fn begin(&self, token: Token, object: String, reason: String, question: Question) {
+    /// The flow `token` is about to go to `object`, which `reason` allows, and to which a person may have
+    /// had to consent; [`Self::take`] has it when the conditions permit it and that is on record, or when it
+    /// must not.
+    pub(crate) fn begin(
+        &self,
+        token: Token,
+        object: String,
+        reason: String,
+        consent: Option<String>,
+        question: Question,
+    ) {
+        let consent = consent.map(|how| ("consent".to_owned(), how));
         self.submit(
             token,
             Intent {
                 action: "net.connect",
                 object,
                 reason,
-                detail: BTreeMap::new(),
+                detail: consent.into_iter().collect(),
                 question,
                 quiet: false,
             },

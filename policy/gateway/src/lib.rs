@@ -13,6 +13,7 @@
 
 mod chatter;
 mod config;
+mod consent;
 mod control;
 mod core;
 mod descriptors;

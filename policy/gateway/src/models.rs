@@ -18,9 +18,9 @@ use bulkhead_conditions::Asker;
 use bulkhead_inherited::Inherited;
 use bulkhead_models::{Models as Description, Spent};
 use bulkhead_network::{MAX_MODELS_BYTES, NetworkDescription, spent};
-use bulkhead_proxy::provider;
+use bulkhead_proxy::{Consent, provider};
 use bulkhead_record::Recorder;
-use bulkhead_router::{HostClock, HostConnector, Outside, Router};
+use bulkhead_router::{Ask, Asking, HostClock, HostConnector, Outside, Router};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -113,11 +113,12 @@ pub(crate) fn prepare(
 }
 
 impl Ready {
-    /// Starts the thread, which says what it refuses by `chatter`.
+    /// Starts the thread, which asks people by `consent` and says what it refuses by `chatter`.
     pub(crate) fn start(
         self,
         recorder: Arc<dyn Recorder>,
         conditions: Option<Arc<Asker>>,
+        consent: Consent,
         chatter: Chatter,
     ) -> Result<Models, ModelsError> {
         let start = Instant::now();
@@ -132,6 +133,7 @@ impl Ready {
             tls: Arc::new(self.tls),
             recorder,
             conditions,
+            consent: Arc::new(Person(consent)),
             clock: Arc::new(HostClock::new()),
             carry: Some(Arc::new(move |now: Spent| {
                 // A file in memory that is there already takes it, or the host has no memory at all.
@@ -162,6 +164,15 @@ impl Ready {
         let gone = |_| ModelsError::Start(io::ErrorKind::BrokenPipe.into());
         begun.recv().map_err(gone)??;
         Ok(Models(hand_over))
+    }
+}
+
+/// Whom the router asks for consent.
+struct Person(Consent);
+
+impl Ask for Person {
+    fn ask<'a>(&'a self, models: &'a str, why: &'a str) -> Asking<'a> {
+        Box::pin(self.0.ask("model.chat", models, why))
     }
 }
 

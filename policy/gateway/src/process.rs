@@ -16,13 +16,14 @@ use rustix::process::{
 };
 
 use bulkhead_conditions::Asker;
-use bulkhead_proxy::Records;
 use bulkhead_proxy::quota::Quotas;
 use bulkhead_proxy::records::Outside;
+use bulkhead_proxy::{Consent, Records};
 use bulkhead_record::{Client, Recorder};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::chatter::Chatter;
+use crate::consent::Consents;
 use crate::control::{self, Request};
 use crate::descriptors::named;
 use crate::error::Error;
@@ -145,6 +146,10 @@ fn set_up(
         recorder: recorder.clone(),
         conditions: conditions.transpose().map_err(Error::Setup)?.map(Arc::new),
     };
+    let approvals = match description.approvals {
+        Some(fd) => Some(own.take("the socket of approvals", fd)?),
+        None => None,
+    };
     let mut sockets = Sockets::new(link, control, listeners).map_err(Error::Setup)?;
     if let Some(fd) = description.tools {
         let tools = own.take("the socket of the tools", fd)?;
@@ -157,17 +162,24 @@ fn set_up(
     // Threads come to be inside the jail, and before the layer that lets nobody make any.
     let actor = description.actor.as_ref().unwrap_or(&description.name);
     let records = Records::start(&outside, actor).map_err(Error::Setup)?;
+    gateway.host().hear_records(&wake).map_err(Error::Setup)?;
+    let consent = approvals.map(Consent::start).transpose();
+    let consent = consent.map_err(Error::Setup)?;
+    if let Some(consent) = &consent {
+        let wake = wake.try_clone().map_err(Error::Setup)?;
+        gateway.set_consents(Consents::new(consent.clone(), wake));
+    }
+    let consent = consent.unwrap_or_default();
     if records.are_kept() {
-        gateway.host().hear_records(&wake).map_err(Error::Setup)?;
         let asks = outside.conditions.is_some();
         gateway.set_journal(Journal::new(records.clone(), asks, wake));
     }
     if let Some(web) = web {
-        let web = web.start(records, chatter())?;
+        let web = web.start(records, consent.clone(), chatter())?;
         gateway.host().set_web(web);
     }
     if let (Some(models), Some(recorder)) = (models, recorder) {
-        let models = models.start(recorder, outside.conditions.clone(), chatter())?;
+        let models = models.start(recorder, outside.conditions.clone(), consent, chatter())?;
         gateway.host().set_models(models);
     }
     let gaps = jail::seal(entered)?;

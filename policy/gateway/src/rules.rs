@@ -81,6 +81,17 @@ pub(crate) enum Refusal {
         /// Which.
         what: Exhausted,
     },
+    /// It takes a person's consent, and there was none.
+    NoConsent {
+        /// Of the flow.
+        protocol: Protocol,
+        /// Where to.
+        to: Ipv4Addr,
+        /// Which port.
+        port: u16,
+        /// Why not.
+        why: String,
+    },
     /// The rules allow it, and the conditions do not.
     Condition {
         /// Of the flow.
@@ -133,6 +144,8 @@ pub(crate) struct Route {
     pub models: bool,
     /// What its bytes are counted against, where the proxy does not.
     pub quotas: Vec<usize>,
+    /// It takes a person's consent, which the proxy does not ask for.
+    pub approval: bool,
     /// What allows it, for records.
     pub grant: String,
 }
@@ -191,6 +204,9 @@ impl Refusal {
             | Self::Exhausted {
                 protocol, to, port, ..
             }
+            | Self::NoConsent {
+                protocol, to, port, ..
+            }
             | Self::Condition {
                 protocol, to, port, ..
             } => format!("{protocol} {to}:{port}"),
@@ -234,6 +250,16 @@ impl fmt::Display for Refusal {
                 port,
                 what,
             } => write!(f, "refused {protocol} to {to}:{port}: {what}"),
+            Self::NoConsent {
+                protocol,
+                to,
+                port,
+                why,
+            } => write!(
+                f,
+                "refused {protocol} to {to}:{port}: it takes a person's consent, and there was \
+                 none: {why}"
+            ),
             Self::Condition {
                 protocol,
                 to,
@@ -328,6 +354,7 @@ impl Rules {
                 web: false,
                 models: true,
                 quotas: Vec::new(),
+                approval: false,
                 grant: "model.chat".to_owned(),
             }),
             false => self.to_service(config, wanted),
@@ -455,12 +482,16 @@ impl Rules {
         let has_secret = names.iter().flatten().any(secret);
         let web = protocol == Protocol::Tcp
             && (has_secret || grants.iter().any(|grant| grant.is_narrowed()));
-        // Of grants that allow the same, one that has something left.
+        // Of grants that allow the same, one that has something left; first those that ask nobody.
+        let mut grants = grants.to_vec();
+        grants.sort_by_key(|grant| grant.approval);
+        let mut chosen = grants.first().copied();
         let mut quotas = Vec::new();
         if !web && let Some(first) = grants.first() {
             let mut counted = grants.iter().map(|grant| self.quotas.call(&grant.quotas));
             if let Some(at) = counted.position(|counted| counted.is_ok()) {
-                quotas = grants.get(at).unwrap_or(first).quotas.clone();
+                chosen = grants.get(at).copied();
+                quotas = chosen.unwrap_or(first).quotas.clone();
             } else {
                 let what = self.quotas.call(&first.quotas);
                 what.map_err(|what| Refusal::Exhausted {
@@ -471,7 +502,7 @@ impl Rules {
                 })?;
             }
         }
-        let grant = match grants.first() {
+        let grant = match chosen {
             Some(grant) => format!("net.connect:{}", grant.rule),
             None => format!("net.loopback:{protocol}:{port}"),
         };
@@ -484,6 +515,7 @@ impl Rules {
             web,
             models: false,
             quotas,
+            approval: !web && chosen.is_some_and(|grant| grant.approval),
             grant,
         })
     }

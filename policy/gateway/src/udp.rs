@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::Protocol;
+use bulkhead_proxy::conditions::Question;
 use bulkhead_proxy::quota::Exhausted;
 use bulkhead_proxy::records::{Act, NotDone};
 use smoltcp::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
 
 use crate::core::Core;
 use crate::host::{Datagrams, Host, Readiness};
-use crate::rules::Refusal;
+use crate::rules::{Refusal, Route};
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 
@@ -39,12 +40,31 @@ struct Flow<D> {
     socket: Option<D>,
     /// Where it is to lead, and the first datagram, until then.
     held: Option<(SocketAddr, Vec<u8>)>,
+    consent: Consent,
     /// Its intent, and the bytes out and in since.
     act: Option<Act>,
     bytes: (u64, u64),
     heard: Instant,
     /// What its bytes are counted against.
     quotas: Vec<usize>,
+}
+
+/// What a person says to a flow.
+enum Consent {
+    /// It takes none, or has it.
+    Given,
+    /// Not yet anything. What is recorded of it then.
+    Asked(Intent),
+    /// No, which holds for the flow: what a program sends again asks nobody anew.
+    Refused,
+}
+
+/// What is to be on record before a flow opens.
+struct Intent {
+    object: String,
+    /// What allows it.
+    grant: String,
+    question: Question,
 }
 
 /// All flows.
@@ -94,6 +114,11 @@ impl<H: Host> Udp<H> {
         let Some(flow) = self.flows.get_mut(token) else {
             return;
         };
+        if matches!(flow.consent, Consent::Refused) {
+            core.stats.dropped_out += 1;
+            tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+            return;
+        }
         flow.heard = core.now;
         if let Err(what) = core.rules.spend(&flow.quotas, payload.len() as u64) {
             exhausted(core, key, what);
@@ -133,8 +158,24 @@ impl<H: Host> Udp<H> {
             self.close(core, oldest);
         }
         let next = self.flows.next()?;
+        let intent = Intent {
+            object: object(&route, key),
+            grant: route.grant.clone(),
+            question: route.question(Protocol::Udp, key.address, key.port),
+        };
+        let mut consent = Consent::Given;
         let recorded = core.journal.is_kept();
-        let socket = match recorded {
+        if route.approval {
+            if let Err(why) = core.consents.begin(next, &intent.object, &intent.grant) {
+                refuse(core, key, why);
+                return None;
+            }
+            consent = Consent::Asked(intent);
+        } else if recorded {
+            record(core, next, intent, None);
+        }
+        let waits = recorded || route.approval;
+        let socket = match waits {
             true => None,
             false => match core.host.datagrams(route.to, next) {
                 Ok(socket) => Some(socket),
@@ -144,17 +185,12 @@ impl<H: Host> Udp<H> {
                 }
             },
         };
-        if recorded {
-            let object = format!("udp {}:{}", key.address, key.port);
-            let question = route.question(Protocol::Udp, key.address, key.port);
-            let reason = route.grant.clone();
-            core.journal.begin(next, object, reason, question);
-        }
         let flow = Flow {
             key,
             slot: Slot::default(),
             socket,
-            held: recorded.then(|| (route.to, first.to_vec())),
+            held: waits.then(|| (route.to, first.to_vec())),
+            consent,
             act: None,
             bytes: (0, 0),
             heard: now,
@@ -168,6 +204,33 @@ impl<H: Host> Udp<H> {
         Some(token)
     }
 
+    /// A person has said whether a flow may open, or nobody has.
+    pub(crate) fn consented(
+        &mut self,
+        core: &mut Core<H>,
+        token: Token,
+        said: Result<String, String>,
+    ) {
+        // It may have made room.
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        let Consent::Asked(intent) = std::mem::replace(&mut flow.consent, Consent::Given) else {
+            return;
+        };
+        flow.heard = core.now;
+        match said {
+            Ok(how) if core.journal.is_kept() => record(core, token, intent, Some(how)),
+            Ok(_) => self.go(core, token),
+            Err(why) => {
+                flow.consent = Consent::Refused;
+                flow.held = None;
+                let key = flow.key;
+                refuse(core, key, why);
+            }
+        }
+    }
+
     /// A flow is permitted and its intent on record, or it must not be.
     pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
@@ -177,13 +240,10 @@ impl<H: Host> Udp<H> {
             return;
         };
         let key = flow.key;
-        let Some((to, first)) = flow.held.take() else {
-            return;
-        };
-        let opened = match act {
+        match act {
             Ok(act) => {
                 flow.act = Some(act);
-                core.host.datagrams(to, token)
+                self.go(core, token);
             }
             Err(NotDone::Denied(ruling)) => {
                 core.refuse(&Refusal::Condition {
@@ -194,17 +254,28 @@ impl<H: Host> Udp<H> {
                 });
                 tell(core, key, Icmpv4DstUnreachable::CommProhibited);
                 self.close(core, token);
-                return;
             }
             Err(NotDone::NotRecorded(error)) => {
                 let (to, port) = (key.address, key.port);
                 core.stats.refused += 1;
                 let text = format_args!("refused udp to {to}:{port}: {error}");
                 core.chatter.say(core.now, text);
-                Err(ErrorKind::ConnectionRefused.into())
+                report(core, key, &ErrorKind::ConnectionRefused.into());
+                self.close(core, token);
             }
+        }
+    }
+
+    /// Opens a flow, and sends what waits for that.
+    fn go(&mut self, core: &mut Core<H>, token: Token) {
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
         };
-        let sent = opened.and_then(|mut socket| {
+        let key = flow.key;
+        let Some((to, first)) = flow.held.take() else {
+            return;
+        };
+        let sent = core.host.datagrams(to, token).and_then(|mut socket| {
             socket.send(&first)?;
             Ok(socket)
         });
@@ -236,7 +307,11 @@ impl<H: Host> Udp<H> {
         let Some(flow) = self.flows.get_mut(token) else {
             return;
         };
-        let until = flow.heard + IDLE;
+        let until = match flow.consent {
+            // Whoever asks a person sees to it that this has an end.
+            Consent::Asked(_) => core.now + IDLE,
+            Consent::Given | Consent::Refused => flow.heard + IDLE,
+        };
         match until <= core.now {
             true => self.close(core, token),
             false => core
@@ -304,6 +379,36 @@ impl<H: Host> Udp<H> {
             }
         }
     }
+}
+
+/// What people and records are told of a flow: the name that it was granted for, or the address.
+fn object(route: &Route, key: Key) -> String {
+    let names = route.names.as_ref().filter(|_| !route.granted);
+    match names.and_then(|names| names.first()) {
+        Some(name) => format!("udp {name}:{}", key.port),
+        None => format!("udp {}:{}", key.address, key.port),
+    }
+}
+
+/// Has a flow recorded before it opens; `how` a person consented, if one had to.
+fn record<H: Host>(core: &mut Core<H>, token: Token, intent: Intent, how: Option<String>) {
+    let Intent {
+        object,
+        grant,
+        question,
+    } = intent;
+    core.journal.begin(token, object, grant, how, question);
+}
+
+/// Nobody consented: says so, and tells the guest.
+fn refuse<H: Host>(core: &mut Core<H>, key: Key, why: String) {
+    core.refuse(&Refusal::NoConsent {
+        protocol: Protocol::Udp,
+        to: key.address,
+        port: key.port,
+        why,
+    });
+    tell(core, key, Icmpv4DstUnreachable::CommProhibited);
 }
 
 /// An amount that the flow is counted against is used up: says so, and tells the guest.

@@ -140,8 +140,6 @@ pub(crate) struct Ready {
     policy: Policy,
     authority: Authority,
     trust: Vec<CertificateDer<'static>>,
-    /// Where a person is asked.
-    approvals: Option<OwnedFd>,
 }
 
 /// Reads what the proxy needs; `None` where no rule asks for one.
@@ -169,15 +167,10 @@ pub(crate) fn prepare(
     let secrets: Result<_, Error> = secrets.map(|secret| read_secret(secret, own)).collect();
     let (allow, deny) = (description.allow.clone(), description.deny.clone());
     let policy = Policy::new(allow, deny, quotas.clone(), Secrets::new(secrets?));
-    let approvals = match description.approvals {
-        Some(fd) => Some(own.take("the socket of approvals", fd)?),
-        None => None,
-    };
     Ok(Some(Ready {
         policy,
         authority,
         trust,
-        approvals,
     }))
 }
 
@@ -214,12 +207,15 @@ fn read_secret(described: &Described, own: &mut Inherited) -> Result<Secret, Err
 }
 
 impl Ready {
-    /// Starts the thread, which says what it refuses by `chatter`.
-    pub(crate) fn start(self, records: Records, mut chatter: Chatter) -> Result<Web, WebError> {
+    /// Starts the thread, which asks people by `consent` and says what it refuses by `chatter`.
+    pub(crate) fn start(
+        self,
+        records: Records,
+        consent: Consent,
+        mut chatter: Chatter,
+    ) -> Result<Web, WebError> {
         let (hand_over, queue) = unbounded_channel();
         let (began, begun) = sync_channel(1);
-        let consent = self.approvals.map(Consent::start).transpose();
-        let consent = consent.map_err(WebError::Start)?.unwrap_or_default();
         let body = move || {
             let runtime = Builder::new_current_thread()
                 .enable_io()

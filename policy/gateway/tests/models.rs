@@ -130,6 +130,7 @@ fn models(port: u16) -> Models {
                 output: "1".parse().unwrap(),
                 max_tokens: 100,
                 cache: false,
+                approval: false,
             }],
         }],
         budget: Budget {
@@ -142,6 +143,16 @@ fn models(port: u16) -> Models {
 }
 
 fn begin(models: &Models, ports: Vec<u16>, ledger: OwnedFd) -> (Gateway, Guest, File) {
+    begin_asking(models, ports, ledger, None)
+}
+
+/// The same with a way to a person.
+fn begin_asking(
+    models: &Models,
+    ports: Vec<u16>,
+    ledger: OwnedFd,
+    approvals: Option<OwnedFd>,
+) -> (Gateway, Guest, File) {
     let mut described = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
     described.models = Some(ModelAccess {
         file: Fd(40),
@@ -152,11 +163,15 @@ fn begin(models: &Models, ports: Vec<u16>, ledger: OwnedFd) -> (Gateway, Guest, 
     let json = serde_json::to_vec(models).unwrap();
     let spent = memory_file(&[0; SPENT_BYTES]);
     let shared = spent.try_clone().unwrap();
-    let files = vec![
+    let mut files = vec![
         (memory_file(&json).into(), 40),
         (ledger, 41),
         (spent.into(), 42),
     ];
+    if let Some(approvals) = approvals {
+        described.approvals = Some(Fd(43));
+        files.push((approvals, 43));
+    }
     let (gateway, mut guest) = start_with(described, Vec::new(), files);
     guest.configure();
     (gateway, guest, shared)
@@ -199,6 +214,51 @@ fn asks(guest: &mut Guest, model: &str) -> String {
              Authorization: Bearer mine\r\nContent-Length: {length}\r\n\r\n{body}"
         ),
     )
+}
+
+#[test]
+fn a_person_is_asked_about_a_model_from_inside_the_jail() {
+    let ((port, seen), (socket, entries)) = (provider(), ledger());
+    let mut described = models(port);
+    described.providers[0].models[0].approval = true;
+    let (person, approvals) = guest::pair();
+    let person = thread::spawn(move || {
+        let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];
+        for allowed in [false, true] {
+            let (_, length) = recv(&person, &mut buffer[..], RecvFlags::empty()).unwrap();
+            let request: bulkhead_approval::Request =
+                serde_json::from_slice(&buffer[..length]).unwrap();
+            let question = request.question;
+            assert_eq!(
+                (&*question.capability, &*question.object),
+                ("model.chat", "small")
+            );
+            let answer = bulkhead_approval::Answer {
+                id: request.id,
+                allowed,
+                reason: "a person said so".to_owned(),
+            };
+            let answer = serde_json::to_vec(&answer).unwrap();
+            send(&person, &answer, SendFlags::NOSIGNAL).unwrap();
+        }
+    });
+    let (gateway, mut guest, _) = begin_asking(&described, vec![port], socket, Some(approvals));
+    let answer = asks(&mut guest, "small");
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(
+        answer.contains("there was none: a person said so"),
+        "{answer}"
+    );
+    assert!(seen.lock().unwrap().is_empty());
+    let answer = asks(&mut guest, "small");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    person.join().unwrap();
+    gateway.end();
+    let entries = entries.lock().unwrap();
+    let intents = entries
+        .iter()
+        .filter_map(|entry| entry.detail.get("consent"));
+    assert_eq!(intents.collect::<Vec<_>>(), ["a person said so"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A person's consent: asked on threads that wait, one question each, while the proxy serves others.
-//! Used where something has been decided that takes it, before it takes effect.
+//! Used where something has been decided that takes it, before it takes effect: by the proxy, and in its
+//! gateway by the router of models and the event loop.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,13 @@ use tokio::sync::oneshot;
 /// at once because it would be one too many.
 const WAITERS: usize = MAX_PENDING + 1;
 
-type Job = (Question, oneshot::Sender<Result<String, String>>);
+/// Why there is no consent where there is no way to anybody.
+const NOBODY: &str = "nobody can be asked";
+
+/// Hears how somebody consented, or why nobody did.
+type Heard = Box<dyn FnOnce(Result<String, String>) + Send>;
+
+type Job = (Question, Heard);
 
 /// The way to a person, by default to nobody.
 #[derive(Clone, Default)]
@@ -53,27 +60,38 @@ impl Consent {
     ///
     /// # Errors
     /// Why it was not.
-    pub(crate) async fn ask(
+    pub async fn ask(&self, capability: &str, object: &str, why: &str) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        self.begin(capability, object, why, move |said| {
+            // The guest may have given up meanwhile.
+            let _ = answer.send(said);
+        });
+        answered.await.unwrap_or_else(|_| Err(NOBODY.to_owned()))
+    }
+
+    /// The same for who does not wait: `heard` is called with the answer, on another thread where there is
+    /// somebody to ask.
+    pub fn begin(
         &self,
         capability: &str,
         object: &str,
         why: &str,
-    ) -> Result<String, String> {
-        let nobody = || Err("nobody can be asked".to_owned());
-        let Some(jobs) = &self.0 else {
-            return nobody();
-        };
+        heard: impl FnOnce(Result<String, String>) + Send + 'static,
+    ) {
         let question = Question {
             capability: capability.to_owned(),
             object: object.to_owned(),
             why: why.to_owned(),
             task: None,
         };
-        let (answer, answered) = oneshot::channel();
-        if jobs.send((question, answer)).is_err() {
-            return nobody();
+        let job: Job = (question, Box::new(heard));
+        let unasked = match &self.0 {
+            Some(jobs) => jobs.send(job).map_err(|refused| refused.0).err(),
+            None => Some(job),
+        };
+        if let Some((_, heard)) = unasked {
+            heard(Err(NOBODY.to_owned()));
         }
-        answered.await.unwrap_or_else(|_| nobody())
     }
 }
 
@@ -81,14 +99,13 @@ impl Consent {
 fn wait(asker: &Asker, queue: &Mutex<Receiver<Job>>) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((question, answer)) = next else {
+        let Ok((question, heard)) = next else {
             return;
         };
         let said = match asker.ask(question) {
             Ok(said) => said,
             Err(none) => Err(none.to_string()),
         };
-        // The guest may have given up meanwhile.
-        let _ = answer.send(said);
+        heard(said);
     }
 }

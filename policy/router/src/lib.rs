@@ -32,5 +32,5 @@ mod wire;
 pub use budget::ALERT_PERCENT;
 pub use clock::{Clock, HostClock};
 pub use refusal::Body;
-pub use router::{MAX_REQUEST_BYTES, Outside, Router};
+pub use router::{Ask, Asking, MAX_REQUEST_BYTES, Outside, Router};
 pub use upstream::{Connect, Connecting, HostConnector};

@@ -1,7 +1,9 @@
 //! The front of the router: what a guest may ask, read and checked, and to whom it goes.
 
 use std::error::Error;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +38,15 @@ const MAX_CALLS: usize = 16;
 /// Most providers and keys that are tried for one call.
 const MAX_ATTEMPTS: usize = 8;
 
+/// A person's answer that is waited for: how they consented, or why nobody did.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>;
+
+/// What asks a person for consent. It sees to it that nobody waits for ever.
+pub trait Ask: Send + Sync {
+    /// Asks whether `models` may be called.
+    fn ask<'a>(&'a self, models: &'a str, why: &'a str) -> Asking<'a>;
+}
+
 /// What the router does to the world, and knows of it.
 pub struct Outside {
     /// Opens connections to providers.
@@ -46,6 +57,8 @@ pub struct Outside {
     pub recorder: Arc<dyn Recorder>,
     /// What answers for the partition's conditions, if there are any.
     pub conditions: Option<Arc<Asker>>,
+    /// Who asks a person, where a model takes consent.
+    pub consent: Arc<dyn Ask>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Who keeps what is spent for the router that comes after this one.
@@ -80,7 +93,7 @@ pub(crate) struct Call {
     pub(crate) chat: Chat,
     /// What its answer may be kept by.
     pub(crate) question: Option<Bytes>,
-    /// What conditions say of it, for records.
+    /// What conditions and persons say of it, for records.
     pub(crate) notes: Detail,
     /// Held while it lasts.
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -179,9 +192,14 @@ impl Router {
                 return self.0.refuse("unknown", refusal).await.response(wire);
             }
         };
+        // A guest that goes away now calls nobody.
+        let notes = match self.0.allow(&chat).await {
+            Ok(notes) => notes,
+            Err(refusal) => return refusal.response(wire),
+        };
         let inner = Arc::clone(&self.0);
         // In a task of its own, which a guest that goes away does not end.
-        let answer = tokio::spawn(async move { inner.chat(chat).await }).await;
+        let answer = tokio::spawn(async move { inner.chat(chat, notes).await }).await;
         let answer = answer.unwrap_or_else(|_| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             Err(Refusal::new(status, "the call could not be finished"))
@@ -285,30 +303,64 @@ impl Inner {
         refusal
     }
 
-    /// Serves a request: from the cache, or by the first provider that can.
-    async fn chat(self: Arc<Self>, chat: Chat) -> Result<Response<Body>, Refusal> {
+    /// Whether grants, conditions and, where it takes one, a person allow a request; what they say, for
+    /// records. Nothing is set aside for it meanwhile, and it takes no place.
+    async fn allow(&self, chat: &Chat) -> Result<Detail, Refusal> {
+        let model = chat.model();
+        let served: Vec<&Model> = self.called(model).map(|(_, _, model)| model).collect();
+        if served.is_empty() {
+            // Whether there is such a model elsewhere is not told.
+            let message = format!("the partition has no grant `model.chat` for `{model}`");
+            let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
+            return Err(self.refuse(model, refusal).await);
+        }
+        // By the names that grants and conditions have, whatever the guest calls them.
+        let named = |served: &[&Model]| {
+            let mut names: Vec<String> = served.iter().map(|m| m.name.clone()).collect();
+            names.sort();
+            names.dedup();
+            names
+        };
+        let names = named(&served);
+        let notes = self.permitted(model, names.clone()).await?;
+        let taking: Vec<&Model> = served.into_iter().filter(|model| model.approval).collect();
+        if taking.is_empty() {
+            return Ok(notes);
+        }
+        let asked = named(&taking).join(", ");
+        let why = "the grant of model.chat demands it";
+        let how = match self.outside.consent.ask(&asked, why).await {
+            Ok(how) => how,
+            Err(none) => {
+                let message = format!("it takes a person's consent, and there was none: {none}");
+                let refusal = Refusal::new(StatusCode::FORBIDDEN, message);
+                return Err(self.refuse(model, refusal).await);
+            }
+        };
+        // They may have changed while a person thought.
+        let mut notes = self.permitted(model, names).await?;
+        notes.insert("consent".to_owned(), how);
+        Ok(notes)
+    }
+
+    /// Whether conditions permit calls of all these models, of which the guest named one `model`.
+    async fn permitted(&self, model: &str, names: Vec<String>) -> Result<Detail, Refusal> {
+        match self.recording.ask(names).await {
+            Ok(notes) => Ok(notes),
+            Err(ruling) => {
+                let refusal = Refusal::new(StatusCode::FORBIDDEN, ruling.to_string());
+                Err(self.refuse(model, refusal).await)
+            }
+        }
+    }
+
+    /// Serves a request that is allowed: from the cache, or by the first provider that can.
+    async fn chat(self: Arc<Self>, chat: Chat, notes: Detail) -> Result<Response<Body>, Refusal> {
         let model = chat.model().to_owned();
         let calls = Arc::clone(&self.calls).acquire_owned().await;
         let permit = calls
             .map_err(|_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the router is closed"))?;
         let served: Vec<(usize, &Provider, &Model)> = self.called(&model).collect();
-        if served.is_empty() {
-            // Whether there is such a model elsewhere is not told.
-            let message = format!("the partition has no grant `model.chat` for `{model}`");
-            let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
-            return Err(self.refuse(&model, refusal).await);
-        }
-        // By the names that grants and conditions have, whatever the guest calls them.
-        let mut names: Vec<String> = served.iter().map(|(_, _, m)| m.name.clone()).collect();
-        names.sort();
-        names.dedup();
-        let notes = match self.recording.ask(names).await {
-            Ok(notes) => notes,
-            Err(ruling) => {
-                let refusal = Refusal::new(StatusCode::FORBIDDEN, ruling.to_string());
-                return Err(self.refuse(&model, refusal).await);
-            }
-        };
         let may_cache = served.iter().any(|(_, _, model)| model.cache);
         let question = chat.question().filter(|_| may_cache);
         let call = Call {

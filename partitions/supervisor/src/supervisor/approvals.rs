@@ -9,7 +9,7 @@ use bulkhead_approval::{
 use bulkhead_manifest::{Partition, System};
 use bulkhead_record::{Entry, Kind, Recorder, Verdict};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(super) struct Approvals {
     queue: Queue,
     /// Who waits for the answer to a question.
     waiting: BTreeMap<u64, Waiting>,
+    /// Partitions of which one question too many is on record, since one of theirs was settled.
+    crowded: BTreeSet<String>,
 }
 
 struct Waiting {
@@ -54,6 +56,7 @@ impl Approvals {
             recorder,
             queue: Queue::default(),
             waiting: BTreeMap::new(),
+            crowded: BTreeSet::new(),
         }
     }
 
@@ -89,8 +92,14 @@ impl Approvals {
             Asked::Decided(decision) => {
                 entry.verdict = verdict(decision);
                 entry.reason = decision.reason();
-                match self.recorder.record(&entry) {
-                    Ok(_) => (decision.allows(), decision.reason()),
+                let is_crowd = decision == Decision::TooMany;
+                // Only the first of them, or a guest could fill the ledger.
+                let recorded = match is_crowd && !self.crowded.insert(partition.to_owned()) {
+                    true => Ok(()),
+                    false => self.recorder.record(&entry).map(drop),
+                };
+                match recorded {
+                    Ok(()) => (decision.allows(), decision.reason()),
                     Err(error) => (false, error.to_string()),
                 }
             }
@@ -184,6 +193,7 @@ impl Approvals {
             let Some(waiting) = self.waiting.remove(&pending.id) else {
                 continue;
             };
+            self.crowded.remove(&pending.partition);
             let by_person = matches!(decision, Decision::Allowed(_) | Decision::Denied);
             let mut detail = self.lineage_detail(&pending.partition);
             detail.insert("question".to_owned(), pending.id.to_string());
@@ -468,6 +478,26 @@ mod tests {
                 assert!(why.contains("it is full"), "{why}");
             });
         }
+    }
+
+    #[test]
+    fn of_questions_that_are_too_many_the_first_is_on_record() {
+        let mut house = house(100);
+        let (ours, theirs) = packet_pair().unwrap();
+        let socket = Arc::new(ours);
+        let now = Instant::now();
+        let ask = |house: &mut House, id: u64| {
+            let question = question(&id.to_string());
+            let packet = serde_json::to_vec(&Request { id, question }).unwrap();
+            send(&theirs, &packet, SendFlags::NOSIGNAL).unwrap();
+            assert!(house.approvals.hear("agent", &socket, now));
+            house.ledger.entries.lock().unwrap().len()
+        };
+        let counts: Vec<usize> = (0..8).map(|id| ask(&mut house, id)).collect();
+        assert_eq!(counts, [1, 2, 3, 4, 5, 6, 6, 6]);
+        // There is room for one, and then there are too many once more.
+        house.approvals.decide(1, None, now).unwrap();
+        assert_eq!([8, 9, 10].map(|id| ask(&mut house, id)), [8, 9, 9]);
     }
 
     #[test]

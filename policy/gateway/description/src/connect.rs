@@ -26,8 +26,8 @@ pub struct Connect {
     /// Seconds after the gateway's start from which on it is void; what was begun goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<u64>,
-    /// Each use takes a person's consent: each connection, or request where those are looked into. Of
-    /// TCP, and only with [`NetworkDescription::web`](crate::NetworkDescription::web).
+    /// Each use takes a person's consent: each connection or flow, or request where those are looked into.
+    /// Of TCP only with [`NetworkDescription::web`](crate::NetworkDescription::web).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approval: bool,
 }

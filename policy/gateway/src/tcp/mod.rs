@@ -160,7 +160,7 @@ impl<H: Host> Tcp<H> {
             };
             let question = route.question(Protocol::Tcp, key.address, key.port);
             let reason = route.grant.clone();
-            core.journal.begin(token, object, reason, question);
+            core.journal.begin(token, object, reason, None, question);
             let recording = Recording {
                 syn: packet.bytes.to_vec(),
                 route,

@@ -155,6 +155,9 @@ pub struct Model {
     /// Whether an answer at temperature 0 may be given again to whoever asks the same.
     #[serde(default)]
     pub cache: bool,
+    /// Each call takes a person's consent.
+    #[serde(default)]
+    pub approval: bool,
 }
 
 impl Model {

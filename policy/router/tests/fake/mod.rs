@@ -15,7 +15,7 @@ use bulkhead_models::{
     Budget, Key, LimitField, Model, Models, Order, Price, Provider, Spent, Wire,
 };
 use bulkhead_record::{Entry, RecordError, Recorder};
-use bulkhead_router::{Clock, HostConnector, Outside, Router};
+use bulkhead_router::{Ask, Asking, Clock, HostConnector, Outside, Router};
 use http_body_util::channel::Channel;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -230,6 +230,15 @@ impl Clock for Still {
     }
 }
 
+/// There is no person.
+struct Nobody;
+
+impl Ask for Nobody {
+    fn ask<'a>(&'a self, _: &'a str, _: &'a str) -> Asking<'a> {
+        Box::pin(async { Err("nobody can be asked".to_owned()) })
+    }
+}
+
 /// A router among its fakes.
 pub struct World {
     pub router: Router,
@@ -244,13 +253,27 @@ impl World {
     }
 
     pub fn trusting(models: Models, roots: RootCertStore) -> Self {
-        Self::with_conditions(models, roots, None)
+        Self::with(models, roots, None, Arc::new(Nobody))
+    }
+
+    /// Who asks this person.
+    pub fn asking(models: Models, person: Arc<dyn Ask>) -> Self {
+        Self::with(models, RootCertStore::empty(), None, person)
     }
 
     pub fn with_conditions(
         models: Models,
         roots: RootCertStore,
         conditions: Option<Arc<Asker>>,
+    ) -> Self {
+        Self::with(models, roots, conditions, Arc::new(Nobody))
+    }
+
+    fn with(
+        models: Models,
+        roots: RootCertStore,
+        conditions: Option<Arc<Asker>>,
+        consent: Arc<dyn Ask>,
     ) -> Self {
         let (memory, clock) = (Arc::new(Memory::default()), Arc::new(Still::default()));
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -263,6 +286,7 @@ impl World {
             tls: Arc::new(tls),
             recorder: Arc::clone(&memory) as Arc<dyn Recorder>,
             conditions,
+            consent,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             carry: None,
             log: Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
@@ -341,6 +365,7 @@ pub fn model(name: &str) -> Model {
         output: price("2"),
         max_tokens: 1000,
         cache: false,
+        approval: false,
     }
 }
 
