@@ -1,11 +1,12 @@
 //! Promise: what conditions take away from a partition it does not do, unless they are being learnt; others
-//! take their place while it runs, and never more permissive ones without a word; all of it is on record.
+//! take their place while it runs, and never more permissive ones without a word; a child is held to those of its
+//! parent; all of it is on record.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 /// The guest itself does nothing: the tests are at the end of its connection to its tools.
 mod kvm {
     use std::fs;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use bulkhead_tests::bulkhead::Ended;
     use bulkhead_tests::house::House;
@@ -242,5 +243,84 @@ mod kvm {
         shop.write(&mut shop.agent(), "all the same").unwrap();
         assert!(shop.records("policy.reload").is_empty());
         shop.down();
+    }
+
+    /// The boss may delete nothing, start one worker at a time, and no more of a worker is different.
+    const OF_BOSS: &str = r#"
+        @id("no deletion") forbid(principal in Partition::"boss", action, resource == Tool::"fs.delete");
+        @id("one worker") permit(principal == Partition::"boss", action == Action::"partition.spawn", resource)
+            when { context.count <= 1 };
+    "#;
+
+    /// A manifest of a partition with tools in `data`, and the role that it has.
+    fn manifest(name: &str, data: &Path, more: &str) -> String {
+        format!(
+            "grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\"]\n\
+             [boot]\nkernel = \"native\"\nprogram = \"@examples/hello-native\"\n\
+             [resources]\nmemory = \"64MiB\"\n[lifetime]\nmax = \"1h\"\n\
+             [identity]\nname = \"{name}\"\nrole = \"coder\"\n{more}",
+            data.display()
+        )
+    }
+
+    #[test]
+    fn a_child_is_held_to_the_conditions_of_its_parent() {
+        let shop = Shop::new(&[], "");
+        let (house, data) = (&shop.0, shop.0.scratch.path().join("shared"));
+        let role = format!(
+            "grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\", \"partition.spawn:coder=2\"]\n\
+             files = [\"/**\"]\n[resources]\nmemory = \"64MiB\"\nvcpus = 1\n\
+             [lifetime]\nmax = \"1h\"\n[spawn]\ncount = 2\ndepth = 1\n",
+            data.display()
+        );
+        house.role("coder", &role);
+        // Each in a directory of its own, where the boss has conditions.
+        let start = |name: &str, more: &str, conditions: Option<&str>| {
+            let own = house.scratch.path().join(name);
+            fs::create_dir(&own).unwrap();
+            let signed = house.signed(&manifest(name, &data, more), &["alice"]);
+            fs::rename(signed, own.join("own.json")).unwrap();
+            if let Some(conditions) = conditions {
+                fs::write(own.join("policy.cedar"), conditions).unwrap();
+            }
+            let system = format!("name = \"{name}\"\n[[partition]]\nmanifest = \"own.json\"\n");
+            fs::write(own.join("system.toml"), system).unwrap();
+            let system = own.join("system.toml");
+            house.run(&["up", "--detach", system.to_str().unwrap()])
+        };
+        let spawn = "[spawn]\nroles = [\"coder=2\"]\ncount = 2\n";
+        let of_boss = [FILES, WRITES, OF_BOSS].concat();
+        start("boss", spawn, Some(&of_boss)).expect_status(0);
+        let parent = "parent = \"boss\"\n";
+        start("first", parent, None).expect_status(0);
+        let mut first = Mcp::connect(&house.scratch.path().join("s/first/first/vsock.sock_1024"));
+        shop.write(&mut first, "by the first").unwrap();
+        let delete = json!({ "path": shop.path("by the first") });
+        let why = first.call("fs.delete", &delete).unwrap_err();
+        assert!(
+            why.contains("forbidden by condition no deletion of boss"),
+            "{why}"
+        );
+        let why = ["why", "first", "--tool", "fs.delete"];
+        house
+            .run(&why)
+            .expect_status(0)
+            .expect_stdout("forbidden by condition no deletion of boss");
+
+        start("second", parent, None)
+            .expect_status(125)
+            .expect_stderr("error[rule-spawn]: ");
+        let refused = shop.records("partition.admit");
+        let refused = refused.iter().find(|record| record["verdict"] == "denied");
+        let refused = refused.expect("it is on record");
+        assert_eq!(refused["detail"]["rule"], "rule-spawn");
+        let reason = refused["reason"].as_str().unwrap();
+        assert!(reason.ends_with("permitted by no condition"), "{reason}");
+
+        for system in ["first", "boss"] {
+            house.run(&["down", system]).expect_status(0);
+        }
+        house.run(&["ledger", "verify"]).expect_status(0);
+        house.census.expect_nothing_new();
     }
 }

@@ -113,6 +113,25 @@ pub struct Rejection {
 }
 
 impl Rejection {
+    fn of(
+        manifest: &Manifest,
+        rule: Rule,
+        field: &'static str,
+        span: Option<Range<usize>>,
+        message: String,
+        help: impl Into<String>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            rule,
+            identity: manifest.identity().to_owned(),
+            field,
+            message,
+            help: help.into(),
+            file: manifest.file().to_owned(),
+            place: manifest.place(span),
+        })
+    }
+
     fn located(&self) -> String {
         let Self { file, message, .. } = self;
         match &self.place {
@@ -239,6 +258,17 @@ pub fn admit_beside(manifest: &Manifest, host: &dyn Host) -> Result<(), Box<Reje
     family::check_identity(&case)
 }
 
+/// That the parent of `manifest` may not start it now, for a reason that the manifests do not know: its
+/// conditions.
+pub fn reject_spawn(manifest: &Manifest, why: &str) -> Box<Rejection> {
+    let parent = manifest.mandate().parent.as_deref().unwrap_or_default();
+    let role = &manifest.mandate().role;
+    let message = format!("parent `{parent}` may not start a partition of role `{role}`: {why}");
+    let help = "see the conditions of the parent: bulkhead policy explain";
+    let span = manifest.spans().role.clone();
+    Rejection::of(manifest, Rule::Spawn, "identity.role", span, message, help)
+}
+
 /// Judges the grants of a partition that runs, with those that are to be added to it
 /// ([`Manifest::with_grants`]).
 ///
@@ -278,14 +308,6 @@ impl Case<'_> {
         message: String,
         help: impl Into<String>,
     ) -> Box<Rejection> {
-        Box::new(Rejection {
-            rule,
-            identity: self.manifest.identity().to_owned(),
-            field,
-            message,
-            help: help.into(),
-            file: self.manifest.file().to_owned(),
-            place: self.manifest.place(span),
-        })
+        Rejection::of(self.manifest, rule, field, span, message, help)
     }
 }

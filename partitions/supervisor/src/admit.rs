@@ -8,11 +8,11 @@
 
 use crate::error::{Error, reason};
 use crate::record::PartitionRecord;
-use crate::state_dir::{Standing, StateRoot, SystemDir};
+use crate::state_dir::{Found, Standing, StateRoot, SystemDir};
 use bulkhead_manifest::{
-    Admitted, Capacity, DenyList, GrantDraft, Host, MAX_BYTES, Manifest, Policy, Proof, Rejected,
-    Rejection, Role, Rule, Submission, System, parse_deny_list, parse_document, parse_role,
-    parse_submission,
+    Admitted, Capacity, DenyList, GrantDraft, Host, MAX_BYTES, Manifest, Partition, Policy, Proof,
+    Rejected, Rejection, Role, Rule, Submission, System, parse_deny_list, parse_document,
+    parse_role, parse_submission,
 };
 use bulkhead_places::{Place, PlaceError};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
@@ -99,13 +99,15 @@ pub struct Admissions {
 /// The host as it is, and what this start adds to it.
 struct LiveHost {
     running: Vec<Manifest>,
+    /// Systems with manifests among their partitions.
+    systems: Vec<Found>,
     capacity: Capacity,
 }
 
 impl LiveHost {
     /// Looks at what runs in `root`, without the system in the directory `but`.
     fn look(root: &StateRoot, but: Option<&Path>) -> Result<Self, Error> {
-        let mut running = Vec::new();
+        let (mut running, mut systems) = (Vec::new(), Vec::new());
         let mut promised_mib = 0_u64;
         for found in root.list()? {
             if found.standing != Standing::Live || Some(found.path.as_path()) == but {
@@ -123,6 +125,9 @@ impl LiveHost {
                 .iter()
                 .filter(|partition| partition.status.is_none());
             promised_mib += runs.map(|partition| partition.memory_mib).sum::<u64>();
+            if !manifests.is_empty() {
+                systems.push(found);
+            }
             running.extend(manifests);
         }
         let info = rustix::system::sysinfo();
@@ -130,6 +135,7 @@ impl LiveHost {
         let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
         Ok(Self {
             running,
+            systems,
             capacity: Capacity {
                 memory_mib: (info.totalram + info.totalswap).saturating_mul(unit) / (1024 * 1024),
                 promised_mib,
@@ -279,6 +285,41 @@ impl Admissions {
         Ok(bulkhead_manifest::admit_grants(
             &manifest, policy, &self.host,
         )?)
+    }
+
+    /// The system in which a partition with this identity runs, where it ran before this start.
+    pub fn system_of(&self, identity: &str) -> Option<&Found> {
+        let has = |found: &&Found| document_path(&found.path, identity).exists();
+        self.host.systems.iter().find(has)
+    }
+
+    /// How many partitions of its role the parent of `partition` has, which was admitted, with this one.
+    pub fn siblings(&self, partition: &Partition) -> u32 {
+        let Some(mandate) = &partition.mandate else {
+            return 0;
+        };
+        let same = |other: &&Manifest| {
+            let other = other.mandate();
+            (&other.parent, &other.role) == (&mandate.parent, &mandate.role)
+        };
+        u32::try_from(self.host.running.iter().filter(same).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The parent of `partition`, which was admitted, may not start it after all: its conditions say so. It
+    /// is recorded as what breaks a rule.
+    pub fn refuse_spawn(&self, partition: &Partition, why: &str) -> AdmissionError {
+        let mut running = self.host.running.iter();
+        let own = running.find(|manifest| manifest.identity() == partition.name);
+        let Some(manifest) = own else {
+            let path = PathBuf::from(&partition.name);
+            let source = io::ErrorKind::NotFound.into();
+            return AdmissionError::Unreadable { path, source };
+        };
+        let rejection = bulkhead_manifest::reject_spawn(manifest, why);
+        match self.record_rejection(&rejection) {
+            Ok(()) => rejection.into(),
+            Err(error) => error.into(),
+        }
     }
 
     /// The role of this name, if somebody has described it. Names of roles have no slashes.

@@ -9,7 +9,7 @@ use crate::process::packet_pair;
 use crate::vmm::send_with;
 use bulkhead_capability::Adherence;
 use bulkhead_conditions::control::Command;
-use bulkhead_conditions::{DecisionDescription, Member, VERSION};
+use bulkhead_conditions::{DecisionDescription, Inherited, Member, VERSION};
 use bulkhead_machine::Jail;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -32,12 +32,36 @@ pub struct PartitionConditions {
     pub lineage: Vec<String>,
     /// Whether they are enforced. What they would deny is done where they are not, and on record.
     pub adherence: Adherence,
+    /// The conditions of those ancestors that have some: what it does has to be permitted by them too.
+    pub inherited: Vec<Inherited>,
 }
 
 impl PartitionConditions {
-    /// Which they are, for records.
+    /// Which the partition's own are, for records.
     pub(crate) fn digest(&self) -> String {
         digest(&self.text)
+    }
+
+    /// What the record of the start says about them: the same of those of ancestors as well.
+    pub(crate) fn digests(&self) -> String {
+        let mut digests = self.digest();
+        for Inherited { ancestor, text, .. } in &self.inherited {
+            let _ = write!(digests, ", of {ancestor} {}", digest(text));
+        }
+        digests
+    }
+
+    /// What children of the partition, which is `name`, inherit.
+    pub fn for_children_of(&self, name: &str) -> Vec<Inherited> {
+        let own = Inherited {
+            ancestor: name.to_owned(),
+            text: self.text.clone(),
+            learn: self.adherence == Adherence::Learn,
+            world: self.world.clone(),
+        };
+        std::iter::once(own)
+            .chain(self.inherited.iter().cloned())
+            .collect()
     }
 }
 
@@ -71,6 +95,7 @@ pub(crate) fn ready(
         text: conditions.text.clone(),
         learn: conditions.adherence == Adherence::Learn,
         world: conditions.world.clone(),
+        inherited: conditions.inherited.clone(),
         control: descriptors.keep(theirs),
         jail,
     };

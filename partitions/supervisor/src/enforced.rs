@@ -1,7 +1,6 @@
 //! What of a manifest nobody holds a partition to yet: it is refused, not ignored.
 
 use crate::error::Error;
-use bulkhead_capability::Capability;
 use bulkhead_manifest::{Kernel, LinuxBoot, Partition};
 
 /// Whether the guest learns of environment variables.
@@ -12,15 +11,8 @@ fn tells_environment(partition: &Partition) -> bool {
     matches!(boot, LinuxBoot::Command(_))
 }
 
-/// Refuses a partition whose mandate, or whose conditions if it has any, say something that nothing would
-/// enforce.
-pub(crate) fn check(partition: &Partition, has_conditions: bool) -> Result<(), Error> {
-    let spawns = |held: &Capability| matches!(held, Capability::PartitionSpawn(_));
-    if has_conditions && partition.grants.capabilities().any(spawns) {
-        return Err(Error::NotEnforced(
-            "a condition on partition.spawn".to_owned(),
-        ));
-    }
+/// Refuses a partition whose mandate says something that nothing would enforce.
+pub(crate) fn check(partition: &Partition) -> Result<(), Error> {
     let Some(mandate) = &partition.mandate else {
         return Ok(());
     };

@@ -47,7 +47,7 @@ mod web;
 
 pub use admit::{AdmissionError, Admissions};
 pub use bulkhead_approval::{Question, Scope};
-pub use bulkhead_conditions::Member;
+pub use bulkhead_conditions::{Inherited, Member};
 pub use bulkhead_machine::Jail;
 pub use bulkhead_machine::control::{DeviceStats, Stats};
 pub use conditions::PartitionConditions;

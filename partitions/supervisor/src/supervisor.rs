@@ -147,8 +147,7 @@ impl Supervisor {
         let looked = (|| {
             for partition in &system.partitions {
                 check_memory(partition)?;
-                let has_conditions = options.conditions.contains_key(&partition.name);
-                enforced::check(partition, has_conditions)?;
+                enforced::check(partition)?;
             }
             let kvm = open_kvm()?;
             refuse_linux(system, library)?;
@@ -183,7 +182,7 @@ impl Supervisor {
         let life = |partition: &Partition| {
             let conditions = options.conditions.get(&partition.name);
             let adherence = conditions.map(|conditions| conditions.adherence.as_str());
-            let conditions = conditions.map(|conditions| conditions.digest());
+            let conditions = conditions.map(|conditions| conditions.digests());
             let held = [
                 ("kernel", partition.kernel.kind().as_str()),
                 ("conditions", conditions.as_deref().unwrap_or_default()),

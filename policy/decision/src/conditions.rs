@@ -162,9 +162,22 @@ impl Conditions {
     /// # Errors
     /// As there; and one speaks of requests where nobody would look into them.
     pub fn parse_to_hold(text: &str, world: &World<'_>) -> Result<Self, ConditionsError> {
+        Self::parse_inherited(text, world, world)
+    }
+
+    /// The same of conditions that are written for the partitions of `world`, and that those of `held`, which
+    /// are children of one of them, are to be held to.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_inherited(
+        text: &str,
+        world: &World<'_>,
+        held: &World<'_>,
+    ) -> Result<Self, ConditionsError> {
         let conditions = Self::parse(text, world)?;
         for (name, _, form) in conditions.forms()? {
-            requests::check(&form, name, world)?;
+            requests::check(&form, name, held)?;
         }
         Ok(conditions)
     }

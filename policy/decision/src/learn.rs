@@ -14,7 +14,9 @@ pub fn propose(partition: &str, acts: &[(&Act, Answer<'_>)]) -> (Vec<String>, Ve
     let mut grants: BTreeMap<String, Requests> = BTreeMap::new();
     let mut conditions = BTreeSet::new();
     for (act, answer) in acts {
-        if answer.verdict != Verdict::Denied {
+        // Whoever learns does what conditions do not permit.
+        let permitted = answer.ruling.as_ref().is_none_or(Ruling::is_permitted);
+        if answer.verdict != Verdict::Denied && permitted {
             continue;
         }
         if answer.decision.verdict == Verdict::Denied {

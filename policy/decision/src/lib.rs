@@ -11,6 +11,7 @@ mod act;
 mod cases;
 mod conditions;
 mod entities;
+mod family;
 mod learn;
 mod narrower;
 mod policy;
@@ -23,6 +24,7 @@ pub use bulkhead_conditions::{Act, Denied, MAX_TEXT_BYTES, Ruling, WOULD_DENY, d
 pub use cases::{Case, CaseFile, CaseFileError, Expected};
 pub use conditions::{Conditions, ConditionsError, SCHEMA};
 pub use entities::Circumstances;
+pub use family::{Family, Kin};
 pub use learn::{permit, propose};
 pub use narrower::{Widening, widenings};
 pub use policy::{Answer, Policy};

@@ -1,7 +1,7 @@
 //! Grants and conditions together: what an act of one partition comes to, and why.
 
-use crate::conditions::Conditions;
 use crate::entities::Circumstances;
+use crate::family::Family;
 use bulkhead_capability::table::{Decision, Table, Verdict};
 use bulkhead_capability::{Grants, Quota};
 use bulkhead_conditions::{Act, Ruling};
@@ -10,7 +10,7 @@ use bulkhead_conditions::{Act, Ruling};
 #[derive(Debug)]
 pub struct Policy<'c> {
     table: Table,
-    conditions: Option<&'c Conditions>,
+    conditions: Option<&'c Family>,
 }
 
 /// What policy says of an act.
@@ -25,8 +25,8 @@ pub struct Answer<'p> {
 }
 
 impl<'c> Policy<'c> {
-    /// The policy of who has these grants; conditions are those of the whole manifest.
-    pub fn new(grants: &Grants, conditions: Option<&'c Conditions>) -> Self {
+    /// The policy of who has these grants, and is held to these conditions.
+    pub fn new(grants: &Grants, conditions: Option<&'c Family>) -> Self {
         Self {
             table: Table::compile(grants),
             conditions,
@@ -36,14 +36,15 @@ impl<'c> Policy<'c> {
     /// Decides on an act. Conditions narrow what the grants allow, and never allow anything.
     pub fn decide(&self, act: &Act, who: &Circumstances) -> Answer<'_> {
         let decision = self.table.decide(&act.request(), who.moment);
-        let ruling = match decision.verdict {
+        let said = match decision.verdict {
             Verdict::Denied => None,
             Verdict::Allowed | Verdict::Ask => self.conditions.map(|all| all.ask(act, who)),
         };
-        let verdict = match &ruling {
-            Some(ruling) if !ruling.is_permitted() => Verdict::Denied,
+        let verdict = match &said {
+            Some(said) if !said.allows() => Verdict::Denied,
             _ => decision.verdict,
         };
+        let ruling = said.map(|said| said.ruling);
         Answer {
             verdict,
             decision,

@@ -5,7 +5,8 @@
 use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_capability::{Capability, Constraints, Grant, Grants, http_rule};
 use bulkhead_decision::{
-    Act, ActDraft, Circumstances, Conditions, ConditionsError, Policy, Ruling, World, propose,
+    Act, ActDraft, Circumstances, Conditions, ConditionsError, Family, Policy, Ruling, World,
+    propose,
 };
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -393,8 +394,9 @@ fn a_condition_that_fails_permits_nothing() {
 #[test]
 fn conditions_narrow_grants_and_never_widen_them() {
     let grants = grants();
-    let all = parse("permit(principal, action, resource);").unwrap();
-    let none = parse("forbid(principal, action, resource);").unwrap();
+    let parse = |text| Family::from(parse(text).unwrap());
+    let all = parse("permit(principal, action, resource);");
+    let none = parse("forbid(principal, action, resource);");
     for (act, granted) in [
         (web("api.example.org:443", "GET", "/"), true),
         (web("api.example.com:443", "GET", "/"), false),
@@ -464,7 +466,8 @@ fn what_is_proposed_allows_what_was_denied_and_no_more() {
     assert!(conditions.is_empty());
 
     let grants = grants();
-    let silent = parse(r#"forbid(principal, action == Action::"exec", resource);"#).unwrap();
+    let silent = parse(r#"forbid(principal, action == Action::"exec", resource);"#);
+    let silent = Family::from(silent.unwrap());
     let policy = Policy::new(&grants, Some(&silent));
     let acts = [
         web("api.example.org:443", "GET", "/v1/x"),
@@ -482,7 +485,7 @@ fn what_is_proposed_allows_what_was_denied_and_no_more() {
         .collect();
     let (lines, conditions) = propose("web", &denied);
     assert!(lines.is_empty());
-    let learned = parse(&conditions.join("\n")).unwrap();
+    let learned = Family::from(parse(&conditions.join("\n")).unwrap());
     let policy = Policy::new(&grants, Some(&learned));
     for act in &acts {
         assert_eq!(policy.decide(act, &at).verdict, Verdict::Allowed, "{act:?}");
@@ -527,7 +530,7 @@ proptest! {
         let secret: Option<Grants> = format!("secret.use:{text}").parse::<Capability>().ok().map(|c| [c].into_iter().collect());
         if let Some(grants) = secret {
             let world = World { partitions: vec![("web", &grants)] };
-            let none = Conditions::parse("", &world).unwrap();
+            let none = Family::from(Conditions::parse("", &world).unwrap());
             let policy = Policy::new(&grants, Some(&none));
             let (_, lines) = propose("web", &[(&act, policy.decide(&act, &who(0)))]);
             let learned = Conditions::parse(&lines.join("\n"), &world).unwrap();

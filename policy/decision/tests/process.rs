@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use bulkhead_capability::Capability;
 use bulkhead_conditions::control::{Command as Order, Event, MAX_MESSAGE_BYTES, Reloaded};
 use bulkhead_conditions::{
-    Act, Asker, DecisionDescription, MAX_TEXT_BYTES, Member, Ruling, VERSION,
+    Act, Asker, DecisionDescription, Inherited, MAX_TEXT_BYTES, Member, Ruling, VERSION,
 };
 use bulkhead_machine::{Fd, Jail};
 use bulkhead_network::Protocol;
@@ -57,6 +57,7 @@ fn start(text: &str, change: impl FnOnce(&mut DecisionDescription)) -> Process {
         started: 1_700_000_000,
         text: text.to_owned(),
         learn: false,
+        inherited: Vec::new(),
         world: vec![Member {
             name: "web".to_owned(),
             grants: grants.into_iter().collect(),
@@ -196,6 +197,34 @@ fn whoever_asks_hears_which_condition_decides() {
     }
     let jail_gaps = Vec::new();
     assert_eq!(process.hear(), Event::Running { jail_gaps });
+}
+
+#[test]
+fn a_child_is_held_to_the_conditions_of_its_ancestors() {
+    let of_boss = r#"
+        permit(principal in Partition::"boss", action, resource);
+        @id("no logs") forbid(principal, action, resource == Tool::"fs.log");
+    "#;
+    let process = start(CONDITIONS, |description| {
+        description.lineage = vec!["boss".to_owned()];
+        let mut boss = description.world.clone();
+        boss[0].name = "boss".to_owned();
+        description.inherited = vec![Inherited {
+            ancestor: "boss".to_owned(),
+            text: of_boss.to_owned(),
+            learn: false,
+            world: boss,
+        }];
+    });
+    process.hear();
+    let asker = process.asker();
+    let by = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let permitted = Ruling::Permitted(by(&["tools", "policy0 of boss"]));
+    assert_eq!(asker.ask(&tool("fs.read"), None).ruling, permitted);
+    let forbidden = Ruling::Forbidden(by(&["no logs of boss"]));
+    assert_eq!(asker.ask(&tool("fs.log"), None).ruling, forbidden);
+    let own = Ruling::Forbidden(by(&["no deletion"]));
+    assert_eq!(asker.ask(&tool("fs.delete"), None).ruling, own);
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn answering(text: &str, grants: &[&str], learn: bool) -> OwnedFd {
             name: "test".to_owned(),
             grants: grants.collect(),
         }],
+        inherited: Vec::new(),
         control: Fd(-1),
         jail: Jail::None,
     });

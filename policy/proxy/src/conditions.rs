@@ -94,7 +94,7 @@ impl Connection {
         let mut denied: Option<Answered> = None;
         let mut deny = |act: Act, said: Said| {
             // What forbids says more than that nothing permits.
-            let says_more = !matches!(said.ruling, Ruling::NotPermitted);
+            let says_more = !said.ruling.is_silent();
             if denied.is_none() || says_more {
                 denied = Some((act, said));
             }
@@ -115,7 +115,7 @@ impl Connection {
         for name in &self.claimed {
             let act = self.act(Some(name));
             let said = ask(&act);
-            if !said.ruling.is_permitted() && !matches!(said.ruling, Ruling::NotPermitted) {
+            if !said.ruling.is_permitted() && !said.ruling.is_silent() {
                 return (None, (act, said));
             }
         }

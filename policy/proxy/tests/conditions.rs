@@ -62,6 +62,7 @@ fn conditions(text: &str, learn: bool) -> Arc<Asker> {
             name: "web".to_owned(),
             grants: grants.into_iter().collect(),
         }],
+        inherited: Vec::new(),
         control: bulkhead_machine::Fd(-1),
         jail: bulkhead_machine::Jail::None,
     });

@@ -6,7 +6,7 @@
 use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_capability::{Capability, Grants};
 use bulkhead_conditions::wire::Request;
-use bulkhead_decision::{Act, Circumstances, Conditions, Policy, World, propose};
+use bulkhead_decision::{Act, Circumstances, Conditions, Family, Policy, World, propose};
 use bulkhead_network::Protocol;
 use libfuzzer_sys::fuzz_target;
 use std::path::PathBuf;
@@ -40,11 +40,12 @@ fn world() -> World<'static> {
 }
 
 /// Conditions that permit everything, and some that permit nothing.
-fn both() -> &'static [Conditions; 2] {
-    static BOTH: OnceLock<[Conditions; 2]> = OnceLock::new();
+fn both() -> &'static [Family; 2] {
+    static BOTH: OnceLock<[Family; 2]> = OnceLock::new();
     BOTH.get_or_init(|| {
         ["permit(principal, action, resource);", ""]
             .map(|text| Conditions::parse(text, &world()).expect("it is well formed"))
+            .map(Family::from)
     })
 }
 
@@ -111,7 +112,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     // Conditions from anybody are refused, or narrow.
-    if let Ok(conditions) = Conditions::parse(more, &world()) {
+    if let Ok(conditions) = Conditions::parse(more, &world()).map(Family::from) {
         let policy = Policy::new(grants(), Some(&conditions));
         let answer = policy.decide(&act, &who);
         assert!(answer.verdict == Verdict::Denied || answer.verdict == granted);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_capability::table::{Moment, Request, Table, Verdict};
 use bulkhead_capability::{Capability, Grants};
-use bulkhead_decision::{Act, Circumstances, Conditions, Policy, World};
+use bulkhead_decision::{Act, Circumstances, Conditions, Family, Policy, World};
 use bulkhead_network::Protocol;
 use serde::Serialize;
 
@@ -56,7 +56,7 @@ pub(crate) fn run() -> Result<Vec<Latency>, Error> {
     let compiled = measured_among(&requests, |request| {
         black_box(table.decide(black_box(request), MOMENT).verdict);
     });
-    let conditions = conditions(&grants)?;
+    let conditions = Family::from(conditions(&grants)?);
     let policy = Policy::new(&grants, Some(&conditions));
     let who = Circumstances {
         system: "bench".to_owned(),

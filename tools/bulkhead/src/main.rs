@@ -11,6 +11,7 @@ mod doctor;
 mod down;
 mod failure;
 mod gdb;
+mod inheritance;
 mod input;
 mod key;
 mod ledger;

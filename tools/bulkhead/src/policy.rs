@@ -10,15 +10,12 @@ use crate::input;
 use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_capability::{Adherence, Grants};
 use bulkhead_decision::{
-    Act, Case, CaseFile, Circumstances, Conditions, ConditionsError, Policy, World,
+    Act, Case, CaseFile, Circumstances, Conditions, ConditionsError, Family, Kin, Policy, World,
 };
 use bulkhead_manifest::{MAX_BYTES, Partition, parse};
-use bulkhead_supervisor::{HeldConditions, Member, PartitionConditions};
-use std::collections::BTreeMap;
+use bulkhead_supervisor::{Inherited, Member, PartitionConditions};
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The file of conditions beside a manifest.
@@ -70,26 +67,39 @@ impl Source {
         path.is_some_and(|path| self.path.canonicalize().is_ok_and(|own| own == path))
     }
 
-    /// Checks them, and has them hold for `whose`, which is one of those partitions and has these ancestors.
-    fn hold(
+    /// Checks them, and has them hold for `whose`, which is one of those partitions, beside those of its
+    /// ancestors.
+    pub(crate) fn hold(
         &self,
         partitions: &[&Partition],
         whose: &Partition,
         lineage: Vec<String>,
-    ) -> Result<Arc<PartitionConditions>, Failure> {
+        inherited: Vec<Inherited>,
+    ) -> Result<PartitionConditions, Failure> {
         let checked = Conditions::parse_to_hold(&self.text, &world(partitions));
         checked.map_err(|error| refused(&self.path, &error))?;
-        let member = |partition: &&Partition| Member {
-            name: partition.name.clone(),
-            grants: partition.grants.clone(),
-        };
-        Ok(Arc::new(PartitionConditions {
+        Ok(PartitionConditions {
             text: self.text.clone(),
-            world: partitions.iter().map(member).collect(),
+            world: members(partitions),
             lineage,
             adherence: whose.conditions,
-        }))
+            inherited,
+        })
     }
+
+    /// Where they stand.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// What conditions may speak of, as it is passed on.
+pub(crate) fn members(partitions: &[&Partition]) -> Vec<Member> {
+    let member = |partition: &&Partition| Member {
+        name: partition.name.clone(),
+        grants: partition.grants.clone(),
+    };
+    partitions.iter().map(member).collect()
 }
 
 fn refused(path: &Path, error: &ConditionsError) -> Failure {
@@ -97,17 +107,31 @@ fn refused(path: &Path, error: &ConditionsError) -> Failure {
         .help("docs/policy.md has what conditions can speak of")
 }
 
-/// The conditions of a partition that runs.
-pub(crate) fn parse_held(held: &HeldConditions) -> Result<Conditions, Failure> {
-    let PartitionConditions { text, world, .. } = &held.conditions;
-    let partitions = world.iter();
-    let world = World {
-        partitions: partitions
-            .map(|one| (one.name.as_str(), &one.grants))
-            .collect(),
+/// The conditions of a partition that runs, and those of its ancestors.
+pub(crate) fn parse_held(held: &PartitionConditions) -> Result<Family, Failure> {
+    let parse = |text: &str, world: &[Member]| {
+        let partitions = world.iter();
+        let world = World {
+            partitions: partitions
+                .map(|one| (one.name.as_str(), &one.grants))
+                .collect(),
+        };
+        Conditions::parse(text, &world)
+            .map_err(|error| Failure::new("conditions", format!("those that hold: {error}")))
     };
-    Conditions::parse(text, &world)
-        .map_err(|error| Failure::new("conditions", format!("those that hold: {error}")))
+    let own = Kin {
+        ancestor: None,
+        conditions: parse(&held.text, &held.world)?,
+        learn: held.adherence == Adherence::Learn,
+    };
+    let ancestors = held.inherited.iter().map(|inherited| {
+        Ok::<_, Failure>(Kin {
+            ancestor: Some(inherited.ancestor.clone()),
+            conditions: parse(&inherited.text, &inherited.world)?,
+            learn: inherited.learn,
+        })
+    });
+    Ok(Family::new(own, ancestors.collect::<Result<_, _>>()?))
 }
 
 fn world<'p>(partitions: &[&'p Partition]) -> World<'p> {
@@ -117,68 +141,12 @@ fn world<'p>(partitions: &[&'p Partition]) -> World<'p> {
     }
 }
 
-/// Conditions of a system's partitions, by their names.
-pub(crate) type Held = BTreeMap<String, Arc<PartitionConditions>>;
-
-/// What the partitions of a system are held to: each to the conditions beside its own manifest, or to
-/// those beside the system's.
-pub(crate) fn held(
-    partitions: &[Partition],
-    system: Option<&Source>,
-    own: &BTreeMap<String, Source>,
-    lineage: impl Fn(&Partition) -> Vec<String>,
-) -> Result<Held, Failure> {
-    let all: Vec<&Partition> = partitions.iter().collect();
-    let mut held = Held::new();
-    for partition in partitions {
-        let conditions = match (own.get(&partition.name), system) {
-            (None, None) if partition.conditions == Adherence::Learn => {
-                let message = format!(
-                    "partition `{}` learns, and has no conditions",
-                    partition.name
-                );
-                let help = "put policy.cedar beside its manifest; an empty one would deny everything, \
-                            so that everything is learnt";
-                return Err(Failure::new("conditions", message).help(help));
-            }
-            (None, None) => continue,
-            (Some(own), None) => own.hold(&[partition], partition, lineage(partition))?,
-            (None, Some(system)) => system.hold(&all, partition, lineage(partition))?,
-            (Some(own), Some(system)) => {
-                let (name, own, system) = (&partition.name, &own.path, &system.path);
-                let (own, system) = (own.display(), system.display());
-                let message =
-                    format!("partition `{name}` has conditions in `{own}` and in `{system}`");
-                return Err(
-                    Failure::new("conditions", message).help("put them into one of the two files")
-                );
-            }
-        };
-        held.insert(partition.name.clone(), conditions);
-    }
-    Ok(held)
-}
-
-/// Says which partitions may do what their conditions would deny.
-pub(crate) fn warn(held: &Held) {
-    let learn = held
-        .iter()
-        .filter(|(_, held)| held.adherence == Adherence::Learn);
-    for (name, _) in learn {
-        let line = format!(
-            "bulkhead: partition `{name}` LEARNS: what its conditions would deny is done, and on record\n"
-        );
-        // Without anybody to read it, `ps` and the record of the start say so.
-        let _ = io::stderr().write_all(line.as_bytes());
-    }
-}
-
 /// The partitions of a manifest, and the conditions beside it.
 pub(crate) struct Loaded {
     /// Name of the system; of a partition with a manifest of its own, the partition's.
     pub(crate) system: String,
     pub(crate) partitions: Vec<Partition>,
-    pub(crate) conditions: Option<Conditions>,
+    pub(crate) conditions: Option<Family>,
 }
 
 impl Loaded {
@@ -195,6 +163,7 @@ impl Loaded {
         let all: Vec<&Partition> = partitions.iter().collect();
         let source = beside(manifest)?;
         let conditions = source.map(|source| source.check(&all)).transpose()?;
+        let conditions = conditions.map(Family::from);
         Ok(Self {
             system,
             partitions,
@@ -353,7 +322,11 @@ fn explain(manifest: &Path, name: Option<&str>) -> Result<(), Failure> {
             text += "  learns: what conditions would deny is done, and on record\n";
         }
     }
-    for (name, permits, policy) in loaded.conditions.iter().flat_map(Conditions::iter) {
+    for (name, permits, policy) in loaded
+        .conditions
+        .iter()
+        .flat_map(|family| family.own().iter())
+    {
         let effect = if permits { "permits" } else { "forbids" };
         let _ = writeln!(text, "condition {name} {effect}");
         for line in policy.lines() {

@@ -5,13 +5,14 @@ use crate::cli::{KernelChoice, RunArgs};
 use crate::command;
 use crate::failure::{Failure, STATUS_CANNOT_RUN, STATUS_FAILED, STATUS_NOT_FOUND};
 use crate::gdb;
+use crate::inheritance;
 use crate::policy;
 use crate::recorder;
 use crate::secret;
 use crate::signals;
 use crate::terminal::{self, RawMode};
 use bulkhead_manifest::{
-    At, GrantDraft, MemoryDraft, MountDraft, Partition, PartitionDraft, SystemDraft, validate,
+    At, GrantDraft, MemoryDraft, MountDraft, PartitionDraft, SystemDraft, validate,
 };
 use bulkhead_places::Place;
 use bulkhead_supervisor::{
@@ -63,9 +64,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         partitions: vec![At::from(partition)],
     };
     let system = validate(&system, Path::new(""))?;
-    let lineage = |partition: &Partition| partition.lineage().to_vec();
-    let (partitions, none) = (&system.partitions, BTreeMap::new());
-    let conditions = policy::held(partitions, conditions.as_ref(), &none, lineage)?;
+    let none = BTreeMap::new();
+    let conditions = inheritance::held(&system, conditions.as_ref(), &none, judge.as_ref())?;
 
     let library = Library::find()?;
     let root = StateRoot::locate()?;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         let _ = io::stderr().write_all(line.as_bytes());
     }
     let raw_mode = raw.then(RawMode::enter).transpose()?;
-    policy::warn(&options.conditions);
+    inheritance::warn(&options.conditions);
     let supervisor = Supervisor::start(&system, &root, &library, options).map_err(cannot_start)?;
     let outcome = supervisor.wait(signals, || {});
     drop(raw_mode);

@@ -2,9 +2,10 @@
 
 use crate::cli::UpArgs;
 use crate::failure::Failure;
-use crate::policy::{self, Held};
+use crate::inheritance::{self, Held};
+use crate::policy;
 use crate::{input, run, secret, signals};
-use bulkhead_manifest::{MAX_BYTES, Partition, System, Validated, parse_with};
+use bulkhead_manifest::{MAX_BYTES, System, Validated, parse_with};
 use bulkhead_supervisor::{
     Cause, Consoles, Library, Options, Outcome, StateRoot, Supervisor, reason,
 };
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
         conditions,
     };
     raise_open_files();
-    policy::warn(&options.conditions);
+    inheritance::warn(&options.conditions);
     let supervisor = Supervisor::start(&system, &root, &library, options)?;
     let in_background = args.in_background;
     let outcome = supervisor.wait(signals, || {
@@ -101,9 +102,7 @@ fn read(path: &Path) -> Result<(Validated<System>, Held), Failure> {
         Ok::<_, Failure>(Some(admitted))
     })?;
     let system = checked?;
-    let lineage = |partition: &Partition| partition.lineage().to_vec();
-    let partitions = &system.partitions;
-    let held = policy::held(partitions, of_system.as_ref(), &of_partitions, lineage)?;
+    let held = inheritance::held(&system, of_system.as_ref(), &of_partitions, judge.as_ref())?;
     Ok((system, held))
 }
 

@@ -93,7 +93,9 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
         Standing::Finished => None,
     };
     let answered = held.as_ref().filter(|held| held.answered);
-    let conditions = answered.map(policy::parse_held).transpose()?;
+    let conditions = answered
+        .map(|held| policy::parse_held(&held.conditions))
+        .transpose()?;
     let started = Duration::from_secs(found.record.started);
     let who = Circumstances {
         system: found.name.clone(),
@@ -107,8 +109,7 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     };
     let grants = all.get(&partition).unwrap_or(&none);
     let policy = Policy::new(grants, conditions.as_ref());
-    let adherence = held.as_ref().map(|held| held.conditions.adherence);
-    let mut report = report(&policy, adherence.unwrap_or_default(), act, &who);
+    let mut report = report(&policy, Adherence::Enforce, act, &who);
     if held.is_some() && conditions.is_none() && report.verdict != word(Verdict::Denied) {
         report.verdict = word(Verdict::Denied);
         report.reason = "nothing answers for the conditions any more".to_owned();
@@ -116,11 +117,18 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     Ok(report)
 }
 
+/// `adherence` is that of conditions that do not know it themselves, as those of a whole system.
 fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstances) -> Report {
     let answer = policy.decide(act, who);
     let (mut verdict, mut reason) = (word(answer.verdict), answer.reason());
     let granted = answer.decision.verdict;
-    if adherence == Adherence::Learn && granted != answer.verdict {
+    let is_done = adherence == Adherence::Learn || answer.verdict != Verdict::Denied;
+    if is_done
+        && answer
+            .ruling
+            .as_ref()
+            .is_some_and(|ruling| !ruling.is_permitted())
+    {
         verdict = word(granted);
         reason = format!(
             "{}; it learns, and else it would be {reason}",

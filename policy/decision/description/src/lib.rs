@@ -61,10 +61,28 @@ pub struct DecisionDescription {
     pub learn: bool,
     /// What they may speak of: the partitions of the manifest and what each was granted.
     pub world: Vec<Member>,
+    /// Conditions of its ancestors, the nearest first: they have to permit what it does as well.
+    #[serde(default)]
+    pub inherited: Vec<Inherited>,
     /// The process's end of the control socket.
     pub control: Fd,
     /// How far the process locks itself in before it reads the conditions.
     pub jail: Jail,
+}
+
+/// Conditions of an ancestor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inherited {
+    /// Whose.
+    pub ancestor: String,
+    /// In Cedar.
+    pub text: String,
+    /// What they would deny is told, and done all the same.
+    #[serde(default)]
+    pub learn: bool,
+    /// What they may speak of.
+    pub world: Vec<Member>,
 }
 
 /// A partition of a manifest.

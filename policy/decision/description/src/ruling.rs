@@ -13,6 +13,8 @@ pub enum Ruling {
     Forbidden(Vec<String>),
     /// None permits it.
     NotPermitted,
+    /// None of this ancestor's permits it.
+    NotPermittedBy(String),
     /// One of them could not be evaluated, so that nothing is permitted.
     Failed(String),
     /// Nobody has said anything, so that nothing is permitted.
@@ -24,6 +26,11 @@ impl Ruling {
     pub fn is_permitted(&self) -> bool {
         matches!(self, Self::Permitted(_))
     }
+
+    /// Whether it is not permitted, and nothing forbids it.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::NotPermitted | Self::NotPermittedBy(_))
+    }
 }
 
 impl fmt::Display for Ruling {
@@ -32,6 +39,7 @@ impl fmt::Display for Ruling {
             Self::Permitted(by) => write!(f, "permitted by condition {}", by.join(", ")),
             Self::Forbidden(by) => write!(f, "forbidden by condition {}", by.join(", ")),
             Self::NotPermitted => f.write_str("permitted by no condition"),
+            Self::NotPermittedBy(ancestor) => write!(f, "permitted by no condition of {ancestor}"),
             Self::Failed(why) => write!(f, "a condition could not be evaluated: {why}"),
             Self::Unanswered(why) => write!(f, "the conditions could not be asked: {why}"),
         }

@@ -24,6 +24,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::conditions::{Conditions, ConditionsError, with_stack};
 use crate::entities::Circumstances;
+use crate::family::{Family, Kin};
 use crate::world::World;
 use askers::{Askers, Control};
 use jail::JailError;
@@ -160,9 +161,8 @@ fn tell(control: impl AsFd, event: &Event) {
 /// The conditions of one partition.
 #[derive(Debug)]
 pub struct Judge {
-    conditions: Conditions,
+    family: Family,
     world: Vec<Member>,
-    learn: bool,
     system: String,
     partition: String,
     lineage: Vec<String>,
@@ -183,12 +183,29 @@ impl Judge {
             text,
             learn,
             world,
+            inherited,
             ..
         } = description;
-        Ok(Self {
+        let own = Kin {
+            ancestor: None,
             conditions: Conditions::parse_to_hold(&text, &speaks_of(&world))?,
-            world,
             learn,
+        };
+        let mut held = speaks_of(&world);
+        held.partitions.retain(|(name, _)| *name == partition);
+        let ancestors = inherited.into_iter().map(|inherited| {
+            let world = speaks_of(&inherited.world);
+            let conditions = Conditions::parse_inherited(&inherited.text, &world, &held)?;
+            Ok(Kin {
+                ancestor: Some(inherited.ancestor),
+                conditions,
+                learn: inherited.learn,
+            })
+        });
+        let ancestors: Vec<Kin> = ancestors.collect::<Result<_, ConditionsError>>()?;
+        Ok(Self {
+            family: Family::new(own, ancestors),
+            world,
             system,
             partition,
             lineage,
@@ -209,10 +226,11 @@ impl Judge {
             },
             bytes,
         };
+        let said = self.family.ask(&act, &who);
         Some(Answer {
             id,
-            ruling: shortened(self.conditions.ask(&act, &who)),
-            enforced: !self.learn,
+            ruling: shortened(said.ruling),
+            enforced: said.enforced,
         })
     }
 }
@@ -233,6 +251,7 @@ fn shortened(ruling: Ruling) -> Ruling {
     match ruling {
         Ruling::Permitted(by) => Ruling::Permitted(names(by)),
         Ruling::Forbidden(by) => Ruling::Forbidden(names(by)),
+        Ruling::NotPermittedBy(ancestor) => Ruling::NotPermittedBy(short(ancestor)),
         Ruling::Failed(why) => Ruling::Failed(short(why)),
         other => other,
     }

@@ -55,11 +55,11 @@ impl Judge {
     /// Why they permit more, if they do.
     fn try_reload(&mut self, file: &OwnedFd, widen: bool) -> Result<Option<String>, ReloadError> {
         let new = Conditions::parse_to_hold(&read(file)?, &speaks_of(&self.world))?;
-        let widened = told(&widenings(&self.conditions, &new)?);
+        let widened = told(&widenings(self.family.own(), &new)?);
         match widened {
             Some(why) if !widen => Err(ReloadError::Wider(why)),
             widened => {
-                self.conditions = new;
+                self.family.replace_own(new);
                 Ok(widened)
             }
         }

@@ -61,7 +61,10 @@ fn proposal(partition: &str, acts: &[(&Act, Answer<'_>)]) -> String {
         }
     }
     for (act, answer) in acts {
-        if let Some(ruling @ (Ruling::Forbidden(_) | Ruling::Failed(_))) = &answer.ruling {
+        let ruling = answer.ruling.as_ref();
+        let ruling =
+            ruling.filter(|ruling| !ruling.is_permitted() && **ruling != Ruling::NotPermitted);
+        if let Some(ruling) = ruling {
             let _ = writeln!(text, "# no permit mends it: {}: {ruling}", act.request());
         }
     }
@@ -107,16 +110,19 @@ impl Learnt {
             .split_once('/')
             .map_or(actor, |(_, partition)| partition);
         for Denied { act, ruling } in all {
-            let told = || Told {
+            let told = match &ruling {
+                Ruling::Permitted(_) => continue,
+                Ruling::NotPermitted => {
+                    self.permits.insert(permit(partition, &act));
+                    continue;
+                }
+                Ruling::Forbidden(_) | Ruling::NotPermittedBy(_) => &mut self.forbidden,
+                Ruling::Failed(_) | Ruling::Unanswered(_) => &mut self.failed,
+            };
+            told.insert(Told {
                 act: act.request().to_string().escape_debug().to_string(),
                 why: ruling.to_string().escape_debug().to_string(),
-            };
-            match &ruling {
-                Ruling::NotPermitted => drop(self.permits.insert(permit(partition, &act))),
-                Ruling::Forbidden(_) => drop(self.forbidden.insert(told())),
-                Ruling::Failed(_) | Ruling::Unanswered(_) => drop(self.failed.insert(told())),
-                Ruling::Permitted(_) => {}
-            }
+            });
         }
     }
 

@@ -23,6 +23,7 @@ fn house(script: &str) -> House {
         world: Vec::new(),
         lineage: Vec::new(),
         adherence: Adherence::Learn,
+        inherited: Vec::new(),
     });
     house.conditions.insert("a".to_owned(), held);
     house
