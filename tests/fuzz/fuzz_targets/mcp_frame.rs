@@ -79,7 +79,7 @@ static TOOLS: LazyLock<Pipeline> = LazyLock::new(|| {
             gate: None,
             jobs: Jobs::default(),
         },
-        limiter: Limiter::new(limits, None, None, Box::new(HostClock)),
+        limiter: Limiter::new(limits, None, None, None, Box::new(HostClock)),
         autonomy: Autonomy::Full,
         conditions: None,
         approver: Arc::new(Nobody),
