@@ -115,6 +115,14 @@ impl World {
         assert!(self.host.recv_from(&mut [0]).is_err());
     }
 
+    /// Waits until so many datagrams were dropped: what was said may be on its way yet.
+    fn dropped(&mut self, times: u64) {
+        let gateway = &self.gateway;
+        let count = || gateway.stats().dropped_out;
+        (self.guest).until("a dropped datagram", |_| (count() >= times).then_some(()));
+        assert_eq!(count(), times);
+    }
+
     fn refused(&mut self, times: u64) {
         let gateway = &self.gateway;
         let count = || gateway.stats().refused;
@@ -131,6 +139,7 @@ fn a_flow_waits_for_a_person() {
     assert_eq!(request.question.capability, "net.connect");
     assert_eq!(request.question.object, "udp svc.example:9");
     world.says(1000, "while it waits");
+    world.dropped(1);
     assert!(world.question().is_none(), "one question for a flow");
     world.hears_nothing();
     world.answer(&request, true);
