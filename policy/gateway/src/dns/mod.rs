@@ -1,6 +1,6 @@
 //! DNS: the server at the guest's address for it. It answers what no rule allows itself, sends the
 //! rest to the host's resolvers, and lets the rules learn what names stand for. Queries over UDP
-//! are here; those over TCP are in [`session`]. Used by [`crate::Gateway`].
+//! are here; those over TCP are in `session`. Used by [`crate::Gateway`].
 
 pub mod message;
 pub(crate) mod session;
