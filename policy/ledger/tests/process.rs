@@ -310,10 +310,10 @@ fn a_ledger_grows_beyond_a_segment() {
     assert_eq!(house.expect_good(), 301);
 }
 
-/// How often the writer is killed: 100 times, or as often as the environment says.
+/// How often the writer is killed: 1,000 times, or as often as the environment says.
 fn kills() -> u32 {
     let asked = std::env::var("BULKHEAD_LEDGER_KILLS").ok();
-    asked.map_or(100, |asked| asked.parse().unwrap())
+    asked.map_or(1000, |asked| asked.parse().unwrap())
 }
 
 #[test]
