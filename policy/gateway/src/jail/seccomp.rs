@@ -145,6 +145,7 @@ rules! {
     SYS_brk             ANY          "the allocator"
 
     SYS_futex           ANY          "locks, and threads that wait for each other"
+    SYS_sched_yield     ANY          "channels, while another thread is about to be done with them"
     SYS_restart_syscall ANY          "the kernel, after a stop interrupted a timed wait"
     SYS_rt_sigaction    ANY          "abort restores the default action"
     SYS_rt_sigprocmask  ANY          "abort"
