@@ -2,6 +2,7 @@
 
 use crate::conditions::ConditionsError;
 use bulkhead_capability::{Capability, Grants, NamePattern};
+use bulkhead_conditions::Member;
 use bulkhead_network::{Addresses, Host};
 use serde_json::Value;
 use std::net::Ipv4Addr;
@@ -12,6 +13,18 @@ use std::path::Path;
 pub struct World<'g> {
     /// Names and grants.
     pub partitions: Vec<(&'g str, &'g Grants)>,
+}
+
+impl<'g> World<'g> {
+    /// That of these partitions, as a process is told of them.
+    pub fn of(members: &'g [Member]) -> Self {
+        let members = members.iter();
+        Self {
+            partitions: members
+                .map(|member| (member.name.as_str(), &member.grants))
+                .collect(),
+        }
+    }
 }
 
 const NO_GRANT: &str = "which no grant is about";

@@ -146,8 +146,7 @@ impl<H: Host> Udp<H> {
         let route = match allowed {
             Ok(route) => route,
             Err(refusal) => {
-                core.refuse(&refusal);
-                tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+                deny(core, key, &refusal);
                 return None;
             }
         };
@@ -246,13 +245,13 @@ impl<H: Host> Udp<H> {
                 self.go(core, token);
             }
             Err(NotDone::Denied(ruling)) => {
-                core.refuse(&Refusal::Condition {
+                let refusal = Refusal::Condition {
                     protocol: Protocol::Udp,
                     to: key.address,
                     port: key.port,
                     ruling,
-                });
-                tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+                };
+                deny(core, key, &refusal);
                 self.close(core, token);
             }
             Err(NotDone::NotRecorded(error)) => {
@@ -400,26 +399,32 @@ fn record<H: Host>(core: &mut Core<H>, token: Token, intent: Intent, how: Option
     core.journal.begin(token, object, grant, how, question);
 }
 
+/// Refuses a flow, and tells the guest.
+fn deny<H: Host>(core: &mut Core<H>, key: Key, refusal: &Refusal) {
+    core.refuse(refusal);
+    tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+}
+
 /// Nobody consented: says so, and tells the guest.
 fn refuse<H: Host>(core: &mut Core<H>, key: Key, why: String) {
-    core.refuse(&Refusal::NoConsent {
+    let refusal = Refusal::NoConsent {
         protocol: Protocol::Udp,
         to: key.address,
         port: key.port,
         why,
-    });
-    tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+    };
+    deny(core, key, &refusal);
 }
 
 /// An amount that the flow is counted against is used up: says so, and tells the guest.
 fn exhausted<H: Host>(core: &mut Core<H>, key: Key, what: Exhausted) {
-    core.refuse(&Refusal::Exhausted {
+    let refusal = Refusal::Exhausted {
         protocol: Protocol::Udp,
         to: key.address,
         port: key.port,
         what,
-    });
-    tell(core, key, Icmpv4DstUnreachable::CommProhibited);
+    };
+    deny(core, key, &refusal);
 }
 
 /// Tells the guest what its own system would have said about an error of the socket, where it

@@ -44,11 +44,11 @@ pub(crate) struct Inspected<'a> {
 }
 
 /// A segment that was read; nothing where it has no header of its name.
-type Result<'a> = std::result::Result<Option<Inspected<'a>>, LogError>;
+type Outcome<'a> = Result<Option<Inspected<'a>>, LogError>;
 
 impl<'a> Inspection<'a> {
     /// Every segment, in their order, on as many CPUs as there are.
-    pub(crate) fn all(&self) -> Vec<Result<'a>> {
+    pub(crate) fn all(&self) -> Vec<Outcome<'a>> {
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Vec::with_capacity(self.firsts.len()));
         let work = || {
@@ -77,7 +77,7 @@ impl<'a> Inspection<'a> {
         done.into_iter().map(|(_, result)| result).collect()
     }
 
-    fn segment(&self, number: usize, first: u64) -> Result<'a> {
+    fn segment(&self, number: usize, first: u64) -> Outcome<'a> {
         match self.last.filter(|_| number + 1 == self.firsts.len()) {
             Some(bytes) => Ok(self.bytes(first, bytes)),
             None => Ok(self.bytes(first, &read(self.directory, first)?)),
@@ -115,10 +115,7 @@ impl<'a> Inspection<'a> {
 }
 
 /// The bytes of the segment that begins with record `first`.
-pub(crate) fn read(
-    directory: Option<&OwnedFd>,
-    first: u64,
-) -> std::result::Result<Vec<u8>, LogError> {
+pub(crate) fn read(directory: Option<&OwnedFd>, first: u64) -> Result<Vec<u8>, LogError> {
     let Some(directory) = directory else {
         return Ok(Vec::new());
     };

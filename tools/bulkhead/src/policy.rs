@@ -110,13 +110,7 @@ fn refused(path: &Path, error: &ConditionsError) -> Failure {
 /// The conditions of a partition that runs, and those of its ancestors.
 pub(crate) fn parse_held(held: &PartitionConditions) -> Result<Family, Failure> {
     let parse = |text: &str, world: &[Member]| {
-        let partitions = world.iter();
-        let world = World {
-            partitions: partitions
-                .map(|one| (one.name.as_str(), &one.grants))
-                .collect(),
-        };
-        Conditions::parse(text, &world)
+        Conditions::parse(text, &World::of(world))
             .map_err(|error| Failure::new("conditions", format!("those that hold: {error}")))
     };
     let own = Kin {

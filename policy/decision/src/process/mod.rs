@@ -188,13 +188,13 @@ impl Judge {
         } = description;
         let own = Kin {
             ancestor: None,
-            conditions: Conditions::parse_to_hold(&text, &speaks_of(&world))?,
+            conditions: Conditions::parse_to_hold(&text, &World::of(&world))?,
             learn,
         };
-        let mut held = speaks_of(&world);
+        let mut held = World::of(&world);
         held.partitions.retain(|(name, _)| *name == partition);
         let ancestors = inherited.into_iter().map(|inherited| {
-            let world = speaks_of(&inherited.world);
+            let world = World::of(&inherited.world);
             let conditions = Conditions::parse_inherited(&inherited.text, &world, &held)?;
             Ok(Kin {
                 ancestor: Some(inherited.ancestor),
@@ -232,15 +232,6 @@ impl Judge {
             ruling: shortened(said.ruling),
             enforced: said.enforced,
         })
-    }
-}
-
-fn speaks_of(world: &[Member]) -> World<'_> {
-    let members = world.iter();
-    World {
-        partitions: members
-            .map(|member| (member.name.as_str(), &member.grants))
-            .collect(),
     }
 }
 

@@ -8,9 +8,10 @@ use bulkhead_conditions::MAX_TEXT_BYTES;
 use bulkhead_conditions::control::Reloaded;
 use rustix::io::{Errno, pread};
 
-use super::{Judge, sentence, speaks_of};
+use super::{Judge, sentence};
 use crate::conditions::{Conditions, ConditionsError};
 use crate::narrower::{Widening, widenings};
+use crate::world::World;
 
 /// Most reasons that are told.
 const MAX_REASONS: usize = 8;
@@ -54,7 +55,7 @@ impl Judge {
 
     /// Why they permit more, if they do.
     fn try_reload(&mut self, file: &OwnedFd, widen: bool) -> Result<Option<String>, ReloadError> {
-        let new = Conditions::parse_to_hold(&read(file)?, &speaks_of(&self.world))?;
+        let new = Conditions::parse_to_hold(&read(file)?, &World::of(&self.world))?;
         let widened = told(&widenings(self.family.own(), &new)?);
         match widened {
             Some(why) if !widen => Err(ReloadError::Wider(why)),
