@@ -95,6 +95,15 @@ mod lab {
         }
     }
 
+    impl Drop for Guest<'_> {
+        fn drop(&mut self) {
+            // A test that fails leaves nothing running that the next would find.
+            if thread::panicking() {
+                let _ = self.bulkhead.command(["down", "--all"]).status();
+            }
+        }
+    }
+
     /// A service of the host that ends with the test.
     struct Service(Child);
 
@@ -295,6 +304,7 @@ mod lab {
         let server = (guest.chroot)
             .command("iperf3")
             .args(["-s", "-B", "127.0.0.1"])
+            .stdout(Stdio::null())
             .spawn();
         let server = Service(server.unwrap());
         for direction in ["", "--reverse"] {

@@ -1,15 +1,37 @@
-//! Reads what Rust's test harness prints: counts, failures, and the suites' own skip marks.
+//! Reads what Rust's test harness prints: counts, failures with what they said, and the suites' own
+//! skip marks.
+
+use std::collections::BTreeMap;
+use std::mem;
 
 use super::summary::Counts;
 
 /// What `bulkhead_tests::skip` prints before the reason.
 const SKIP: &str = "skipped: ";
+/// How many lines of a failed test are kept: from its panic on, and again from its end.
+const KEPT: usize = 12;
 
 /// Collects counts from the lines of one or more test binaries.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     counts: Counts,
     results: usize,
+    part: Part,
+    /// What each failed test of this binary printed.
+    printed: BTreeMap<String, Vec<String>>,
+}
+
+/// Where in a binary's output we are. The line `test NAME ... FAILED` is of no use: what a test's own
+/// processes print gets between its words.
+#[derive(Debug, Default)]
+enum Part {
+    /// Tests run, or those that passed show what they printed.
+    #[default]
+    Running,
+    /// What the failed ones printed, the one of this name now.
+    Printed(String),
+    /// Their names.
+    Names,
 }
 
 impl Reader {
@@ -25,10 +47,38 @@ impl Reader {
             for _ in 0..number_before(rest, "ignored") {
                 self.counts.skipped.push("marked #[ignore]".into());
             }
-        } else if let Some(name) =
-            (line.strip_prefix("test ")).and_then(|rest| rest.strip_suffix(" ... FAILED"))
-        {
-            self.counts.notes.push(name.to_owned());
+            self.part = Part::Running;
+            self.printed.clear();
+        } else if line == "failures:" {
+            self.part = match mem::take(&mut self.part) {
+                Part::Running => Part::Printed(String::new()),
+                Part::Printed(_) | Part::Names => Part::Names,
+            };
+        } else {
+            self.failed(line);
+        }
+    }
+
+    /// Takes a line that may be about failures.
+    fn failed(&mut self, line: &str) {
+        let heading = (line.strip_prefix("---- ")).and_then(|rest| rest.strip_suffix(" ----"));
+        match (&mut self.part, heading) {
+            (Part::Running, _) => {}
+            (Part::Printed(name), Some(heading)) => {
+                let heading = heading.strip_suffix(" stdout").unwrap_or(heading);
+                heading.clone_into(name);
+            }
+            (Part::Printed(name), None) => {
+                let lines = self.printed.entry(name.clone()).or_default();
+                lines.push(line.to_owned());
+            }
+            (Part::Names, _) => {
+                if let Some(name) = line.strip_prefix("    ") {
+                    let lines = self.printed.get(name).map(Vec::as_slice);
+                    let note = format!("{name}{}", excerpt(lines.unwrap_or_default()));
+                    self.counts.notes.push(note);
+                }
+            }
         }
     }
 
@@ -46,6 +96,24 @@ impl Reader {
             }));
         }
         self.counts
+    }
+}
+
+/// The lines that tell most of what a failed test printed, each on a line of its own.
+fn excerpt(lines: &[String]) -> String {
+    let panic = lines.iter().position(|line| line.contains("panicked at"));
+    let (_, told) = lines.split_at(panic.unwrap_or(0));
+    let shown = |lines: &[String]| -> String {
+        let lines = lines.iter().filter(|line| !line.is_empty());
+        lines.map(|line| format!("\n  | {line}")).collect()
+    };
+    match told.len().checked_sub(2 * KEPT) {
+        None | Some(0) => shown(told),
+        Some(left_out) => {
+            let (start, rest) = told.split_at(KEPT);
+            let (_, end) = rest.split_at(left_out);
+            format!("{}\n  | [{left_out} lines]{}", shown(start), shown(end))
+        }
     }
 }
 
@@ -75,12 +143,35 @@ mod tests {
     fn binaries_add_up() {
         let counts = read(
             "test a ... ok\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n\
-             test b::c ... FAILED\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured\n",
+             test b::c ... FAILED\nfailures:\n\nfailures:\n    b::c\n\n\
+             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured\n",
             false,
         );
         assert_eq!((counts.passed, counts.failed), (4, 1));
         assert_eq!(counts.skipped, ["marked #[ignore]"]);
         assert_eq!(counts.notes, ["b::c"]);
+    }
+
+    #[test]
+    fn a_failure_is_told_with_what_it_said() {
+        let many: String = (0..100).map(|line| format!("log {line}\n")).collect();
+        let counts = read(
+            &format!(
+                "test x ... Server listening\nFAILED\ntest y ... FAILED\ntest z ... ok\n\
+                 successes:\n\n---- z stdout ----\nfine\n\nsuccesses:\n    z\n\n\
+                 failures:\n\n---- x stdout ----\nchatter\n\nthread 'x' panicked at a.rs:1:\nno\n{many}\
+                 \n---- y ----\nit is\n\nfailures:\n    x\n    y\n\n\
+                 test result: FAILED. 1 passed; 2 failed; 0 ignored\n"
+            ),
+            false,
+        );
+        assert_eq!((counts.passed, counts.failed), (1, 2));
+        let [x, y] = counts.notes.as_slice() else {
+            panic!("{:?}", counts.notes)
+        };
+        assert!(x.starts_with("x\n  | thread 'x' panicked at a.rs:1:\n  | no\n  | log 0\n"));
+        assert!(x.contains("lines]") && x.ends_with("log 99") && x.lines().count() < 2 * KEPT + 3);
+        assert_eq!(y, "y\n  | it is");
     }
 
     #[test]

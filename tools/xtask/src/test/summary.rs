@@ -1,5 +1,6 @@
 //! The table at the end of `cargo xtask test`, and its last line, which machines read.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Where a step runs.
@@ -115,8 +116,15 @@ impl Summary {
             );
         }
         for (name, _, counts, _) in &self.rows {
+            let mut reasons = BTreeMap::new();
             for why in &counts.skipped {
-                text += &format!("skipped  {name}: {why}\n");
+                *reasons.entry(why).or_insert(0) += 1;
+            }
+            for (why, times) in reasons {
+                text += &match times {
+                    1 => format!("skipped  {name}: {why}\n"),
+                    _ => format!("skipped  {name}: {why} ({times} times)\n"),
+                };
             }
             for note in &counts.notes {
                 let word = if counts.failed > 0 { "failed" } else { "note" };
@@ -144,19 +152,20 @@ mod tests {
         let second = Duration::from_secs(1);
         let tests = Counts {
             passed: 11,
-            skipped: vec!["no hugepages".into()],
+            skipped: ["no hugepages", "too long", "too long"].map(Into::into).into(),
             ..Counts::default()
         };
         summary.push("format", Tier::Host, Counts::passed(), second);
         summary.push("suites", Tier::Kvm, tests, second);
         assert!(summary.good());
         let text = summary.render();
-        assert_eq!(text.lines().last(), Some("12 passed, 0 failed, 1 skipped"));
-        assert!(text.contains("skipped  suites: no hugepages"));
+        assert_eq!(text.lines().last(), Some("12 passed, 0 failed, 3 skipped"));
+        assert!(text.contains("skipped  suites: no hugepages\n"));
+        assert!(text.contains("skipped  suites: too long (2 times)\n"));
         summary.push("docs", Tier::Host, Counts::failed("exit status 1"), second);
         assert!(!summary.good());
         let text = summary.render();
-        assert_eq!(text.lines().last(), Some("12 passed, 1 failed, 1 skipped"));
+        assert_eq!(text.lines().last(), Some("12 passed, 1 failed, 3 skipped"));
         assert!(text.contains("failed   docs: exit status 1"));
     }
 }
