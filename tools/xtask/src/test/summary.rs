@@ -152,7 +152,9 @@ mod tests {
         let second = Duration::from_secs(1);
         let tests = Counts {
             passed: 11,
-            skipped: ["no hugepages", "too long", "too long"].map(Into::into).into(),
+            skipped: ["no hugepages", "too long", "too long"]
+                .map(Into::into)
+                .into(),
             ..Counts::default()
         };
         summary.push("format", Tier::Host, Counts::passed(), second);
