@@ -5,10 +5,11 @@ use crate::error::Error;
 use crate::initramfs::memory_file;
 use crate::lasting::Lasting;
 use crate::secrets::Secrets;
+use crate::web::seconds_left;
 use bulkhead_capability::{Capability, NamePattern};
 use bulkhead_manifest::Partition;
 use bulkhead_models::file::ModelsFile;
-use bulkhead_models::{Budget, Key, KeyValue, Models as Description, Money, Spent};
+use bulkhead_models::{Budget, Grant, Key, KeyValue, Model, Models as Description, Money, Spent};
 use bulkhead_network::{SPENT_BYTES, spent_from};
 use bulkhead_places::Place;
 use std::ffi::CStr;
@@ -35,17 +36,18 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    /// The models of a partition, if it may call any.
+    /// The models of a partition that began `age` seconds ago, if it may call any.
     ///
     /// # Errors
-    /// A grant that nothing serves or holds, or keys that cannot be had.
+    /// A grant that nothing serves, or keys that cannot be had.
     pub(crate) fn ready(
         system: &str,
         partition: &Partition,
         secrets: &Secrets,
         lasting: &Lasting,
+        age: u64,
     ) -> Result<Option<Self>, Error> {
-        let Some(wanted) = Wanted::of(partition)? else {
+        let Some(wanted) = Wanted::of(partition, age) else {
             return Ok(None);
         };
         let config = Place::config().map_err(Error::Place)?;
@@ -65,8 +67,8 @@ impl Models {
         let mut file = memory_file(c"models")?;
         let written = file.write_all(&json).and_then(|()| file.rewind());
         written.map_err(Error::system("write a memfd"))?;
-        let mut called = models.providers.iter().flat_map(|p| &p.models);
-        let approval = called.any(|model| model.approval);
+        let called = models.providers.iter().flat_map(|p| &p.models);
+        let approval = called.flat_map(|m| &m.grants).any(|grant| grant.approval);
         Ok(Some(Self {
             file,
             ports,
@@ -87,9 +89,7 @@ fn read(file: &File) -> Result<Spent, Error> {
 
 /// What a partition was granted of models.
 struct Wanted {
-    granted: Vec<NamePattern>,
-    /// Of those, the ones that ask nobody.
-    unasked: Vec<NamePattern>,
+    granted: Vec<(NamePattern, Grant)>,
     denied: Vec<NamePattern>,
     /// Calls a minute of all grants together: the fewest that any of them says.
     calls: Option<u64>,
@@ -97,10 +97,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(partition: &Partition) -> Result<Option<Self>, Error> {
+    fn of(partition: &Partition, age: u64) -> Option<Self> {
         let mut wanted = Self {
             granted: Vec::new(),
-            unasked: Vec::new(),
             denied: Vec::new(),
             calls: None,
             budget: Budget::default(),
@@ -110,20 +109,16 @@ impl Wanted {
                 continue;
             };
             let constraints = grant.constraints();
-            let held = constraints.expires.is_none() && constraints.lifetime.is_none();
-            if !held {
-                let what = format!("expires or lifetime of model.chat:{pattern}");
-                return Err(Error::NotEnforced(what));
-            }
             let calls = constraints
                 .quotas
                 .values()
                 .filter_map(|q| q.calls_per_minute);
             wanted.calls = wanted.calls.into_iter().chain(calls).min();
-            if !constraints.approval {
-                wanted.unasked.push(pattern.clone());
-            }
-            wanted.granted.push(pattern.clone());
+            let grant = Grant {
+                approval: constraints.approval,
+                lifetime: seconds_left(constraints, age),
+            };
+            wanted.granted.push((pattern.clone(), grant));
         }
         for denied in partition.grants.denied() {
             if let Capability::ModelChat(pattern) = denied {
@@ -135,7 +130,7 @@ impl Wanted {
             let tokens = mandate.budget.tokens;
             wanted.budget = Budget { tokens, money };
         }
-        Ok((!wanted.granted.is_empty()).then_some(wanted))
+        (!wanted.granted.is_empty()).then_some(wanted)
     }
 }
 
@@ -148,25 +143,27 @@ fn describe(
     value: impl Fn(&str) -> Result<KeyValue, Error>,
     addresses: impl Fn(&str, u16) -> Vec<IpAddr>,
 ) -> Result<Description, Error> {
-    for pattern in &wanted.granted {
+    for (pattern, _) in &wanted.granted {
         if file.select(|name| pattern.matches(name)).is_empty() {
             return Err(Error::NoSuchModel(pattern.to_string()));
         }
     }
-    let means = |patterns: &[NamePattern], name: &str| patterns.iter().any(|p| p.matches(name));
+    // By one of its names: who is denied that is denied the model.
+    let means = |pattern: &NamePattern, model: &Model| {
+        let mut names = [&model.name].into_iter().chain(&model.aliases);
+        names.any(|name| pattern.matches(name))
+    };
+    let granted = |name: &str| wanted.granted.iter().any(|(p, _)| p.matches(name));
     let mut providers = Vec::new();
-    for (mut provider, keys) in file.select(|name| means(&wanted.granted, name)) {
-        // Who is denied one of its names is denied the model.
-        provider.models.retain(|model| {
-            let mut names = [&model.name].into_iter().chain(&model.aliases);
-            !names.any(|name| means(&wanted.denied, name))
-        });
+    for (mut provider, keys) in file.select(granted) {
+        let denied = |model: &Model| wanted.denied.iter().any(|p| means(p, model));
+        provider.models.retain(|model| !denied(model));
         if provider.models.is_empty() {
             continue;
         }
         for model in &mut provider.models {
-            let mut names = [&model.name].into_iter().chain(&model.aliases);
-            model.approval = !names.any(|name| means(&wanted.unasked, name));
+            let grants = wanted.granted.iter().filter(|(p, _)| means(p, model));
+            model.grants = grants.map(|(_, grant)| *grant).collect();
         }
         for name in keys {
             let value = value(&name)?;
@@ -209,6 +206,7 @@ fn key(secrets: &Secrets, name: &str) -> Result<KeyValue, Error> {
 mod tests {
     use super::*;
     use crate::compile::tests::partition;
+    use bulkhead_models::Takes;
     use bulkhead_network::spent;
     use std::net::Ipv4Addr;
 
@@ -223,7 +221,7 @@ mod tests {
 
     fn described(partition: &Partition) -> Result<Description, Error> {
         let file = ModelsFile::parse(FILE).unwrap();
-        let wanted = Wanted::of(partition)?.unwrap();
+        let wanted = Wanted::of(partition, 600).unwrap();
         let value = |name: &str| Ok(KeyValue::from(format!("value of {name}")));
         let resolve = |_: &str, _| vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))];
         let spent = Spent::default();
@@ -248,15 +246,34 @@ mod tests {
         assert_eq!(first.addresses, [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))]);
         assert_eq!(local.addresses, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
         assert!(local.keys.is_empty());
-        assert!(Wanted::of(&with("\"console\"")).unwrap().is_none());
+        assert!(Wanted::of(&with("\"console\""), 0).is_none());
     }
 
     #[test]
-    fn grants_that_nothing_serves_or_holds_are_refused() {
+    fn a_grant_that_nothing_serves_is_refused() {
         let absent = described(&with("\"model.chat:none\"")).unwrap_err();
         assert_eq!(absent.code(), "no-such-model");
-        let grant = "{ capability = \"model.chat:small\", lifetime = \"1h\" }";
-        assert_eq!(described(&with(grant)).unwrap_err().code(), "not-enforced");
+    }
+
+    #[test]
+    fn a_grant_holds_for_what_is_left_of_it() {
+        // Of the model that is called so, ten minutes after the partition began.
+        let takes = |grants: &str, seconds: u64| {
+            let models = described(&with(grants)).unwrap();
+            let mut models = models.providers.into_iter().flat_map(|p| p.models);
+            let model = models.find(|model| model.is_called("small")).unwrap();
+            model.takes(seconds)
+        };
+        let hour = r#"{ capability = "model.chat:small", lifetime = "1h" }"#;
+        let (before, after) = (3600 - 600 - 1, 3600 - 600);
+        assert_eq!(takes(hour, before), Some(Takes::Nothing));
+        assert_eq!(takes(hour, after), None);
+        let over = r#"{ capability = "model.chat:small", expires = "2000-01-01T00:00:00Z" }"#;
+        assert_eq!(takes(over, 0), None);
+        let asked = r#"{ capability = "model.chat:small", approval = true }"#;
+        let both = format!("{hour}, {asked}");
+        assert_eq!(takes(&both, before), Some(Takes::Nothing));
+        assert_eq!(takes(&both, after), Some(Takes::Consent));
     }
 
     #[test]
@@ -265,7 +282,8 @@ mod tests {
         let asks = |grants: &str| -> Vec<(bool, bool)> {
             let models = described(&with(grants)).unwrap();
             let models = models.providers.into_iter().flat_map(|p| p.models);
-            (models.map(|model| (model.is_called("gpt-5-mini"), model.approval))).collect()
+            let asks = |model: &Model| model.takes(0) == Some(Takes::Consent);
+            (models.map(|model| (model.is_called("gpt-5-mini"), asks(&model)))).collect()
         };
         let all = r#"{ capability = "model.chat:*", approval = true }"#;
         let asked = asks(all);

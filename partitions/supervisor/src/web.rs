@@ -213,15 +213,18 @@ impl Amounts {
                 self.quotas.push(quota);
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(u64::MAX, |since| since.as_secs());
-        let left = constraints
-            .expires
-            .map(|expires| expires.saturating_sub(now));
-        let lifetime = constraints.lifetime;
-        let lifetime = lifetime.map(|lifetime| lifetime.saturating_sub(self.age));
-        (places, left.into_iter().chain(lifetime).min())
+        (places, seconds_left(constraints, self.age))
     }
+}
+
+/// For how long a grant holds of a partition that began `age` seconds ago, if not for ever.
+pub(crate) fn seconds_left(constraints: &Constraints, age: u64) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(u64::MAX, |since| since.as_secs());
+    let left = |end: u64, now| end.saturating_sub(now);
+    let expires = constraints.expires.map(|expires| left(expires, now));
+    let lifetime = constraints.lifetime.map(|lifetime| left(lifetime, age));
+    expires.into_iter().chain(lifetime).min()
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use bulkhead_models::{Budget, Key, LimitField, Model, Models, Order, Provider, Spent, Wire};
+use bulkhead_models::{
+    Budget, Grant, Key, LimitField, Model, Models, Order, Provider, Spent, Wire,
+};
 use bulkhead_network::{
     Fd, Jail, MODEL_HOST, MODEL_PORT, ModelAccess, NetworkDescription, SPENT_BYTES, spent,
 };
@@ -130,7 +132,7 @@ fn models(port: u16) -> Models {
                 output: "1".parse().unwrap(),
                 max_tokens: 100,
                 cache: false,
-                approval: false,
+                grants: vec![Grant::default()],
             }],
         }],
         budget: Budget {
@@ -220,7 +222,7 @@ fn asks(guest: &mut Guest, model: &str) -> String {
 fn a_person_is_asked_about_a_model_from_inside_the_jail() {
     let ((port, seen), (socket, entries)) = (provider(), ledger());
     let mut described = models(port);
-    described.providers[0].models[0].approval = true;
+    described.providers[0].models[0].grants[0].approval = true;
     let (person, approvals) = guest::pair();
     let person = thread::spawn(move || {
         let mut buffer = vec![0; bulkhead_approval::MAX_MESSAGE_BYTES];

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_conditions::Asker;
-use bulkhead_models::{Model, Models, Order, Provider, Spent, Wire};
+use bulkhead_models::{Model, Models, Order, Provider, Spent, Takes, Wire};
 use bulkhead_record::{Recorder, Verdict};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Bytes;
@@ -80,6 +80,8 @@ pub(crate) struct Inner {
     rate: Mutex<Rate>,
     cache: Mutex<Cache>,
     calls: Arc<Semaphore>,
+    /// When it began, as its clock says.
+    began: Duration,
 }
 
 struct Rate {
@@ -97,6 +99,14 @@ pub(crate) struct Call {
     pub(crate) notes: Detail,
     /// Held while it lasts.
     pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// A request that is allowed.
+struct Allowed {
+    /// What conditions and persons say of it, for records.
+    notes: Detail,
+    /// What was asked for: models that take more are not called.
+    has: Takes,
 }
 
 /// Where a call may go: a provider and one of its models.
@@ -134,6 +144,7 @@ impl Router {
             }),
             cache: Mutex::new(Cache::default()),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
+            began: outside.clock.monotonic(),
             models,
             outside,
         })))
@@ -193,13 +204,13 @@ impl Router {
             }
         };
         // A guest that goes away now calls nobody.
-        let notes = match self.0.allow(&chat).await {
-            Ok(notes) => notes,
+        let allowed = match self.0.allow(&chat).await {
+            Ok(allowed) => allowed,
             Err(refusal) => return refusal.response(wire),
         };
         let inner = Arc::clone(&self.0);
         // In a task of its own, which a guest that goes away does not end.
-        let answer = tokio::spawn(async move { inner.chat(chat, notes).await }).await;
+        let answer = tokio::spawn(async move { inner.chat(chat, allowed).await }).await;
         let answer = answer.unwrap_or_else(|_| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             Err(Refusal::new(status, "the call could not be finished"))
@@ -209,12 +220,9 @@ impl Router {
 
     /// The models there are for this partition.
     fn list(&self, wire: Wire) -> Response<Body> {
-        let models = self
-            .0
-            .models
-            .providers
-            .iter()
-            .flat_map(|provider| &provider.models);
+        let age = self.0.age();
+        let models = self.0.models.providers.iter().flat_map(|p| &p.models);
+        let models = models.filter(|model| model.takes(age).is_some());
         let names = models.flat_map(|model| [&model.name].into_iter().chain(&model.aliases));
         let names: std::collections::BTreeSet<&String> = names.collect();
         let list = match wire {
@@ -303,31 +311,35 @@ impl Inner {
         refusal
     }
 
-    /// Whether grants, conditions and, where it takes one, a person allow a request; what they say, for
-    /// records. Nothing is set aside for it meanwhile, and it takes no place.
-    async fn allow(&self, chat: &Chat) -> Result<Detail, Refusal> {
+    /// Seconds since it began.
+    fn age(&self) -> u64 {
+        self.now().saturating_sub(self.began).as_secs()
+    }
+
+    /// Whether grants, conditions and, where it takes one, a person allow a request. Nothing is set
+    /// aside for it meanwhile, and it takes no place.
+    async fn allow(&self, chat: &Chat) -> Result<Allowed, Refusal> {
         let model = chat.model();
-        let served: Vec<&Model> = self.called(model).map(|(_, _, model)| model).collect();
+        let served: Vec<(&Model, Takes)> = self.called(model).map(|one| (one.2, one.3)).collect();
         if served.is_empty() {
-            // Whether there is such a model elsewhere is not told.
-            let message = format!("the partition has no grant `model.chat` for `{model}`");
-            let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
-            return Err(self.refuse(model, refusal).await);
+            return Err(self.refuse(model, not_granted(model)).await);
         }
         // By the names that grants and conditions have, whatever the guest calls them.
-        let named = |served: &[&Model]| {
-            let mut names: Vec<String> = served.iter().map(|m| m.name.clone()).collect();
+        let named = |least: Takes| {
+            let served = served.iter().filter(|(_, takes)| *takes >= least);
+            let mut names: Vec<String> = served.map(|(model, _)| model.name.clone()).collect();
             names.sort();
             names.dedup();
             names
         };
-        let names = named(&served);
+        let names = named(Takes::Nothing);
         let notes = self.permitted(model, names.clone()).await?;
-        let taking: Vec<&Model> = served.into_iter().filter(|model| model.approval).collect();
+        let taking = named(Takes::Consent);
         if taking.is_empty() {
-            return Ok(notes);
+            let has = Takes::Nothing;
+            return Ok(Allowed { notes, has });
         }
-        let asked = named(&taking).join(", ");
+        let asked = taking.join(", ");
         let why = "the grant of model.chat demands it";
         let how = match self.outside.consent.ask(&asked, why).await {
             Ok(how) => how,
@@ -340,7 +352,8 @@ impl Inner {
         // They may have changed while a person thought.
         let mut notes = self.permitted(model, names).await?;
         notes.insert("consent".to_owned(), how);
-        Ok(notes)
+        let has = Takes::Consent;
+        Ok(Allowed { notes, has })
     }
 
     /// Whether conditions permit calls of all these models, of which the guest named one `model`.
@@ -355,18 +368,27 @@ impl Inner {
     }
 
     /// Serves a request that is allowed: from the cache, or by the first provider that can.
-    async fn chat(self: Arc<Self>, chat: Chat, notes: Detail) -> Result<Response<Body>, Refusal> {
+    async fn chat(
+        self: Arc<Self>,
+        chat: Chat,
+        allowed: Allowed,
+    ) -> Result<Response<Body>, Refusal> {
         let model = chat.model().to_owned();
         let calls = Arc::clone(&self.calls).acquire_owned().await;
         let permit = calls
             .map_err(|_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the router is closed"))?;
-        let served: Vec<(usize, &Provider, &Model)> = self.called(&model).collect();
+        // A grant may have ended while a person thought, or others were served.
+        let served = self.called(&model).filter(|one| one.3 <= allowed.has);
+        let served: Vec<_> = served.map(|one| (one.0, one.1, one.2)).collect();
+        if served.is_empty() {
+            return Err(self.refuse(&model, not_granted(&model)).await);
+        }
         let may_cache = served.iter().any(|(_, _, model)| model.cache);
         let question = chat.question().filter(|_| may_cache);
         let call = Call {
             chat,
             question,
-            notes,
+            notes: allowed.notes,
             _permit: permit,
         };
         if let Some(answer) = self.cached(&call).await? {
@@ -378,15 +400,16 @@ impl Inner {
         }
     }
 
-    /// Providers that have a model called so.
+    /// Providers that have a model called so, with what a call takes now.
     fn called<'m>(
         &'m self,
         name: &'m str,
-    ) -> impl Iterator<Item = (usize, &'m Provider, &'m Model)> + 'm {
+    ) -> impl Iterator<Item = (usize, &'m Provider, &'m Model, Takes)> + 'm {
+        let age = self.age();
         let providers = self.models.providers.iter().enumerate();
         providers.flat_map(move |(number, provider)| {
             let models = provider.models.iter().filter(|model| model.is_called(name));
-            models.map(move |model| (number, provider, model))
+            models.filter_map(move |model| Some((number, provider, model, model.takes(age)?)))
         })
     }
 
@@ -508,6 +531,12 @@ impl Inner {
         });
         candidates
     }
+}
+
+/// Whether there is such a model elsewhere is not told, and neither is whether there was a grant.
+fn not_granted(model: &str) -> Refusal {
+    let message = format!("the partition has no grant `model.chat` for `{model}`");
+    Refusal::new(StatusCode::NOT_FOUND, message)
 }
 
 /// Nothing is done that cannot be recorded.

@@ -5,7 +5,7 @@ mod fake;
 
 use std::sync::{Arc, Mutex};
 
-use bulkhead_models::{Budget, Model, Models, Spent, Wire};
+use bulkhead_models::{Budget, Grant, Model, Models, Spent, Wire};
 use bulkhead_router::{Ask, Asking};
 use fake::{Fake, Reply, World, model, models, openai_answer, provider, question};
 use serde_json::{Value, json};
@@ -54,7 +54,10 @@ impl Person {
 
 fn asking(name: &str) -> Model {
     Model {
-        approval: true,
+        grants: vec![Grant {
+            approval: true,
+            lifetime: None,
+        }],
         aliases: vec!["other".to_owned()],
         cache: true,
         ..model(name)
@@ -189,4 +192,56 @@ async fn a_guest_that_went_away_meanwhile_calls_nobody() {
     }
     assert_eq!(world.chat(&called("f")).await.0, 200);
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// A provider whose one model `m` is granted so.
+async fn granted(grants: Vec<Grant>) -> (Arc<World>, Fake, Person) {
+    let fake = Fake::start(|_| Reply::ok(openai_answer("hello there", 20, 3))).await;
+    let mut one = provider("p", Wire::Openai, fake.address);
+    let cache = true;
+    one.models = vec![Model {
+        grants,
+        cache,
+        ..model("m")
+    }];
+    let person = Person::default();
+    let world = World::asking(models(vec![one]), Arc::new(person.clone()));
+    (Arc::new(world), fake, person)
+}
+
+fn grant(approval: bool, lifetime: u64) -> Grant {
+    let lifetime = Some(lifetime);
+    Grant { approval, lifetime }
+}
+
+#[tokio::test]
+async fn a_grant_ends_with_its_lifetime_and_one_that_lasts_longer_counts_then() {
+    let (world, fake, person) = granted(vec![grant(false, 60), grant(true, 90)]).await;
+    let body = called("m");
+    assert_eq!(world.chat(&body).await.0, 200);
+    world.clock.forward(60_000);
+    // What was kept is no way around it.
+    let (asked, _) = tokio::join!(world.chat(&body), person.says(Ok("yes")));
+    assert_eq!(asked.0, 200);
+    let listed = async || world.send("GET", "/v1/models", &[], String::new()).await.2;
+    assert!(listed().await.contains("\"m\""));
+    world.clock.forward(30_000);
+    let (status, text) = world.chat(&body).await;
+    assert_eq!(status, 404);
+    assert!(text.to_string().contains("no grant `model.chat`"), "{text}");
+    assert!(!listed().await.contains("\"m\""));
+    assert!(fake.calls() == 1 && person.is_left_alone());
+}
+
+#[tokio::test]
+async fn a_grant_that_ends_while_a_person_thinks_lets_nothing_through() {
+    let (world, fake, person) = granted(vec![grant(true, 60)]).await;
+    let body = called("m");
+    let (waiting, ()) = tokio::join!(world.chat(&body), async {
+        let (_, answer) = person.asked().await;
+        world.clock.forward(60_000);
+        answer.send(Ok("yes".to_owned())).unwrap();
+    });
+    assert_eq!((waiting.0, fake.calls()), (404, 0));
+    assert_eq!(world.records().last().unwrap().1, "denied");
 }

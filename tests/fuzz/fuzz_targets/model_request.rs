@@ -29,7 +29,7 @@ fn provider(wire: Wire, limit_field: LimitField) -> Option<Provider> {
             output: "2".parse().ok()?,
             max_tokens: 1000,
             cache: false,
-            approval: false,
+            grants: Vec::new(),
         }],
     })
 }

@@ -160,13 +160,14 @@ impl Launcher {
             true => packet_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
             false => (None, None),
         };
+        let age = self.started.elapsed().map_or(0, |age| age.as_secs());
         let has_network = partition.devices.iter().any(has_gateway);
         let given = Given {
             tools: to_tools,
-            models: Models::ready(&self.system(), partition, secrets, &self.lasting)?,
+            models: Models::ready(&self.system(), partition, secrets, &self.lasting, age)?,
             amounts: Some(Amounts {
                 used: self.lasting.file(&partition.name, c"used", &[])?,
-                age: self.started.elapsed().map_or(0, |age| age.as_secs()),
+                age,
             }),
             records: match has_network {
                 true => self.records(name)?,

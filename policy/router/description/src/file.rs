@@ -355,7 +355,7 @@ fn provider(check: &Check<'_>, given: ProviderText) -> Result<(Provider, Vec<Str
             output: given.output.0,
             max_tokens: check.bounded(given.max_tokens, "max_tokens", 1, 10_000_000)?,
             cache: given.cache,
-            approval: false,
+            grants: Vec::new(),
         });
     }
     let per_minute = given.requests_per_minute;

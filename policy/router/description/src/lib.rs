@@ -155,12 +155,43 @@ pub struct Model {
     /// Whether an answer at temperature 0 may be given again to whoever asks the same.
     #[serde(default)]
     pub cache: bool,
+    /// What lets the partition call it.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
+}
+
+/// A grant of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
     /// Each call takes a person's consent.
     #[serde(default)]
     pub approval: bool,
+    /// Seconds after the router's start for which it holds; absent: for ever.
+    #[serde(default)]
+    pub lifetime: Option<u64>,
+}
+
+/// What a call of a granted model takes. The lesser counts where grants differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Takes {
+    /// Nothing more.
+    Nothing,
+    /// A person's consent.
+    Consent,
 }
 
 impl Model {
+    /// What a call takes this many seconds after the router's start; `None` where no grant holds then.
+    pub fn takes(&self, seconds: u64) -> Option<Takes> {
+        let holds = |grant: &&Grant| grant.lifetime.is_none_or(|lifetime| seconds < lifetime);
+        let takes = |grant: &Grant| match grant.approval {
+            true => Takes::Consent,
+            false => Takes::Nothing,
+        };
+        self.grants.iter().filter(holds).map(takes).min()
+    }
+
     /// Whether guests may mean it by `name`.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.aliases.iter().any(|alias| alias == name)

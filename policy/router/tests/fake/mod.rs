@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bulkhead_conditions::Asker;
 use bulkhead_models::{
-    Budget, Key, LimitField, Model, Models, Order, Price, Provider, Spent, Wire,
+    Budget, Grant, Key, LimitField, Model, Models, Order, Price, Provider, Spent, Wire,
 };
 use bulkhead_record::{Entry, RecordError, Recorder};
 use bulkhead_router::{Ask, Asking, Clock, HostConnector, Outside, Router};
@@ -365,7 +365,7 @@ pub fn model(name: &str) -> Model {
         output: price("2"),
         max_tokens: 1000,
         cache: false,
-        approval: false,
+        grants: vec![Grant::default()],
     }
 }
 
