@@ -14,11 +14,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Longest request in bytes.
-const MAX_LINE: u64 = 1024 * 1024;
+pub(crate) const MAX_LINE: usize = 1024 * 1024;
 /// Longest answer in bytes: conditions, and all that they may speak of.
 const MAX_ANSWER: u64 = 8 * 1024 * 1024;
-/// How long either side waits for the other's line.
+/// How long a supervisor may take to say how it stands, for which there is its last record as well,
+/// and either side to take what the other says.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it may take to say what only it knows: it may be starting a partition again.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How long other conditions may take to be checked.
 pub(crate) const RELOAD: Duration = Duration::from_secs(20);
 /// What a supervisor needs beyond the time that it gives others.
@@ -214,21 +217,11 @@ impl Act {
     }
 }
 
-/// The supervisor's side: reads a request. A client that does not say it at once is let go.
-pub(crate) fn receive(client: &UnixStream) -> Option<Request> {
-    client.set_read_timeout(Some(PATIENCE)).ok()?;
-    client.set_write_timeout(Some(PATIENCE)).ok()?;
-    let mut line = String::new();
-    BufReader::new(client.take(MAX_LINE))
-        .read_line(&mut line)
-        .ok()?;
-    serde_json::from_str(&line).ok()
-}
-
 /// The supervisor's side: answers. A client that does not wait for the answer has made its request
 /// all the same.
 pub(crate) fn reply(client: &UnixStream, answer: &impl Serialize) {
-    if let Ok(mut line) = serde_json::to_vec(answer) {
+    let bounded = client.set_write_timeout(Some(PATIENCE));
+    if let (Ok(()), Ok(mut line)) = (bounded, serde_json::to_vec(answer)) {
         line.push(b'\n');
         let _ = (&mut &*client).write_all(&line);
     }
@@ -260,6 +253,21 @@ pub(crate) fn ask_on<A: for<'de> Deserialize<'de>>(
     serde_json::from_str(&answer).ok()
 }
 
+/// What a system's supervisor answers.
+///
+/// # Errors
+/// The system has ended, or its supervisor does not answer in time.
+fn answer<A: for<'de> Deserialize<'de>>(
+    found: &Found,
+    request: &Request,
+    patience: Duration,
+) -> Result<A, Error> {
+    if found.standing == Standing::Finished {
+        return Err(Error::NotRunning(found.name.clone()));
+    }
+    ask(found, request, patience).ok_or_else(|| Error::NoAnswer(found.name.clone()))
+}
+
 /// How a system stands now: its supervisor's answer, or its last written record when it gives none.
 pub fn status(found: &Found) -> SystemRecord {
     let answer = match found.standing {
@@ -274,15 +282,12 @@ pub fn status(found: &Found) -> SystemRecord {
 /// # Errors
 /// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
 pub fn act(found: &Found, partition: &str, act: Act) -> Result<Answer, Error> {
-    if found.standing == Standing::Finished {
-        return Err(Error::NotRunning(found.name.clone()));
-    }
     let patience = act.patience() + MARGIN;
     let request = Request::Partition {
         partition: partition.to_owned(),
         act,
     };
-    ask(found, &request, patience).ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &request, patience)
 }
 
 /// The conditions that hold for one of a system's partitions, if there are any.
@@ -290,12 +295,8 @@ pub fn act(found: &Found, partition: &str, act: Act) -> Result<Answer, Error> {
 /// # Errors
 /// The system has ended, or its supervisor does not answer.
 pub fn conditions(found: &Found, partition: &str) -> Result<Option<HeldConditions>, Error> {
-    if found.standing == Standing::Finished {
-        return Err(Error::NotRunning(found.name.clone()));
-    }
     let partition = partition.to_owned();
-    let answer = ask(found, &Request::Conditions { partition }, PATIENCE);
-    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &Request::Conditions { partition }, ANSWER)
 }
 
 /// Has other conditions hold for one of a system's partitions.
@@ -303,13 +304,9 @@ pub fn conditions(found: &Found, partition: &str) -> Result<Option<HeldCondition
 /// # Errors
 /// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
 pub fn reload(found: &Found, partition: &str, new: NewConditions) -> Result<Answer, Error> {
-    if found.standing == Standing::Finished {
-        return Err(Error::NotRunning(found.name.clone()));
-    }
     let partition = partition.to_owned();
     let request = Request::Reload { partition, new };
-    let answer = ask(found, &request, RELOAD + MARGIN);
-    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &request, RELOAD + MARGIN)
 }
 
 /// Whose a token is that was made for one start of a partition; nothing where it is not of this
@@ -322,8 +319,7 @@ pub fn whose(found: &Found, token: &str) -> Result<Option<TokenOwner>, Error> {
         return Ok(None);
     }
     let token = token.to_owned();
-    let answer = ask(found, &Request::Whose { token }, PATIENCE);
-    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &Request::Whose { token }, ANSWER)
 }
 
 /// What waits for a person in a system.
@@ -331,11 +327,7 @@ pub fn whose(found: &Found, token: &str) -> Result<Option<TokenOwner>, Error> {
 /// # Errors
 /// It has ended, or its supervisor does not answer.
 pub fn questions(found: &Found) -> Result<Vec<OpenQuestion>, Error> {
-    if found.standing == Standing::Finished {
-        return Err(Error::NotRunning(found.name.clone()));
-    }
-    let answer = ask(found, &Request::Questions, PATIENCE);
-    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &Request::Questions, ANSWER)
 }
 
 /// Answers a question: `allow` says for how long, without it is denied.
@@ -343,11 +335,7 @@ pub fn questions(found: &Found) -> Result<Vec<OpenQuestion>, Error> {
 /// # Errors
 /// The system has ended, or its supervisor does not answer. What it refuses is an [`Answer`].
 pub fn decide(found: &Found, question: u64, allow: Option<Scope>) -> Result<Answer, Error> {
-    if found.standing == Standing::Finished {
-        return Err(Error::NotRunning(found.name.clone()));
-    }
-    let answer = ask(found, &Request::Decide { question, allow }, PATIENCE);
-    answer.ok_or_else(|| Error::NoAnswer(found.name.clone()))
+    answer(found, &Request::Decide { question, allow }, ANSWER)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod acts;
 mod approvals;
+mod callers;
 mod halt;
 mod launch;
 mod member;
@@ -29,6 +30,7 @@ use approvals::Approvals;
 use bulkhead_cpu::HostCpu;
 use bulkhead_machine::Jail;
 use bulkhead_manifest::{KernelKind, Partition, System, Validated};
+use callers::Callers;
 use launch::{Launcher, Prepared};
 use member::{Member, Parts};
 use outputs::{Outputs, input, outputs, through_agent};
@@ -110,6 +112,7 @@ pub struct Outcome {
 pub struct Supervisor {
     members: Vec<Member>,
     listener: UnixListener,
+    callers: Callers,
     notices: PipeReader,
     /// Keeps `notices` from ending before the loop does.
     _notices_writer: PipeWriter,
@@ -268,6 +271,7 @@ impl Supervisor {
         let supervisor = Self {
             members,
             listener,
+            callers: Callers::default(),
             notices,
             _notices_writer: notices_writer,
             started: started.map_or(0, |since| since.as_secs()),

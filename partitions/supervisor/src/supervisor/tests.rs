@@ -5,14 +5,14 @@
 //! descriptors below ten.
 
 use super::*;
-use crate::control::{Act, Answer, NewDevice, act, status};
+use crate::control::{Act, Answer, NewDevice, Request, act, ask, status};
 use crate::down::down;
 use crate::end::STATUS_STOPPED;
 use crate::state_dir::Standing;
 use bulkhead_abi::layout;
 use bulkhead_machine::control::Ended;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::mpsc;
@@ -312,6 +312,22 @@ fn a_signal_ends_a_vmm_that_does_not_listen() {
     assert_eq!(ends(&outcome), [STATUS_STOPPED; 2]);
     assert!(begun.elapsed() < PATIENCE);
     assert!(house.is_clean(), "what was stopped leaves no logs");
+}
+
+#[test]
+fn a_command_that_says_nothing_holds_up_no_other() {
+    let house = House::new("running; exec sleep 1000");
+    ended_by(&house, |house, signals| {
+        let found = house.root.find("test").unwrap();
+        let mut silent = UnixStream::connect(found.socket()).unwrap();
+        let status: SystemRecord = ask(&found, &Request::Status, PATIENCE).unwrap();
+        assert!(!status.finished);
+        // Before the other was heard, it would have had to be let go.
+        silent.set_nonblocking(true).unwrap();
+        let error = silent.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        signals.write_all(&[15]).unwrap();
+    });
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use super::Consoles;
 use super::{Cause, Outcome, Supervisor};
 use crate::console::Notice;
-use crate::control::{Answer, Request, receive, reply};
+use crate::control::{Answer, Request, reply};
 use crate::end::End;
 use crate::error::Error;
 use crate::lifecycle::State;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 /// Who became readable.
@@ -18,6 +19,7 @@ enum Source {
     Signals,
     Notices,
     Listener,
+    Caller(u64),
     Control(usize),
     Process(usize),
     Stderr(usize),
@@ -57,7 +59,14 @@ impl Supervisor {
                         byte => byte.map(Cause::Signal),
                     },
                     Source::Notices => self.notice(),
-                    Source::Listener => self.serve(),
+                    Source::Listener => {
+                        let request = self.callers.accept(&self.listener);
+                        request.and_then(|(client, request)| self.serve(client, request))
+                    }
+                    Source::Caller(number) => {
+                        let request = self.callers.hear(number);
+                        request.and_then(|(client, request)| self.serve(client, request))
+                    }
                     Source::Control(at) => match self.members.get_mut(at).map(|m| m.hear()) {
                         Some(true) => self.resize_consoles(),
                         Some(false) | None => None,
@@ -120,6 +129,7 @@ impl Supervisor {
                 }
             }
             self.approvals.expire(now);
+            self.callers.expire(now);
             self.answer_halt();
             self.settle();
             let ran =
@@ -169,6 +179,8 @@ impl Supervisor {
             (Source::Listener, self.listener.as_fd()),
         ];
         sources.extend(ledger.as_ref().map(|voice| (Source::Ledger, voice.as_fd())));
+        let callers = self.callers.waiting();
+        sources.extend(callers.map(|(number, stream)| (Source::Caller(number), stream)));
         for (at, member) in self.members.iter().enumerate() {
             if member.talking {
                 sources.push((Source::Control(at), member.vmm.control.as_fd()));
@@ -209,7 +221,7 @@ impl Supervisor {
             .members
             .iter()
             .flat_map(|member| [member.deadline, member.next_timeout(), member.expires])
-            .chain([self.approvals.next_deadline()])
+            .chain([self.approvals.next_deadline(), self.callers.next_deadline()])
             .flatten()
             .min();
         let timeout = deadline.map(|deadline| {
@@ -260,11 +272,8 @@ impl Supervisor {
         }
     }
 
-    fn serve(&mut self) -> Option<Cause> {
-        // The client may be gone again by now.
-        let (client, _) = self.listener.accept().ok()?;
-        client.set_nonblocking(false).ok()?;
-        match receive(&client)? {
+    fn serve(&mut self, client: UnixStream, request: Request) -> Option<Cause> {
+        match request {
             Request::Status => reply(&client, &self.record(false)),
             Request::Down => {
                 reply(&client, &self.record(false));
