@@ -263,36 +263,55 @@ mod kvm {
         )
     }
 
-    #[test]
-    fn a_child_is_held_to_the_conditions_of_its_parent() {
-        let shop = Shop::new(&[], "");
-        let (house, data) = (&shop.0, shop.0.scratch.path().join("shared"));
+    const PARENT: &str = "parent = \"boss\"\n";
+    const SPAWN: &str = "[spawn]\nroles = [\"coder=2\"]\ncount = 2\n";
+
+    /// Describes the role of [`manifest`]; `more` is said of it as well.
+    fn role(shop: &Shop, more: &str) {
+        let data = shop.0.scratch.path().join("shared");
         let role = format!(
-            "grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\", \"partition.spawn:coder=2\"]\n\
+            "{more}\n\
+             grants = [\"vsock\", \"fs.write:{}\", \"tool.call:fs.*\", \"partition.spawn:coder=2\"]\n\
              files = [\"/**\"]\n[resources]\nmemory = \"64MiB\"\nvcpus = 1\n\
              [lifetime]\nmax = \"1h\"\n[spawn]\ncount = 2\ndepth = 1\n",
             data.display()
         );
-        house.role("coder", &role);
-        // Each in a directory of its own, where the boss has conditions.
-        let start = |name: &str, more: &str, conditions: Option<&str>| {
-            let own = house.scratch.path().join(name);
-            fs::create_dir(&own).unwrap();
-            let signed = house.signed(&manifest(name, &data, more), &["alice"]);
-            fs::rename(signed, own.join("own.json")).unwrap();
-            if let Some(conditions) = conditions {
-                fs::write(own.join("policy.cedar"), conditions).unwrap();
-            }
-            let system = format!("name = \"{name}\"\n[[partition]]\nmanifest = \"own.json\"\n");
-            fs::write(own.join("system.toml"), system).unwrap();
-            let system = own.join("system.toml");
-            house.run(&["up", "--detach", system.to_str().unwrap()])
-        };
-        let spawn = "[spawn]\nroles = [\"coder=2\"]\ncount = 2\n";
+        shop.0.role("coder", &role);
+    }
+
+    /// Starts a system of one partition of this name, in a directory of its own, with conditions beside its
+    /// manifest where there are some.
+    fn start(shop: &Shop, name: &str, manifest: &str, conditions: Option<&str>) -> Ended {
+        let house = &shop.0;
+        let own = house.scratch.path().join(name);
+        fs::create_dir(&own).unwrap();
+        let signed = house.signed(manifest, &["alice"]);
+        fs::rename(signed, own.join("own.json")).unwrap();
+        if let Some(conditions) = conditions {
+            fs::write(own.join("policy.cedar"), conditions).unwrap();
+        }
+        let system = format!("name = \"{name}\"\n[[partition]]\nmanifest = \"own.json\"\n");
+        fs::write(own.join("system.toml"), system).unwrap();
+        let system = own.join("system.toml");
+        house.run(&["up", "--detach", system.to_str().unwrap()])
+    }
+
+    #[test]
+    fn a_child_is_held_to_the_conditions_of_its_parent() {
+        let shop = Shop::new(&[], "");
+        let (house, data) = (&shop.0, shop.0.scratch.path().join("shared"));
+        role(&shop, "");
         let of_boss = [FILES, WRITES, OF_BOSS].concat();
-        start("boss", spawn, Some(&of_boss)).expect_status(0);
-        let parent = "parent = \"boss\"\n";
-        start("first", parent, None).expect_status(0);
+        let boss = manifest("boss", &data, SPAWN);
+        start(&shop, "boss", &boss, Some(&of_boss)).expect_status(0);
+        let child = |name: &str| start(&shop, name, &manifest(name, &data, PARENT), None);
+        child("first").expect_status(0);
+        let spawned = shop.records("partition.spawn");
+        assert_eq!(spawned.len(), 1, "{spawned:?}");
+        assert_eq!(spawned[0]["actor"], "boss/boss");
+        assert_eq!(spawned[0]["object"], "first");
+        let by = spawned[0]["detail"]["conditions"].as_str().unwrap();
+        assert!(by.ends_with("one worker"), "{by}");
         let mut first = Mcp::connect(&house.scratch.path().join("s/first/first/vsock.sock_1024"));
         shop.write(&mut first, "by the first").unwrap();
         let delete = json!({ "path": shop.path("by the first") });
@@ -307,7 +326,7 @@ mod kvm {
             .expect_status(0)
             .expect_stdout("forbidden by condition no deletion of boss");
 
-        start("second", parent, None)
+        child("second")
             .expect_status(125)
             .expect_stderr("error[rule-spawn]: ");
         let refused = shop.records("partition.admit");
@@ -316,11 +335,38 @@ mod kvm {
         assert_eq!(refused["detail"]["rule"], "rule-spawn");
         let reason = refused["reason"].as_str().unwrap();
         assert!(reason.ends_with("permitted by no condition"), "{reason}");
+        assert_eq!(shop.records("partition.spawn").len(), 1);
 
         for system in ["first", "boss"] {
             house.run(&["down", system]).expect_status(0);
         }
         house.run(&["ledger", "verify"]).expect_status(0);
+        house.census.expect_nothing_new();
+    }
+
+    #[test]
+    fn a_parent_that_learns_is_told_what_it_needs_for_its_children() {
+        let shop = Shop::new(&[], "");
+        let (house, data) = (&shop.0, shop.0.scratch.path().join("shared"));
+        role(&shop, "conditions = \"learn\"");
+        let boss = manifest("boss", &data, SPAWN);
+        let boss = format!("conditions = \"learn\"\n{boss}");
+        start(&shop, "boss", &boss, Some(FILES)).expect_status(0);
+        let child = manifest("first", &data, PARENT);
+        start(&shop, "first", &child, None).expect_status(0);
+        let spawned = shop.records("partition.spawn");
+        assert_eq!(
+            spawned[0]["detail"]["would-deny"],
+            "permitted by no condition"
+        );
+        let learn = ["policy", "learn", "--ledger", "--partition", "boss/boss"];
+        house.run(&learn).expect_status(0).expect_stdout(
+            "permit(principal == Partition::\"boss\", action == Action::\"partition.spawn\", \
+             resource == Role::\"coder\");",
+        );
+        for system in ["first", "boss"] {
+            house.run(&["down", system]).expect_status(0);
+        }
         house.census.expect_nothing_new();
     }
 }

@@ -305,6 +305,32 @@ impl Admissions {
         u32::try_from(self.host.running.iter().filter(same).count()).unwrap_or(u32::MAX)
     }
 
+    /// Records that `parent` (SYSTEM/PARTITION) starts `partition`, which was admitted, and what its
+    /// conditions say of that.
+    ///
+    /// # Errors
+    /// It cannot be recorded, and so must not be done.
+    pub fn record_spawn(
+        &self,
+        parent: String,
+        partition: &Partition,
+        mut said: BTreeMap<String, String>,
+    ) -> Result<(), AdmissionError> {
+        if let Some(mandate) = &partition.mandate {
+            said.insert("role".to_owned(), mandate.role.clone());
+        }
+        Ok(self.record(&Entry {
+            kind: Kind::Intent,
+            actor: parent,
+            action: "partition.spawn".to_owned(),
+            object: partition.name.clone(),
+            verdict: Verdict::Allowed,
+            reason: "it was admitted as a child".to_owned(),
+            intent: None,
+            detail: said,
+        })?)
+    }
+
     /// The parent of `partition`, which was admitted, may not start it after all: its conditions say so. It
     /// is recorded as what breaks a rule.
     pub fn refuse_spawn(&self, partition: &Partition, why: &str) -> AdmissionError {

@@ -20,7 +20,7 @@ mod requests;
 mod world;
 
 pub use act::{ActDraft, ParseActError};
-pub use bulkhead_conditions::{Act, Denied, MAX_TEXT_BYTES, Ruling, WOULD_DENY, denied};
+pub use bulkhead_conditions::{Act, Denied, MAX_TEXT_BYTES, Notes, Ruling, WOULD_DENY, denied};
 pub use cases::{Case, CaseFile, CaseFileError, Expected};
 pub use conditions::{Conditions, ConditionsError, SCHEMA};
 pub use entities::Circumstances;

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::policy::{Source, members, parse_held};
 use bulkhead_capability::Adherence;
 use bulkhead_capability::table::Moment;
-use bulkhead_decision::{Act, Circumstances};
+use bulkhead_decision::{Act, Circumstances, Notes};
 use bulkhead_manifest::{Partition, System};
 use bulkhead_supervisor::{Admissions, PartitionConditions};
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ pub(crate) fn held(
         if let Some(judge) = judge
             && let Some(parent) = Parent::of(partition, system, &held, judge)?
         {
-            parent.lets_start(partition, judge)?;
+            parent.start(partition, judge)?;
             inherited = parent.conditions.for_children_of(parent.name);
         }
         let name = &partition.name;
@@ -135,8 +135,8 @@ impl<'p> Parent<'p> {
         }))
     }
 
-    /// Whether its conditions let it start `child`.
-    fn lets_start(&self, child: &Partition, judge: &Admissions) -> Result<(), Failure> {
+    /// Asks its conditions whether it may start `child`, and has what they say recorded.
+    fn start(&self, child: &Partition, judge: &Admissions) -> Result<(), Failure> {
         let role = child.mandate.as_ref().map(|mandate| mandate.role.clone());
         let act = Act::Spawn(role.unwrap_or_default(), judge.siblings(child));
         let who = Circumstances {
@@ -150,10 +150,13 @@ impl<'p> Parent<'p> {
             bytes: None,
         };
         let said = parse_held(&self.conditions)?.ask(&act, &who);
-        match said.allows() {
-            true => Ok(()),
-            false => Err(judge.refuse_spawn(child, &said.ruling.to_string()).into()),
+        if !said.allows() {
+            return Err(judge.refuse_spawn(child, &said.ruling.to_string()).into());
         }
+        let mut notes = Notes::default();
+        notes.add(&act, said);
+        let parent = format!("{}/{}", self.system, self.name);
+        Ok(judge.record_spawn(parent, child, notes.into_detail())?)
     }
 }
 
