@@ -103,6 +103,9 @@ impl Reader {
 fn excerpt(lines: &[String]) -> String {
     let panic = lines.iter().position(|line| line.contains("panicked at"));
     let (_, told) = lines.split_at(panic.unwrap_or(0));
+    // Where it panicked is told; the way there is the harness's.
+    let end = told.iter().position(|line| line == "stack backtrace:");
+    let (told, _) = told.split_at(end.unwrap_or(told.len()));
     let shown = |lines: &[String]| -> String {
         let lines = lines.iter().filter(|line| !line.is_empty());
         lines.map(|line| format!("\n  | {line}")).collect()
