@@ -101,12 +101,14 @@ pub(crate) struct Call {
     pub(crate) _permit: OwnedSemaphorePermit,
 }
 
-/// A request that is allowed.
+/// A request that is allowed, and may begin.
 struct Allowed {
     /// What conditions and persons say of it, for records.
     notes: Detail,
     /// What was asked for: models that take more are not called.
     has: Takes,
+    /// Its place among those that go on at the same time.
+    permit: OwnedSemaphorePermit,
 }
 
 /// Where a call may go: a provider and one of its models.
@@ -316,8 +318,8 @@ impl Inner {
         self.now().saturating_sub(self.began).as_secs()
     }
 
-    /// Whether grants, conditions and, where it takes one, a person allow a request. Nothing is set
-    /// aside for it meanwhile, and it takes no place.
+    /// Whether grants, conditions and, where it takes one, a person allow a request, and when there is
+    /// a place for it. Nothing is set aside for it meanwhile, and while a person thinks it takes no place.
     async fn allow(&self, chat: &Chat) -> Result<Allowed, Refusal> {
         let model = chat.model();
         let served: Vec<(&Model, Takes)> = self.called(model).map(|one| (one.2, one.3)).collect();
@@ -335,25 +337,41 @@ impl Inner {
         let names = named(Takes::Nothing);
         let notes = self.permitted(model, names.clone()).await?;
         let taking = named(Takes::Consent);
-        if taking.is_empty() {
+        let consent = match taking.is_empty() {
+            true => None,
+            false => Some(self.consent(model, &taking.join(", ")).await?),
+        };
+        let calls = Arc::clone(&self.calls);
+        if let (None, Ok(permit)) = (&consent, Arc::clone(&calls).try_acquire_owned()) {
             let has = Takes::Nothing;
-            return Ok(Allowed { notes, has });
+            return Ok(Allowed { notes, has, permit });
         }
-        let asked = taking.join(", ");
+        let permit = calls.acquire_owned().await;
+        let permit = permit
+            .map_err(|_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the router is closed"))?;
+        // They may have changed while a person thought, or others were served.
+        let mut notes = self.permitted(model, names).await?;
+        let has = match consent {
+            None => Takes::Nothing,
+            Some(how) => {
+                notes.insert("consent".to_owned(), how);
+                Takes::Consent
+            }
+        };
+        Ok(Allowed { notes, has, permit })
+    }
+
+    /// A person's consent to calls of `asked`, of which the guest named one `model`.
+    async fn consent(&self, model: &str, asked: &str) -> Result<String, Refusal> {
         let why = "the grant of model.chat demands it";
-        let how = match self.outside.consent.ask(&asked, why).await {
-            Ok(how) => how,
+        match self.outside.consent.ask(asked, why).await {
+            Ok(how) => Ok(how),
             Err(none) => {
                 let message = format!("it takes a person's consent, and there was none: {none}");
                 let refusal = Refusal::new(StatusCode::FORBIDDEN, message);
-                return Err(self.refuse(model, refusal).await);
+                Err(self.refuse(model, refusal).await)
             }
-        };
-        // They may have changed while a person thought.
-        let mut notes = self.permitted(model, names).await?;
-        notes.insert("consent".to_owned(), how);
-        let has = Takes::Consent;
-        Ok(Allowed { notes, has })
+        }
     }
 
     /// Whether conditions permit calls of all these models, of which the guest named one `model`.
@@ -374,9 +392,6 @@ impl Inner {
         allowed: Allowed,
     ) -> Result<Response<Body>, Refusal> {
         let model = chat.model().to_owned();
-        let calls = Arc::clone(&self.calls).acquire_owned().await;
-        let permit = calls
-            .map_err(|_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the router is closed"))?;
         // A grant may have ended while a person thought, or others were served.
         let served = self.called(&model).filter(|one| one.3 <= allowed.has);
         let served: Vec<_> = served.map(|one| (one.0, one.1, one.2)).collect();
@@ -389,7 +404,7 @@ impl Inner {
             chat,
             question,
             notes: allowed.notes,
-            _permit: permit,
+            _permit: allowed.permit,
         };
         if let Some(answer) = self.cached(&call).await? {
             return Ok(answer);

@@ -245,3 +245,30 @@ async fn a_grant_that_ends_while_a_person_thinks_lets_nothing_through() {
     assert_eq!((waiting.0, fake.calls()), (404, 0));
     assert_eq!(world.records().last().unwrap().1, "denied");
 }
+
+#[tokio::test]
+async fn a_guest_that_went_away_before_there_was_a_place_calls_nobody() {
+    // As many as may go on at the same time, whom nobody answers.
+    const PLACES: usize = 16;
+    let silent = Fake::start(|_| Reply::Stall).await;
+    let answering = Fake::start(|_| Reply::ok(openai_answer("hello there", 20, 3))).await;
+    let mut one = provider("p", Wire::Openai, silent.address);
+    one.timeout = std::time::Duration::from_secs(1);
+    let mut other = provider("q", Wire::Openai, answering.address);
+    other.models = vec![model("f")];
+    let world = World::asking(models(vec![one, other]), Arc::new(Person::default()));
+    let world = Arc::new(world);
+    let waiting: Vec<_> = (0..PLACES + 4)
+        .map(|_| {
+            let own = Arc::clone(&world);
+            tokio::spawn(async move { own.chat(&question()).await })
+        })
+        .collect();
+    while silent.calls() < PLACES {
+        yield_now().await;
+    }
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    // It gets a place behind all who waited before it.
+    assert_eq!(world.chat(&called("f")).await.0, 200);
+    assert_eq!(silent.calls(), PLACES);
+}
