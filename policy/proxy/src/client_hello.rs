@@ -144,7 +144,8 @@ fn host_name(body: &[u8]) -> Result<String, Fault> {
     let name = std::str::from_utf8(name).map_err(|_| Fault::Malformed)?;
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    match (1..=253).contains(&name.len()) && name.bytes().all(plain) {
+    let empty = name.split('.').any(str::is_empty);
+    match !empty && name.len() <= 253 && name.bytes().all(plain) {
         true => Ok(name),
         false => Err(Fault::Malformed),
     }
@@ -291,6 +292,9 @@ pub(crate) mod tests {
             extension(0, &[]),
             extension(0, &list(2, &[])),
             name(""),
+            name("."),
+            name("a.example.."),
+            name(".a.example"),
             name("a b"),
             name("a\0.example"),
             name("\u{e9}.example"),

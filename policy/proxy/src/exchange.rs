@@ -379,6 +379,12 @@ fn authority(request: &Request<Incoming>) -> Result<Authority, Trouble> {
     if authority.as_str().contains('@') {
         return Err(Trouble::Malformed("the request's host has a user"));
     }
+    // Of a name with an empty label nobody knows whom a server takes it for.
+    let host = authority.host();
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.split('.').any(str::is_empty) {
+        return Err(MALFORMED_HOST);
+    }
     // Nothing may follow the host but a port that is one.
     let rest = authority.as_str().strip_prefix(authority.host());
     let digits = rest.and_then(|rest| rest.strip_prefix(':'));

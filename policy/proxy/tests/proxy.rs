@@ -140,6 +140,8 @@ fn a_request_is_for_the_host_that_tls_asked_for() {
                 "made to evil.example",
             ),
             ("GET / HTTP/1.1\r\nHost: x@api.example\r\n", "has a user"),
+            ("GET / HTTP/1.1\r\nHost: api.example..\r\n", "malformed"),
+            ("GET / HTTP/1.1\r\nHost: .api.example\r\n", "malformed"),
             (
                 "GET / HTTP/1.1\r\nHost: api.example:99999\r\n",
                 "Host is malformed",
