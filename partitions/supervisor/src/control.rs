@@ -7,11 +7,13 @@ use crate::record::SystemRecord;
 use crate::state_dir::{Found, Standing};
 use bulkhead_approval::{Question, Scope};
 use bulkhead_machine::control::Stats;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest request in bytes.
 pub(crate) const MAX_LINE: usize = 1024 * 1024;
@@ -217,13 +219,34 @@ impl Act {
     }
 }
 
-/// The supervisor's side: answers. A client that does not wait for the answer has made its request
-/// all the same.
+/// The supervisor's side: answers. A client that does not wait for the answer, or takes it too slowly, has
+/// made its request all the same.
 pub(crate) fn reply(client: &UnixStream, answer: &impl Serialize) {
-    let bounded = client.set_write_timeout(Some(PATIENCE));
-    if let (Ok(()), Ok(mut line)) = (bounded, serde_json::to_vec(answer)) {
-        line.push(b'\n');
-        let _ = (&mut &*client).write_all(&line);
+    let Ok(mut line) = serde_json::to_vec(answer) else {
+        return;
+    };
+    line.push(b'\n');
+    let end = Instant::now() + PATIENCE;
+    let (mut to, mut rest) = (client, line.as_slice());
+    // A time-out of the socket would begin anew with each piece that it takes.
+    if client.set_nonblocking(true).is_err() {
+        return;
+    }
+    while !rest.is_empty() {
+        match to.write(rest) {
+            Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let left = end.saturating_duration_since(Instant::now());
+                let left = Timespec::try_from(left).unwrap_or_default();
+                let mut room = [PollFd::new(client, PollFlags::OUT)];
+                match poll(&mut room, Some(&left)) {
+                    Ok(1..) | Err(Errno::INTR) => {}
+                    Ok(0) | Err(_) => return,
+                }
+            }
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 
@@ -341,6 +364,28 @@ pub fn decide(found: &Found, question: u64, allow: Option<Scope>) -> Result<Answ
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_an_answer_in_drops_does_not_hold_up_whoever_answers() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (finished, is_finished) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                reply(&ours, &"x".repeat(64 * 1024 * 1024));
+                finished.send(()).unwrap();
+            });
+            // What is taken each time makes room for another write.
+            let mut drop = vec![0; 64 * 1024];
+            let (mut taken, pause) = (0, PATIENCE / 4);
+            while is_finished.recv_timeout(pause).is_err() {
+                taken += theirs.read(&mut drop).unwrap();
+                assert!(
+                    taken < 4 * 1024 * 1024,
+                    "it is waited for as long as it reads"
+                );
+            }
+        });
+    }
 
     #[test]
     fn requests_are_what_they_are_documented_to_be() {

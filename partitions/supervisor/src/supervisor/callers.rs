@@ -72,7 +72,6 @@ impl Callers {
             }
             Heard::Line => {
                 let Caller { stream, said, .. } = self.callers.remove(&number)?;
-                stream.set_nonblocking(false).ok()?;
                 let line = said.split(|byte| *byte == b'\n').next()?;
                 Some((stream, serde_json::from_slice(line).ok()?))
             }
