@@ -13,23 +13,23 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What the supervisor in the background says when every partition runs.
-const READY: &[u8] = b"ready\n";
+/// What the supervisor in the background says, before the system's name, when every partition runs.
+const READY: &str = "ready ";
 /// Exit status after SIGPIPE.
 const STATUS_BROKEN_PIPE: u8 = 141;
 
 /// Starts the system; its exit status: 0, or that of the first partition that has another.
 pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
+    if args.detach && !args.in_background {
+        return start_in_background();
+    }
     let (system, mut conditions) = read(&args.manifest)?;
     let system = system.only(&args.only)?;
     conditions.retain(|name, _| system.partitions.iter().any(|one| one.name == *name));
-    if args.detach && !args.in_background {
-        return start_in_background(&system.name);
-    }
     let library = Library::find()?;
     let root = StateRoot::locate()?;
     // Before we leave the terminal, on which somebody may have to be asked.
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<u8, Failure> {
     let in_background = args.in_background;
     let outcome = supervisor.wait(signals, || {
         if in_background {
-            leave();
+            leave(&system.name);
         }
     })?;
     conclude(&outcome)
@@ -133,8 +133,9 @@ fn conclude(outcome: &Outcome) -> Result<u8, Failure> {
     })
 }
 
-/// Starts this program again as the supervisor, and waits until it says that the system runs.
-fn start_in_background(system: &str) -> Result<u8, Failure> {
+/// Starts this program again as the supervisor, and waits until it says that the system runs. It alone
+/// reads the manifests: what is judged once is on record once.
+fn start_in_background() -> Result<u8, Failure> {
     let failed = |error: io::Error| {
         Failure::new(
             "background",
@@ -152,15 +153,14 @@ fn start_in_background(system: &str) -> Result<u8, Failure> {
         .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)?;
-    let mut said = Vec::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout
-            .take(READY.len() as u64)
-            .read_to_end(&mut said)
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout)
+            .read_line(&mut said)
             .map_err(failed)?;
     }
-    if said == READY {
-        crate::print(format!("{system}\n").as_bytes())?;
+    if let Some(system) = said.strip_prefix(READY) {
+        crate::print(system.as_bytes())?;
         return Ok(0);
     }
     // It has told people why already, on the standard error that it shares with us.
@@ -172,10 +172,10 @@ fn start_in_background(system: &str) -> Result<u8, Failure> {
 }
 
 /// Tells whoever started us that all is well, and lets go of their streams.
-fn leave() {
+fn leave(system: &str) {
     // Whoever started us may have been killed; the system runs all the same.
     let _ = io::stdout()
-        .write_all(READY)
+        .write_all(format!("{READY}{system}\n").as_bytes())
         .and_then(|()| io::stdout().flush());
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
