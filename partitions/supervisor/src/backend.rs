@@ -160,13 +160,18 @@ pub(crate) fn network(
     }
     for secret in own.secrets {
         let SecretBinding {
-            host, header, path, ..
+            host,
+            port,
+            header,
+            path,
+            ..
         } = &secret.target;
         description.secrets.push(bulkhead_network::Secret {
             name: secret.name.to_string(),
             placeholder: secret.placeholder.clone(),
             value: descriptors.keep(secrets::file(secret)?),
             host: host.clone(),
+            port: *port,
             header: header.clone(),
             paths: path.iter().cloned().collect(),
         });

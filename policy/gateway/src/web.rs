@@ -199,6 +199,7 @@ fn read_secret(described: &Described, own: &mut Inherited) -> Result<Secret, Err
             placeholder: described.placeholder.clone(),
             value,
             host: described.host.clone(),
+            port: described.port,
             header,
             paths: described.paths.clone(),
         }),

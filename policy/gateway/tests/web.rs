@@ -282,6 +282,7 @@ fn secrets_are_with_the_gateway_alone() {
             placeholder: PLACEHOLDER.into(),
             value: given.file(VALUE),
             host: "api.example".into(),
+            port: 443,
             header: "authorization".into(),
             paths: vec!["/v1/chat".parse().unwrap()],
         }];
@@ -561,6 +562,7 @@ fn requests_of_tools_are_under_the_rules_of_the_guests_own() {
             placeholder: PLACEHOLDER.into(),
             value: given.file(VALUE),
             host: "api.example".into(),
+            port: 443,
             header: "authorization".into(),
             paths: vec!["/v1/chat".parse().unwrap()],
         }];

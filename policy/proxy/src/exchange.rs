@@ -225,7 +225,8 @@ impl Exchange {
         let consent = self.shared.consent(allowed, &object).await?;
         let private = self.tls.is_some() || self.flow.address.is_none();
         let mut head = request.headers().clone();
-        let swapped = policy.secrets().swap(&mut head, &host, path, private);
+        let server = (host.as_str(), self.flow.port);
+        let swapped = policy.secrets().swap(&mut head, server, path, private);
         let http = Some((method, path));
         let question = Question {
             connection: Some(allowed.connection(&self.flow, Some(&host), http)),

@@ -201,7 +201,9 @@ impl Policy {
             return Err(Refusal::Name { host, port });
         }
         match whole(grants) {
-            Some(grant) if !self.secrets.has(host) => Ok(Treatment::Tunnel(Allowed { grant })),
+            Some(grant) if !self.secrets.has(host, flow.port) => {
+                Ok(Treatment::Tunnel(Allowed { grant }))
+            }
             _ => Ok(Treatment::Intercept),
         }
     }
@@ -209,7 +211,8 @@ impl Policy {
     /// What to do with a connection that does not begin with TLS.
     pub fn plain<'p>(&'p self, flow: &'p Flow) -> Treatment<'p> {
         // A local service may get a secret in the clear.
-        let secret = flow.address.is_none() && flow.names.iter().any(|name| self.secrets.has(name));
+        let has = |name: &String| self.secrets.has(name, flow.port);
+        let secret = flow.address.is_none() && flow.names.iter().any(has);
         // Where names share the address, the bytes may be for one that is narrowed.
         let any = |host| whole(self.grants(flow, host));
         let by_address = any("");

@@ -16,10 +16,18 @@ pub struct Secret {
     pub value: Zeroizing<Vec<u8>>,
     /// Which server.
     pub host: String,
+    /// At which of its ports.
+    pub port: u16,
     /// In which header.
     pub header: HeaderName,
     /// Under which paths; none: any.
     pub paths: Vec<PathPattern>,
+}
+
+impl Secret {
+    fn is_for(&self, host: &str, port: u16) -> bool {
+        self.host == host && self.port == port
+    }
 }
 
 /// A partition's secrets.
@@ -41,18 +49,24 @@ impl Secrets {
         Self(secrets)
     }
 
-    /// Whether one is bound to `host`.
-    pub fn has(&self, host: &str) -> bool {
-        self.0.iter().any(|secret| secret.host == host)
+    /// Whether one is bound to this port of `host`.
+    pub fn has(&self, host: &str, port: u16) -> bool {
+        self.0.iter().any(|secret| secret.is_for(host, port))
     }
 
-    /// Puts values in the place of placeholders in a request to `host` for `path`. `private` says
-    /// that nobody between can read it.
-    pub fn swap(&self, headers: &mut HeaderMap, host: &str, path: &str, private: bool) -> Swapped {
+    /// Puts values in the place of placeholders in a request for `path` to a server, its host and port.
+    /// `private` says that nobody between can read it.
+    pub fn swap(
+        &self,
+        headers: &mut HeaderMap,
+        (host, port): (&str, u16),
+        path: &str,
+        private: bool,
+    ) -> Swapped {
         let mut swapped = Swapped::default();
         for secret in &self.0 {
             let bound = private
-                && secret.host == host
+                && secret.is_for(host, port)
                 && (secret.paths.is_empty()
                     || secret.paths.iter().any(|p| p.matches_request(path)));
             let (mut used, mut left) = (false, false);
@@ -128,6 +142,7 @@ mod tests {
             placeholder: PLACEHOLDER.into(),
             value: Zeroizing::new(b"s3cret-value".to_vec()),
             host: "api.example".into(),
+            port: 443,
             header: HeaderName::from_static("authorization"),
             paths: paths.iter().map(|path| path.parse().unwrap()).collect(),
         }])
@@ -142,23 +157,25 @@ mod tests {
     }
 
     #[test]
-    fn the_value_goes_to_its_host_header_and_path_alone() {
-        for (host, header, path, private, swapped) in [
-            ("api.example", "authorization", "/v1/x", true, true),
-            ("evil.example", "authorization", "/v1/x", true, false),
-            ("api.example", "x-copy", "/v1/x", true, false),
-            ("api.example", "authorization", "/v2/x", true, false),
-            ("api.example", "authorization", "/v1/../v2", true, false),
-            ("api.example", "authorization", "/v1/x", false, false),
+    fn the_value_goes_to_its_server_header_and_path_alone() {
+        let server = ("api.example", 443);
+        for (to, header, path, private, swapped) in [
+            (server, "authorization", "/v1/x", true, true),
+            (("evil.example", 443), "authorization", "/v1/x", true, false),
+            (("api.example", 8443), "authorization", "/v1/x", true, false),
+            (server, "x-copy", "/v1/x", true, false),
+            (server, "authorization", "/v2/x", true, false),
+            (server, "authorization", "/v1/../v2", true, false),
+            (server, "authorization", "/v1/x", false, false),
         ] {
             let mut headers = request(header);
-            let result = secrets(&["/v1/**"]).swap(&mut headers, host, path, private);
+            let result = secrets(&["/v1/**"]).swap(&mut headers, to, path, private);
             let found = headers[header].to_str().unwrap();
             let expected = match swapped {
                 true => "Bearer s3cret-value".to_owned(),
                 false => format!("Bearer {PLACEHOLDER}"),
             };
-            assert_eq!(found, expected, "{host} {header} {path} {private}");
+            assert_eq!(found, expected, "{to:?} {header} {path} {private}");
             assert_eq!(
                 (result.used.len(), result.left.len()),
                 match swapped {
@@ -169,7 +186,7 @@ mod tests {
             assert_eq!(headers[header].is_sensitive(), swapped);
         }
         let mut none = HeaderMap::new();
-        let nothing = secrets(&[]).swap(&mut none, "api.example", "/", true);
+        let nothing = secrets(&[]).swap(&mut none, server, "/", true);
         assert_eq!(nothing, Swapped::default());
     }
 

@@ -118,6 +118,8 @@ pub struct Secret {
     pub value: Fd,
     /// The one host that gets it, by TLS or as a loopback service with that name.
     pub host: String,
+    /// The one port there.
+    pub port: u16,
     /// The one header that it may stand in, in lower case.
     pub header: String,
     /// The paths that it may be sent to; empty: all that rules allow.

@@ -122,6 +122,7 @@ pub fn secret() -> Secret {
         placeholder: PLACEHOLDER.into(),
         value: Zeroizing::new(VALUE.as_bytes().to_vec()),
         host: "api.example".into(),
+        port: 443,
         header: HeaderName::from_static("authorization"),
         paths: Vec::new(),
     }
