@@ -239,10 +239,11 @@ impl CapabilityName {
                 "methods", "paths", "expires", "lifetime", "calls", "bytes", "approval",
             ],
             Self::ToolCall => &["below", "expires", "lifetime", "calls", "approval"],
-            Self::ModelChat | Self::SecretUse => &["expires", "lifetime", "calls", "approval"],
+            Self::ModelChat => &["expires", "lifetime", "calls", "approval"],
             Self::DnsResolve => &["expires", "lifetime", "calls"],
-            Self::Exec | Self::PartitionSpawn => &["expires", "lifetime", "approval"],
-            // A device is there or is not.
+            Self::Exec => &["expires", "lifetime", "approval"],
+            // A device is there or is not. What may be done with a secret is bound by [[secrets]] and by
+            // the requests that it is in; whether a child may start, by conditions.
             _ => &[],
         }
     }

@@ -325,6 +325,14 @@ fn each_constraint_of_a_grant_has_its_code() {
             "{ capability = \"time\", lifetime = \"1h\" }".to_owned(),
             &[KeyNotForGrant],
         ),
+        (
+            "{ capability = \"secret.use:key\", approval = true }".to_owned(),
+            &[KeyNotForGrant],
+        ),
+        (
+            "{ capability = \"partition.spawn:coder=1\", lifetime = \"1h\" }".to_owned(),
+            &[KeyNotForGrant],
+        ),
         ("\"ring.send:db/queries\"".to_owned(), &[Grant]),
         ("\"ring.receive:db/queries\"".to_owned(), &[Grant]),
         ("\"device.pci:03:00.0\"".to_owned(), &[Grant]),
