@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +158,9 @@ pub trait Host {
     /// Running partitions that have manifests.
     fn running(&self) -> &[Manifest];
 
+    /// How long the running partition of this identity has run: not at all where it is about to start.
+    fn age(&self, identity: &str) -> Duration;
+
     /// What the host has, and what is taken of it.
     fn capacity(&self) -> Capacity;
 
@@ -226,6 +230,7 @@ pub fn admit(
     if let Some(mandate) = &mut draft.mandate {
         mandate.value.leads = leads(manifest, host);
         mandate.value.lineage = family::lineage(manifest, host);
+        mandate.value.left = family::left(&mandate.value.lineage, host);
     }
     Ok(Admitted {
         draft,

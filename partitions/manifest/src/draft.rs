@@ -236,6 +236,8 @@ pub struct MandateDraft {
     pub document: Vec<u8>,
     /// Those that it descended from when it was judged.
     pub lineage: Vec<String>,
+    /// What was left of the lifetimes of its ancestors when it was judged, in seconds, if they end.
+    pub left: Option<u64>,
     /// Where the names of its files led when it was judged.
     pub leads: BTreeMap<PathBuf, PathBuf>,
 }

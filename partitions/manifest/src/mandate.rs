@@ -16,7 +16,7 @@ pub struct Mandate {
     pub parent: Option<String>,
     /// Those that it descends from, the nearest first, as they ran when it was judged.
     pub lineage: Vec<String>,
-    /// How long it may run.
+    /// How long it may run: not longer than any of its ancestors.
     pub lifetime: Lifetime,
     /// Secrets that are used in its name. Each has a grant of `secret.use`.
     pub secrets: Vec<SecretBinding>,
@@ -43,6 +43,15 @@ pub enum Lifetime {
 }
 
 impl Lifetime {
+    /// The shorter of it and so many seconds, if there is such a bound.
+    pub(crate) fn at_most(self, seconds: Option<u64>) -> Self {
+        match (self, seconds) {
+            (Self::Seconds(own), Some(seconds)) => Self::Seconds(own.min(seconds)),
+            (Self::Unlimited, Some(seconds)) => Self::Seconds(seconds),
+            (own, None) => own,
+        }
+    }
+
     /// True when whoever may run for `other` may run for `self`.
     pub fn is_within(self, other: Self) -> bool {
         match (self, other) {

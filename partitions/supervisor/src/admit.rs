@@ -23,6 +23,7 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Ending of the names of documents of running partitions.
 const DOCUMENT: &str = ".manifest.json";
@@ -144,6 +145,12 @@ impl LiveHost {
         })
     }
 
+    /// The system in which a partition with this identity runs, where it ran before this start.
+    fn system_of(&self, identity: &str) -> Option<&Found> {
+        let has = |found: &&Found| document_path(&found.path, identity).exists();
+        self.systems.iter().find(has)
+    }
+
     /// One more starts.
     fn add(&mut self, manifest: Manifest) {
         self.capacity.promised_mib += promised(&manifest);
@@ -160,6 +167,17 @@ fn promised(manifest: &Manifest) -> u64 {
 impl Host for LiveHost {
     fn running(&self) -> &[Manifest] {
         &self.running
+    }
+
+    fn age(&self, identity: &str) -> Duration {
+        let of_system = |found: &Found| {
+            let started = UNIX_EPOCH + Duration::from_secs(found.record.started);
+            // A clock that was set back makes nobody younger than new.
+            SystemTime::now()
+                .duration_since(started)
+                .unwrap_or_default()
+        };
+        self.system_of(identity).map_or(Duration::ZERO, of_system)
     }
 
     fn capacity(&self) -> Capacity {
@@ -289,8 +307,7 @@ impl Admissions {
 
     /// The system in which a partition with this identity runs, where it ran before this start.
     pub fn system_of(&self, identity: &str) -> Option<&Found> {
-        let has = |found: &&Found| document_path(&found.path, identity).exists();
-        self.host.systems.iter().find(has)
+        self.host.system_of(identity)
     }
 
     /// How many partitions of its role the parent of `partition` has, which was admitted, with this one.

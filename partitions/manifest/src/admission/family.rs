@@ -3,7 +3,7 @@
 
 use super::bounds::Bounds;
 use super::{Case, Host, Rejection, Rule};
-use crate::mandate::SpawnBudget;
+use crate::mandate::{Lifetime, SpawnBudget};
 use crate::manifest::Manifest;
 use bulkhead_capability::Capability;
 use std::path::Path;
@@ -66,6 +66,18 @@ pub(super) fn lineage(manifest: &Manifest, host: &dyn Host) -> Vec<String> {
         lineage.push(name);
     }
     lineage
+}
+
+/// What is left of the lifetimes of these partitions, in seconds, if one of them ends: nobody outlives
+/// whoever it descends from.
+pub(super) fn left(lineage: &[String], host: &dyn Host) -> Option<u64> {
+    let of_one = |running: &Manifest| match running.mandate().lifetime {
+        Lifetime::Seconds(all) => Some(all.saturating_sub(host.age(running.identity()).as_secs())),
+        Lifetime::Unlimited => None,
+    };
+    let running = host.running().iter();
+    let ancestors = running.filter(|one| lineage.iter().any(|name| name == one.identity()));
+    ancestors.filter_map(of_one).min()
 }
 
 /// The parent may start it, there is room for one more, and it is not too many generations down.

@@ -4,6 +4,7 @@ mod denied;
 
 use super::*;
 use crate::draft::{At, SystemDraft};
+use crate::mandate::Lifetime;
 use crate::{Validated, parse_manifest, validate};
 use bulkhead_signature::{PrivateKey, PublicKeyFile, Trust};
 
@@ -62,6 +63,8 @@ depth = 2
 /// A host with room, on which some run.
 struct Fake {
     running: Vec<Manifest>,
+    /// How long some of them have run.
+    hours: Vec<(&'static str, u64)>,
     capacity: Capacity,
     /// A link and what it leads to.
     link: (PathBuf, PathBuf),
@@ -70,6 +73,11 @@ struct Fake {
 impl Host for Fake {
     fn running(&self) -> &[Manifest] {
         &self.running
+    }
+
+    fn age(&self, identity: &str) -> Duration {
+        let hours = self.hours.iter().find(|(name, _)| *name == identity);
+        Duration::from_secs(3600 * hours.map_or(0, |(_, hours)| *hours))
     }
 
     fn capacity(&self) -> Capacity {
@@ -87,6 +95,7 @@ impl Host for Fake {
 fn host(running: &[&str]) -> Fake {
     Fake {
         running: running.iter().map(|text| manifest(text)).collect(),
+        hours: Vec::new(),
         capacity: Capacity {
             memory_mib: 2048,
             promised_mib: 1024,
@@ -494,6 +503,32 @@ fn what_is_admitted_knows_from_whom_it_descends() {
         ..given()
     };
     assert_eq!(lineage(&child(MANIFEST), &family), ["boss", "chief"]);
+}
+
+#[test]
+fn nobody_outlives_whoever_it_descends_from() {
+    let boss = PARENT.replace("[identity]\n", "[identity]\nparent = \"chief\"\n");
+    let chief = PARENT.replace("\"boss\"", "\"chief\"");
+    let lifetime = |hours: &[(&'static str, u64)]| {
+        let mut family = Given {
+            host: host(&[&boss, &chief]),
+            ..given()
+        };
+        family.host.hours = hours.to_vec();
+        let system = SystemDraft {
+            name: Some(At::from("s".to_owned())),
+            partitions: vec![At::from(
+                judge(&child(MANIFEST), &family).unwrap().into_draft(),
+            )],
+        };
+        let system: Validated<_> = validate(&system, Path::new("/elsewhere")).unwrap();
+        system.partitions[0].mandate.as_ref().unwrap().lifetime
+    };
+    let hours = |hours: u64| Lifetime::Seconds(hours * 3600);
+    assert_eq!(lifetime(&[]), hours(8), "all are about to start");
+    assert_eq!(lifetime(&[("boss", 2)]), hours(6));
+    assert_eq!(lifetime(&[("boss", 2), ("chief", 7)]), hours(1));
+    assert_eq!(lifetime(&[("chief", 9)]), hours(0));
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(super) fn check(
         role: role?,
         owner: owner?,
         parent: parent?,
-        lifetime: lifetime?,
+        lifetime: lifetime?.at_most(draft.left),
         secrets: secrets?,
         tool_limits: tool_limits?,
         spawn: spawn?,
