@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Largest packet in bytes: a question at its bounds, each of its characters escaped.
-pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+pub const MAX_MESSAGE_BYTES: usize = 20 * 1024;
 
 /// From a process to its supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,7 +262,7 @@ mod tests {
     fn a_question_at_its_bounds_fits_into_a_packet() {
         let question = Question {
             capability: "\0".repeat(64),
-            object: "\0".repeat(1280),
+            object: "\0".repeat(1700),
             why: "\0".repeat(1024),
             task: Some("\0".repeat(128)),
         };

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest object of a question: what a call touches, and its arguments.
+const MAX_OBJECT_BYTES: usize = 1700;
+
 /// A question, as the process puts it that wants to act. Who it acts for it does not say: the
 /// supervisor knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +40,7 @@ impl Question {
         let task = self.task.as_deref().unwrap_or("-");
         for (field, text, most) in [
             ("capability", self.capability.as_str(), 64),
-            ("object", &self.object, 1280),
+            ("object", &self.object, MAX_OBJECT_BYTES),
             ("reason", &self.why, 1024),
             ("task", task, 128),
         ] {
@@ -60,7 +63,7 @@ mod tests {
     fn a_question_has_bounds() {
         let good = Question {
             capability: "tool.call".to_owned(),
-            object: "x".repeat(1280),
+            object: "x".repeat(MAX_OBJECT_BYTES),
             why: "y".repeat(1024),
             task: None,
         };

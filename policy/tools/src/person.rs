@@ -25,9 +25,11 @@ impl Approver for Person {
         }
         let asked = Asked {
             capability: "tool.call".to_owned(),
-            object: format!("{} {}", question.tool, question.objects)
-                .trim_end()
-                .to_owned(),
+            object: [question.tool, question.objects, question.arguments]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(" "),
             why: format!(
                 "it takes a person's consent, and can do harm: {}",
                 question.risk.as_str()
@@ -57,6 +59,7 @@ mod tests {
             tool: "fs.delete",
             risk: Risk::Destructive,
             objects,
+            arguments: "{\"path\":\"/srv/a\"}",
         }
     }
 
@@ -67,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_sees_the_tool_and_what_it_touches() {
+    fn a_person_sees_the_tool_and_what_it_does_to_what() {
         let (person, supervisor) = person();
         for allowed in [true, false] {
             thread::scope(|scope| {
@@ -76,7 +79,10 @@ mod tests {
                 let (length, _) =
                     recv(&supervisor, buffer.as_mut_slice(), RecvFlags::empty()).unwrap();
                 let request: Request = serde_json::from_slice(&buffer[..length]).unwrap();
-                assert_eq!(request.question.object, "fs.delete fs.write:/srv/a");
+                assert_eq!(
+                    request.question.object,
+                    "fs.delete fs.write:/srv/a {\"path\":\"/srv/a\"}"
+                );
                 assert!(request.question.why.contains("destructive"));
                 let answer = Answer {
                     id: request.id,

@@ -11,6 +11,7 @@ use bulkhead_conditions::{Act, Asker, Notes};
 use bulkhead_record::{Entry, Kind, Recorder, Verdict};
 use bulkhead_toolbox::Risk;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::backups::Draft;
 use crate::error::{CallError, ToolError};
@@ -21,6 +22,8 @@ use crate::registry::{Deadline, Need, Registry, Tool};
 
 /// Longest object of a record in bytes.
 pub(crate) const MAX_OBJECT: usize = 1024;
+/// Longest arguments that a person is shown; of longer ones it is their digest.
+const MAX_SHOWN: usize = 512;
 /// Longest reason of a record in bytes.
 const MAX_REASON: usize = 2048;
 
@@ -35,6 +38,8 @@ pub struct Question<'q> {
     pub risk: Risk,
     /// What it touches.
     pub objects: &'q str,
+    /// What is to be done with it, or its digest: what is let is this and nothing else.
+    pub arguments: &'q str,
 }
 
 /// Who asks a person, and waits for the answer.
@@ -338,6 +343,7 @@ impl Pipeline {
             tool: facts.name,
             risk: facts.risk,
             objects: &call.objects,
+            arguments: &told(call.arguments),
         };
         match self.approver.ask(&question) {
             Ok(who) => Ok(Some(who)),
@@ -384,6 +390,8 @@ impl Pipeline {
                 .detail
                 .insert("objects".to_owned(), call.objects.clone());
         }
+        let arguments = call.arguments.to_string();
+        (entry.detail).insert("arguments".to_owned(), digest(arguments.as_bytes()));
         entry.detail.extend(notes.into_detail());
         self.recorder.record(&entry).map_err(CallError::NotRecorded)
     }
@@ -489,6 +497,23 @@ impl Pipeline {
     }
 }
 
+/// Arguments for a person: as JSON, its keys in order, on one line.
+fn told(arguments: &Value) -> String {
+    let text = arguments.to_string();
+    match text.len() <= MAX_SHOWN {
+        true => text,
+        false => {
+            let (length, digest) = (text.len(), digest(text.as_bytes()));
+            format!("with {length} bytes of arguments, SHA-256 {digest}")
+        }
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What conditions are asked about a call.
 fn acts(tool: &str, needs: &[Need]) -> Vec<Act> {
     let paths = needs.iter().filter_map(|need| match need {
@@ -524,5 +549,24 @@ fn shortened(text: &str, most: usize) -> String {
         Some(end) if end < text.len() => format!("{}...", text.get(..end).unwrap_or_default()),
         Some(_) => text.to_owned(),
         None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn arguments_are_told_whole_or_by_their_digest() {
+        let whole = told(&json!({ "program": "git", "arguments": ["push", "\u{1b}[2J"] }));
+        assert_eq!(
+            whole,
+            r#"{"arguments":["push","\u001b[2J"],"program":"git"}"#
+        );
+        let long = |last: &str| told(&json!({ "content": "x".repeat(MAX_SHOWN) + last }));
+        assert!(long("a").len() < MAX_SHOWN && long("a").starts_with("with 527 bytes"));
+        assert_ne!(long("a"), long("b"));
+        assert_eq!(long("a"), long("a"));
     }
 }

@@ -12,6 +12,7 @@ use bulkhead_capability::{Autonomy, Capability, Grant};
 use bulkhead_record::{Kind, Verdict};
 use bulkhead_toolbox::{Limits, Risk};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tools::CallError;
 
 #[test]
@@ -38,6 +39,10 @@ fn intent_and_outcome_are_recorded() {
         intent.detail["objects"],
         format!("fs.write:{}", file.display())
     );
+    let arguments = json!({ "content": "x", "path": file }).to_string();
+    let digest = Sha256::digest(arguments.as_bytes());
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(intent.detail["arguments"], digest);
     assert_eq!(
         (outcome.kind, outcome.verdict),
         (Kind::Outcome, Verdict::Done)
