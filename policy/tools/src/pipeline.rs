@@ -1,10 +1,10 @@
-//! What happens to a call, in this order: validate, permit, ask the conditions, confirm, back up, record
-//! the intent, execute with a time-out, validate the output, record the outcome. Each step can end it; none is
+//! What happens to a call, in this order: validate, permit, ask the conditions, confirm, look again where that
+//! took time, back up, record the intent, execute with a time-out, validate the output, record the outcome. Each step can end it; none is
 //! passed over. Called by the MCP server alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use bulkhead_capability::Autonomy;
 use bulkhead_conditions::{Act, Asker, Notes};
@@ -129,9 +129,11 @@ struct Permitted<'p> {
     arguments: &'p Value,
     /// What covers it.
     cover: Cover<'p>,
-    /// What it touches, for records and people.
+    /// What it takes beside the tool.
+    needs: Vec<Need>,
+    /// The same, for records and people.
     objects: String,
-    /// The same, for conditions.
+    /// The call and its needs, for conditions.
     acts: Vec<Act>,
 }
 
@@ -146,12 +148,13 @@ struct Places {
 struct Place<'p>(&'p Places);
 
 impl Places {
-    /// Waits for one.
-    fn take(&self) -> Place<'_> {
+    /// Waits for one, and says whether that was necessary.
+    fn take(&self) -> (Place<'_>, bool) {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.freed.wait_while(taken, |taken| *taken >= MAX_CALLS);
-        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
-        Place(self)
+        let full = *taken >= MAX_CALLS;
+        let freed = self.freed.wait_while(taken, |taken| *taken >= MAX_CALLS);
+        *freed.unwrap_or_else(PoisonError::into_inner) += 1;
+        (Place(self), full)
     }
 }
 
@@ -213,11 +216,15 @@ impl Pipeline {
         let tool = self.find(name)?;
         self.validate(tool, arguments)?;
         let permitted = self.permit(tool, arguments)?;
-        let notes = self.ask_conditions(&permitted)?;
+        let mut notes = self.ask_conditions(&permitted)?;
         let allowed_by = self.confirm(&permitted)?;
-        let _place = self.places.take();
-        let _changing = (tool.facts.risk != Risk::Read)
-            .then(|| self.changing.lock().unwrap_or_else(PoisonError::into_inner));
+        let (_place, full) = self.places.take();
+        let changes = tool.facts.risk != Risk::Read;
+        let (_changing, busy) = changes.then(|| self.change()).unzip();
+        if allowed_by.is_some() || full || busy == Some(true) {
+            self.still_permit(&permitted, allowed_by.is_some())?;
+            notes = self.ask_conditions(&permitted)?;
+        }
         let draft = self.back_up(&permitted)?;
         let call = self.record_intent(&permitted, allowed_by, notes)?;
         if self.limiter.take_alert() {
@@ -227,6 +234,33 @@ impl Pipeline {
         let done = done.and_then(|result| self.validate_output(&permitted, call, result));
         self.record_outcome(&permitted, call, &done)?;
         done
+    }
+
+    /// Waits until no other call changes anything, and says whether that was necessary.
+    fn change(&self) -> (MutexGuard<'_, ()>, bool) {
+        match self.changing.try_lock() {
+            Ok(guard) => (guard, false),
+            Err(TryLockError::Poisoned(left)) => (left.into_inner(), false),
+            Err(TryLockError::WouldBlock) => {
+                let guard = self.changing.lock();
+                (guard.unwrap_or_else(PoisonError::into_inner), true)
+            }
+        }
+    }
+
+    /// The grant that covered a call still does, and takes no person now that nobody was asked.
+    fn still_permit(&self, call: &Permitted<'_>, allowed: bool) -> Result<(), CallError> {
+        let (name, date) = (call.tool.facts.name, self.limiter.date());
+        let covers = self.permits.cover(&self.host, name, &call.needs, date);
+        let same =
+            |cover: &Cover<'_>| cover.grant == call.cover.grant && (allowed || !cover.approval);
+        if covers.is_ok_and(|covers| covers.iter().any(same)) {
+            return Ok(());
+        }
+        let grant = call.cover.grant.to_string();
+        let why = "the grant that covered it ended before it was done";
+        self.refuse(name, &call.objects, why);
+        Err(CallError::NotPermitted(grant))
     }
 
     /// Every call counts, so that one that is refused cannot be tried without end.
@@ -295,6 +329,7 @@ impl Pipeline {
                         tool,
                         arguments,
                         cover,
+                        needs,
                         objects,
                         acts,
                     });

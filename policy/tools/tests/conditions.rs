@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use bench::{Bench, Setup};
+use bulkhead_capability::Autonomy;
 use bulkhead_conditions::wire::{Answer, MAX_REQUEST_BYTES, Request};
 use bulkhead_conditions::{Act, Asker, Denied, Ruling, WOULD_DENY, denied};
 use bulkhead_record::Kind;
@@ -25,6 +26,14 @@ fn pair() -> (OwnedFd, OwnedFd) {
 
 /// Tools whose conditions permit what `permits` does, and what they were asked.
 fn bench(
+    enforced: bool,
+    permits: impl Fn(&Act) -> bool + Send + 'static,
+) -> (Bench, Arc<Mutex<Vec<Act>>>) {
+    bench_of(Autonomy::default(), enforced, permits)
+}
+
+fn bench_of(
+    autonomy: Autonomy,
     enforced: bool,
     permits: impl Fn(&Act) -> bool + Send + 'static,
 ) -> (Bench, Arc<Mutex<Vec<Act>>>) {
@@ -56,6 +65,7 @@ fn bench(
     let bench = Bench::of(Setup {
         programs: &["/bin/true"],
         conditions: Some(Asker::new(ours).unwrap()),
+        autonomy,
         ..Setup::default()
     });
     (bench, asked)
@@ -165,4 +175,24 @@ fn without_an_answer_no_tool_runs() {
             "{refused}"
         );
     }
+}
+
+#[test]
+fn what_is_forbidden_while_a_person_thinks_is_not_done() {
+    let night = Arc::new(std::sync::atomic::AtomicBool::default());
+    let falls = night.clone();
+    let is_day = move |_: &Act| !night.load(std::sync::atomic::Ordering::SeqCst);
+    let (bench, _) = bench_of(Autonomy::Manual, true, is_day);
+    (bench.person.allows).store(true, std::sync::atomic::Ordering::SeqCst);
+    let happens: Box<dyn FnOnce() + Send> =
+        Box::new(move || falls.store(true, std::sync::atomic::Ordering::SeqCst));
+    *bench.person.meanwhile.lock().unwrap() = Some(happens);
+    let path = bench.data.join("a");
+    let refused = bench.call("fs.write", json!({ "path": path, "content": "x" }));
+    assert!(
+        matches!(refused, Err(CallError::Condition(_))),
+        "{refused:?}"
+    );
+    assert!(!path.exists());
+    assert_eq!(bench.kinds(), [Kind::Refusal]);
 }

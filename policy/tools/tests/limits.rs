@@ -427,6 +427,34 @@ fn a_grant_ends_and_its_tool_is_gone() {
 }
 
 #[test]
+fn a_grant_that_ends_while_a_person_thinks_lets_nothing_be_done() {
+    let more = vec![grant("fs.write", |constraints| {
+        constraints.lifetime = Some(10);
+        constraints.approval = true;
+    })];
+    let bench = Bench::with_grants(Limits::default(), &[], &[], more);
+    bench.person.allows.store(true, Ordering::SeqCst);
+    let write = |name: &str| {
+        let file = bench.data.join(name);
+        let done = bench.call("fs.write", json!({ "path": file, "content": "x" }));
+        (done, file.exists())
+    };
+    assert!(matches!(write("in time"), (Ok(_), true)));
+    let watch = bench.watch.clone();
+    let happens: Box<dyn FnOnce() + Send> = Box::new(move || pass(&watch, 10_000));
+    *bench.person.meanwhile.lock().unwrap() = Some(happens);
+    let (refused, written) = write("too late");
+    assert!(
+        matches!(refused, Err(CallError::NotPermitted(_))),
+        "{refused:?}"
+    );
+    assert!(!written);
+    let last = bench.last_entry();
+    assert_eq!(last.kind, Kind::Refusal);
+    assert!(last.reason.contains("ended before"), "{}", last.reason);
+}
+
+#[test]
 fn a_grant_holds_below_its_directories_and_may_ask_a_person() {
     let more = vec![
         grant("fs.stat", |constraints| {

@@ -80,6 +80,8 @@ impl Clock for Watch {
 #[derive(Default)]
 pub struct Person {
     pub allows: AtomicBool,
+    /// What happens while they think.
+    pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub asked: Mutex<Vec<String>>,
 }
 
@@ -87,6 +89,9 @@ impl Approver for Person {
     fn ask(&self, question: &Question<'_>) -> Result<String, String> {
         let mut asked = self.asked.lock().unwrap();
         asked.push(format!("{} {}", question.tool, question.objects));
+        if let Some(happens) = self.meanwhile.lock().unwrap().take() {
+            happens();
+        }
         match self.allows.load(Ordering::SeqCst) {
             true => Ok("operator".to_owned()),
             false => Err("denied".to_owned()),
