@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Instant;
 
@@ -71,14 +71,37 @@ impl Web {
     }
 }
 
+/// What a partition may move in all, where somebody bounds it.
+#[derive(Clone)]
+struct Budget {
+    quotas: Quotas,
+    place: Option<usize>,
+}
+
+impl Budget {
+    /// Counts bytes that were moved.
+    fn spend(&self, bytes: usize) -> io::Result<()> {
+        let left = self.quotas.bytes(self.place.as_slice(), bytes as u64);
+        left.map_err(io::Error::other)
+    }
+}
+
 /// A connection that stays open until everybody who holds it is done with it.
 #[derive(Clone)]
-struct Lent(Arc<Mutex<tokio::net::UnixStream>>);
+struct Lent {
+    stream: Arc<Mutex<tokio::net::UnixStream>>,
+    /// What its bytes count against: those of the guest are counted where they cross the network.
+    budget: Option<Budget>,
+}
 
 impl Lent {
     fn stream(&self) -> MutexGuard<'_, tokio::net::UnixStream> {
         // One thread alone locks it, and a panic ends the process.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spend(&self, bytes: usize) -> io::Result<()> {
+        self.budget.as_ref().map_or(Ok(()), |own| own.spend(bytes))
     }
 }
 
@@ -88,7 +111,9 @@ impl AsyncRead for Lent {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream()).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.stream()).poll_read(context, buffer))?;
+        Poll::Ready(self.spend(buffer.filled().len() - before))
     }
 }
 
@@ -98,7 +123,8 @@ impl AsyncWrite for Lent {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream()).poll_write(context, bytes)
+        let count = ready!(Pin::new(&mut *self.stream()).poll_write(context, bytes))?;
+        Poll::Ready(self.spend(count).map(|()| count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,6 +166,7 @@ pub(crate) struct Ready {
     policy: Policy,
     authority: Authority,
     trust: Vec<CertificateDer<'static>>,
+    budget: Budget,
 }
 
 /// Reads what the proxy needs; `None` where no rule asks for one.
@@ -171,6 +198,10 @@ pub(crate) fn prepare(
         policy,
         authority,
         trust,
+        budget: Budget {
+            quotas: quotas.clone(),
+            place: description.budget,
+        },
     }))
 }
 
@@ -239,7 +270,7 @@ impl Ready {
                 Ok(proxy) => LocalSet::new().block_on(&runtime, async {
                     // From here on the thread needs nothing that seccomp refuses.
                     let _ = began.send(Ok(()));
-                    match serve(proxy, queue).await {}
+                    match serve(proxy, self.budget, queue).await {}
                 }),
                 Err(error) => drop(began.send(Err(error.into()))),
             }
@@ -252,9 +283,9 @@ impl Ready {
     }
 }
 
-async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) -> Infallible {
+async fn serve(proxy: Proxy, budget: Budget, mut queue: UnboundedReceiver<Handover>) -> Infallible {
     while let Some(handover) = queue.recv().await {
-        let proxy = proxy.clone();
+        let (proxy, budget) = (proxy.clone(), budget.clone());
         tokio::task::spawn_local(async move {
             let Handover {
                 flow,
@@ -266,7 +297,10 @@ async fn serve(proxy: Proxy, mut queue: UnboundedReceiver<Handover>) -> Infallib
                 broken.store(true, Ordering::Release);
                 return;
             };
-            let own = Lent(Arc::new(Mutex::new(stream)));
+            let own = Lent {
+                stream: Arc::new(Mutex::new(stream)),
+                budget: wanted.is_some().then_some(budget),
+            };
             let end = match wanted {
                 None => proxy.serve(flow, own.clone()).await,
                 Some(Wanted { host, tls, .. }) => {

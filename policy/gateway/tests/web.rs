@@ -667,6 +667,31 @@ fn names_that_tools_want_resolve_as_the_guests_do() {
 }
 
 #[test]
+fn what_tools_move_counts_against_the_partitions_budget() {
+    let server = server();
+    let (gateway, tools) = with_tools(&server, |described, _| {
+        described.quotas = vec![Quota {
+            name: "the partition's budget".to_owned(),
+            calls_per_minute: None,
+            bytes: Some(1000),
+        }];
+        described.budget = Some(0);
+    });
+    let ask = get("api.example", "/v1/a");
+    let mut asked = 0;
+    // Headers count as well, of question and answer.
+    while tools.connect("api.example", 443, true).is_ok() {
+        asked += 1;
+        assert!(asked * ask.len() < 2000, "nothing is counted");
+        tools.says("api.example", &ask);
+    }
+    assert!(asked > 1, "{asked}");
+    let refused = tools.connect("api.example", 443, true).unwrap_err();
+    assert!(refused.contains("budget are used up"), "{refused}");
+    gateway.end();
+}
+
+#[test]
 fn tools_that_speak_nonsense_are_heard_no_more() {
     let server = server();
     let (gateway, tools) = with_tools(&server, |_, _| {});
