@@ -146,6 +146,8 @@ pub(crate) struct Route {
     pub quotas: Vec<usize>,
     /// It takes a person's consent, which the proxy does not ask for.
     pub approval: bool,
+    /// Seconds after the start for which that holds, if there is an end.
+    pub lifetime: Option<u64>,
     /// What allows it, for records.
     pub grant: String,
 }
@@ -355,6 +357,7 @@ impl Rules {
                 models: true,
                 quotas: Vec::new(),
                 approval: false,
+                lifetime: None,
                 grant: "model.chat".to_owned(),
             }),
             false => self.to_service(config, wanted),
@@ -516,6 +519,7 @@ impl Rules {
             models: false,
             quotas,
             approval: !web && chosen.is_some_and(|grant| grant.approval),
+            lifetime: chosen.and_then(|grant| grant.lifetime),
             grant,
         })
     }

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::Protocol;
+use bulkhead_proxy::ENDED;
 use bulkhead_proxy::conditions::Question;
 use bulkhead_proxy::quota::Exhausted;
 use bulkhead_proxy::records::{Act, NotDone};
@@ -64,6 +65,8 @@ struct Intent {
     object: String,
     /// What allows it.
     grant: String,
+    /// Seconds after the start for which that holds, if there is an end.
+    lifetime: Option<u64>,
     question: Question,
 }
 
@@ -160,6 +163,7 @@ impl<H: Host> Udp<H> {
         let intent = Intent {
             object: object(&route, key),
             grant: route.grant.clone(),
+            lifetime: route.lifetime,
             question: route.question(Protocol::Udp, key.address, key.port),
         };
         let mut consent = Consent::Given;
@@ -218,6 +222,12 @@ impl<H: Host> Udp<H> {
             return;
         };
         flow.heard = core.now;
+        let seconds = u64::try_from(core.now.secs()).unwrap_or(u64::MAX);
+        let is_over = intent.lifetime.is_some_and(|lifetime| lifetime <= seconds);
+        let said = said.and_then(|how| match is_over {
+            true => Err(ENDED.to_owned()),
+            false => Ok(how),
+        });
         match said {
             Ok(how) if core.journal.is_kept() => record(core, token, intent, Some(how)),
             Ok(_) => self.go(core, token),
@@ -395,6 +405,7 @@ fn record<H: Host>(core: &mut Core<H>, token: Token, intent: Intent, how: Option
         object,
         grant,
         question,
+        ..
     } = intent;
     core.journal.begin(token, object, grant, how, question);
 }

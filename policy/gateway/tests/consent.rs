@@ -31,6 +31,11 @@ struct World {
 impl World {
     /// With these rules beside the one that takes consent.
     fn new(more: &[&str]) -> Self {
+        Self::lasting(more, None)
+    }
+
+    /// The rule that takes consent has an end, so many seconds after the start.
+    fn lasting(more: &[&str], lifetime: Option<u64>) -> Self {
         let host = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         host.set_nonblocking(true).unwrap();
         let port = host.local_addr().unwrap().port();
@@ -39,7 +44,7 @@ impl World {
         let entries = writer(ledger, usize::MAX);
         let mut described = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
         let mut asks: Connect = "udp:svc.example:9".parse().unwrap();
-        asks.approval = true;
+        (asks.approval, asks.lifetime) = (true, lifetime);
         described.allow.push(asks);
         let more = more.iter().map(|rule| rule.parse::<Connect>().unwrap());
         described.allow.extend(more);
@@ -151,6 +156,18 @@ fn a_flow_waits_for_a_person() {
     let intents = entries.iter().filter(|entry| entry.kind == Kind::Intent);
     let consents: Vec<&str> = intents.map(|e| e.detail["consent"].as_str()).collect();
     assert_eq!(consents, ["a person said so"]);
+}
+
+#[test]
+fn a_rule_that_ends_while_a_person_thinks_opens_nothing() {
+    let seconds = 3;
+    let mut world = World::lasting(&[], Some(seconds));
+    world.says(1000, "first");
+    let request = world.asked();
+    std::thread::sleep(std::time::Duration::from_secs(seconds));
+    world.answer(&request, true);
+    world.refused(1);
+    world.hears_nothing();
 }
 
 #[test]

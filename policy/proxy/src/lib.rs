@@ -46,6 +46,9 @@ pub use serve::End;
 /// Most connections that are served at a time; each may hold a megabyte.
 pub const MAX_CONNECTIONS: usize = 256;
 
+/// Why a person's consent is none.
+pub const ENDED: &str = "the grant ended before anybody answered";
+
 /// Who is told of refusals, one sentence each.
 pub type Refused = Box<dyn FnMut(&str)>;
 
@@ -75,7 +78,11 @@ impl Shared {
         }
         let why = format!("the grant net.connect:{} demands it", allowed.grant.rule);
         let asking = self.consent.ask("net.connect", object, &why);
-        asking.await.map(Some).map_err(Refusal::NoConsent)
+        let how = asking.await.map_err(Refusal::NoConsent)?;
+        match self.policy.holds(allowed) {
+            true => Ok(Some(how)),
+            false => Err(Refusal::NoConsent(ENDED.to_owned())),
+        }
     }
 
     /// Tells people and the ledger that `what` was refused.

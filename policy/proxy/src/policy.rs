@@ -172,6 +172,11 @@ impl Policy {
         &self.secrets
     }
 
+    /// Whether what allowed something still does.
+    pub(crate) fn holds(&self, allowed: Allowed<'_>) -> bool {
+        !allowed.grant.is_over(self.started.elapsed().as_secs())
+    }
+
     /// The grants that speak of this flow, when it is for the server `host`.
     fn grants<'p>(&'p self, flow: &'p Flow, host: &'p str) -> impl Iterator<Item = &'p Connect> {
         let seconds = self.started.elapsed().as_secs();

@@ -547,6 +547,33 @@ fn a_request_waits_for_a_person_and_the_others_do_not() {
 }
 
 #[test]
+fn a_grant_that_ends_while_a_person_thinks_lets_nothing_through() {
+    run(async {
+        let seconds = 3;
+        let mut asks = narrowed("tcp:api.example:443", &["POST"], &[]);
+        (asks.approval, asks.lifetime) = (true, Some(seconds));
+        let (consent, answer, questions) = person("nothing");
+        let setup = Setup {
+            allow: vec![asks],
+            consent,
+            ..Setup::default()
+        };
+        let world = World::new(setup).await;
+        let version = VERSIONS[0];
+        let waiting = world.asks(version, request(version, "POST", "/v1/a", "hello"));
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            answer.send(()).unwrap();
+        };
+        let ((status, text), ()) = tokio::join!(waiting, others);
+        assert_eq!(status, 403, "{text}");
+        assert!(text.contains("ended before anybody answered"), "{text}");
+        questions.recv().expect("a person was asked, in time");
+        assert!(world.paths().is_empty());
+    });
+}
+
+#[test]
 fn a_connection_waits_for_a_person() {
     run(async {
         let mut asks: bulkhead_network::Connect = "tcp:api.example:443".parse().unwrap();
