@@ -152,6 +152,8 @@ impl<S: Stream> Session<S> {
                     answering(&asking.query.response(Code::ServerFailure))
                 }
                 Stage::Deciding(query) => {
+                    // What is still said of it must not be taken for an answer about another.
+                    self.queries = MAX_QUERIES;
                     self.until = core.now + TIMEOUT;
                     answering(&query.response(Code::Refused))
                 }
