@@ -26,7 +26,7 @@ use crate::Shared;
 use crate::conditions::Question;
 use crate::meter::{Counted, Meter, Metered, Way};
 use crate::policy::{Flow, Refusal};
-use crate::records::{Intent, NotDone};
+use crate::records::{GAVE_UP, Intent, NotDone};
 use crate::upstream::{Failure, Upstream};
 
 /// Most bytes of a refused request's body that are read, so that the connection stays usable.
@@ -284,6 +284,8 @@ impl Exchange {
         parts.extensions.clear();
         let body = Counted::new(body, meter.clone(), Way::Out(Box::new(strip)));
         let outgoing = Request::from_parts(parts, body);
+        // Unless it comes to something else.
+        meter.ended(Verdict::Failed, GAVE_UP.to_owned());
         let sent = self.upstream.send(outgoing, &authority).await;
         let mut answer = sent.inspect_err(|failure| {
             meter.ended(Verdict::Failed, failure.to_string());

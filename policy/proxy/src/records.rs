@@ -20,6 +20,8 @@ const WAITERS: usize = 4;
 const MAX_WAITING: usize = 4096;
 /// Longest text of a record.
 const MAX_TEXT: usize = 1024;
+/// How an act ended that nobody waits for any more.
+pub(crate) const GAVE_UP: &str = "the guest gave up";
 /// Most refusals that are recorded at once.
 const BURST: u32 = 20;
 /// Time in which one more becomes possible: a guest that is refused all day fills no ledger.
@@ -218,12 +220,20 @@ impl Records {
             });
         }
         let (heard, hear) = tokio::sync::oneshot::channel();
-        self.begin(intent, move |act| {
+        let records = self.clone();
+        self.begin(intent, move |begun| {
+            let begun = begun.map(|act| OnItsWay {
+                act: Some(act),
+                records,
+            });
             // Nobody waits any more where the guest is gone.
-            let _ = heard.send(act);
+            let _ = heard.send(begun);
         });
-        let gone = Err(NotDone::NotRecorded(RecordError::WriterGone));
-        hear.await.unwrap_or(gone)
+        let gone = NotDone::NotRecorded(RecordError::WriterGone);
+        match hear.await {
+            Ok(begun) => begun?.act.take().ok_or(gone),
+            Err(_) => Err(gone),
+        }
     }
 
     /// Records how it went.
@@ -343,6 +353,21 @@ impl Records {
     }
 }
 
+/// An act on its way to whoever waits for it: if nobody takes it, it has ended.
+struct OnItsWay {
+    act: Option<Act>,
+    records: Records,
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        if let Some(act) = self.act.take().filter(Act::is_recorded) {
+            let none = BTreeMap::new();
+            self.records.outcome(&act, Verdict::Failed, GAVE_UP, none);
+        }
+    }
+}
+
 impl Work {
     fn left(&self) -> MutexGuard<'_, Left> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
@@ -454,24 +479,59 @@ mod tests {
         }
     }
 
-    #[test]
-    fn at_the_end_everything_is_on_record() {
+    fn records() -> (Records, Arc<Slow>) {
         let ledger = Arc::new(Slow::default());
         let outside = Outside {
             recorder: Some(ledger.clone()),
             conditions: None,
         };
-        let records = Records::start(&outside, "demo/web").unwrap();
-        let again = records.clone();
-        let intent = Intent {
+        (Records::start(&outside, "demo/web").unwrap(), ledger)
+    }
+
+    fn intent() -> Intent {
+        Intent {
             action: "net.connect",
             object: "x".to_owned(),
             reason: "y".to_owned(),
             detail: BTreeMap::new(),
             question: Question::default(),
             quiet: false,
-        };
-        records.begin(intent, move |act| {
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_has_ended() {
+        let (records, ledger) = records();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for patience in [0, 1, 20, 40] {
+                // Given up before its intent is on record, about then, or not at all.
+                let patience = Duration::from_millis(patience);
+                let begun = tokio::time::timeout(patience, records.intent(intent())).await;
+                if let Ok(act) = begun {
+                    records.outcome(&act.unwrap(), Verdict::Done, "", BTreeMap::new());
+                }
+            }
+        });
+        let patience = Duration::from_secs(20);
+        let begun = Instant::now();
+        records.finish(patience);
+        assert!(begun.elapsed() < patience, "an act is waited for");
+        let entries = ledger.0.lock().unwrap();
+        let count = |kind| entries.iter().filter(|entry| entry.kind == kind).count();
+        assert_eq!(count(Kind::Intent), count(Kind::Outcome));
+        let gave_up = entries.iter().filter(|entry| entry.reason == GAVE_UP);
+        assert!(gave_up.count() >= 2, "{entries:?}");
+    }
+
+    #[test]
+    fn at_the_end_everything_is_on_record() {
+        let (records, ledger) = records();
+        let again = records.clone();
+        records.begin(intent(), move |act| {
             thread::spawn(move || {
                 thread::sleep(Duration::from_millis(50));
                 again.outcome(&act.unwrap(), Verdict::Done, "", BTreeMap::new());
