@@ -425,7 +425,7 @@ impl Pipeline {
                 .detail
                 .insert("objects".to_owned(), call.objects.clone());
         }
-        let arguments = call.arguments.to_string();
+        let arguments = canonical(call.arguments);
         (entry.detail).insert("arguments".to_owned(), digest(arguments.as_bytes()));
         entry.detail.extend(notes.into_detail());
         self.recorder.record(&entry).map_err(CallError::NotRecorded)
@@ -534,7 +534,7 @@ impl Pipeline {
 
 /// Arguments for a person: as JSON, its keys in order, on one line.
 fn told(arguments: &Value) -> String {
-    let text = arguments.to_string();
+    let text = canonical(arguments);
     match text.len() <= MAX_SHOWN {
         true => text,
         false => {
@@ -542,6 +542,13 @@ fn told(arguments: &Value) -> String {
             format!("with {length} bytes of arguments, SHA-256 {digest}")
         }
     }
+}
+
+/// JSON that is the same in whatever order its keys came.
+fn canonical(arguments: &Value) -> String {
+    let mut sorted = arguments.clone();
+    sorted.sort_all_objects();
+    sorted.to_string()
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -39,7 +39,7 @@ fn intent_and_outcome_are_recorded() {
         intent.detail["objects"],
         format!("fs.write:{}", file.display())
     );
-    let arguments = json!({ "content": "x", "path": file }).to_string();
+    let arguments = format!("{{\"content\":\"x\",\"path\":{}}}", json!(file));
     let digest = Sha256::digest(arguments.as_bytes());
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(intent.detail["arguments"], digest);

@@ -502,7 +502,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_not_heard_again() {
-        let long = "x".repeat(1281);
+        let long = "x".repeat(1701);
         let long = serde_json::to_vec(&Request {
             id: 1,
             question: question(&long),
