@@ -222,8 +222,8 @@ impl Pipeline {
         let changes = tool.facts.risk != Risk::Read;
         let (_changing, busy) = changes.then(|| self.change()).unzip();
         if allowed_by.is_some() || full || busy == Some(true) {
-            self.still_permit(&permitted, allowed_by.is_some())?;
             notes = self.ask_conditions(&permitted)?;
+            self.still_permit(&permitted, allowed_by.is_some())?;
         }
         let draft = self.back_up(&permitted)?;
         let call = self.record_intent(&permitted, allowed_by, notes)?;
