@@ -7,11 +7,20 @@ use bulkhead_abi::syscall::SLEEP;
 use crate::environment::boot_info;
 use crate::syscall;
 
-/// The time stamp counter.
+/// The time stamp counter, read when all that the program has seen so far has been seen: a CPU that
+/// reads it ahead of that finds another's time later than its own (Intel SDM, volume 2, RDTSC).
 #[must_use]
 pub fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has the counter, and the kernel lets programs read it.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    let (low, high): (u32, u32);
+    // SAFETY: every x86-64 CPU has the counter and the fence, the kernel lets programs read it, and
+    // neither changes anything but these two registers.
+    unsafe {
+        core::arch::asm!(
+            "lfence", "rdtsc", out("eax") low, out("edx") high,
+            options(nostack, preserves_flags)
+        );
+    }
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// Nanoseconds in `ticks` of a counter of `khz`.
