@@ -23,7 +23,7 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Ending of the names of documents of running partitions.
 const DOCUMENT: &str = ".manifest.json";
@@ -173,9 +173,7 @@ impl Host for LiveHost {
         let of_system = |found: &Found| {
             let started = UNIX_EPOCH + Duration::from_secs(found.record.started);
             // A clock that was set back makes nobody younger than new.
-            SystemTime::now()
-                .duration_since(started)
-                .unwrap_or_default()
+            started.elapsed().unwrap_or_default()
         };
         self.system_of(identity).map_or(Duration::ZERO, of_system)
     }

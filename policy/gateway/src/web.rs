@@ -71,17 +71,17 @@ impl Web {
     }
 }
 
-/// What a partition may move in all, where somebody bounds it.
+/// What a partition may move in all.
 #[derive(Clone)]
 struct Budget {
     quotas: Quotas,
-    place: Option<usize>,
+    place: usize,
 }
 
 impl Budget {
     /// Counts bytes that were moved.
     fn spend(&self, bytes: usize) -> io::Result<()> {
-        let left = self.quotas.bytes(self.place.as_slice(), bytes as u64);
+        let left = self.quotas.bytes(&[self.place], bytes as u64);
         left.map_err(io::Error::other)
     }
 }
@@ -166,7 +166,7 @@ pub(crate) struct Ready {
     policy: Policy,
     authority: Authority,
     trust: Vec<CertificateDer<'static>>,
-    budget: Budget,
+    budget: Option<Budget>,
 }
 
 /// Reads what the proxy needs; `None` where no rule asks for one.
@@ -198,10 +198,10 @@ pub(crate) fn prepare(
         policy,
         authority,
         trust,
-        budget: Budget {
+        budget: description.budget.map(|place| Budget {
             quotas: quotas.clone(),
-            place: description.budget,
-        },
+            place,
+        }),
     }))
 }
 
@@ -283,7 +283,11 @@ impl Ready {
     }
 }
 
-async fn serve(proxy: Proxy, budget: Budget, mut queue: UnboundedReceiver<Handover>) -> Infallible {
+async fn serve(
+    proxy: Proxy,
+    budget: Option<Budget>,
+    mut queue: UnboundedReceiver<Handover>,
+) -> Infallible {
     while let Some(handover) = queue.recv().await {
         let (proxy, budget) = (proxy.clone(), budget.clone());
         tokio::task::spawn_local(async move {
@@ -299,7 +303,7 @@ async fn serve(proxy: Proxy, budget: Budget, mut queue: UnboundedReceiver<Handov
             };
             let own = Lent {
                 stream: Arc::new(Mutex::new(stream)),
-                budget: wanted.is_some().then_some(budget),
+                budget: budget.filter(|_| wanted.is_some()),
             };
             let end = match wanted {
                 None => proxy.serve(flow, own.clone()).await,
