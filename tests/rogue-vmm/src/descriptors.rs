@@ -11,6 +11,9 @@ use rustix::net::AddressFamily;
 
 use crate::{Outcome, Rogue};
 
+/// Bytes in a page of memory.
+const PAGE: usize = 4096;
+
 /// Descriptors that are open, without those of the looking itself.
 pub(crate) fn open(description: i32) -> Vec<(i32, PathBuf)> {
     let mut found = Vec::new();
@@ -116,7 +119,8 @@ fn found(place: &str, bytes: &[u8], backwards: &str) -> Outcome {
     }
 }
 
-/// Looks through all of this process's memory.
+/// Looks through all of this process's memory. It changes while it is looked at: what is gone of a
+/// mapping takes nothing else of it along.
 fn memory(backwards: &str) -> Outcome {
     let memory = fs::File::open("/proc/self/mem").unwrap();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -127,15 +131,23 @@ fn memory(backwards: &str) -> Outcome {
         let (start, end) = range.split_once('-').unwrap();
         let start = u64::from_str_radix(start, 16).unwrap();
         let end = u64::from_str_radix(end, 16).unwrap();
-        if !rights.starts_with('r') || end <= start {
+        if !rights.starts_with('r') {
             continue;
         }
-        let mut bytes = vec![0; (end - start) as usize];
-        // What the kernel keeps there for itself cannot be read.
-        if memory.read_exact_at(&mut bytes, start).is_ok() {
-            looked += bytes.len();
-            if let Ok(what) = found(line, &bytes, backwards) {
-                return Ok(what);
+        // What follows upon itself, without what cannot be read: the kernel keeps some for itself.
+        let mut bytes = Vec::with_capacity((end - start) as usize);
+        for page in (start..end).step_by(PAGE) {
+            let mut content = [0; PAGE];
+            let readable = memory.read_exact_at(&mut content, page).is_ok();
+            if readable {
+                bytes.extend_from_slice(&content);
+            }
+            if !readable || page + PAGE as u64 >= end {
+                looked += bytes.len();
+                if let Ok(what) = found(line, &bytes, backwards) {
+                    return Ok(what);
+                }
+                bytes.clear();
             }
         }
     }
