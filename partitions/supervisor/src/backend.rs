@@ -199,6 +199,7 @@ pub(crate) fn network(
         })?;
         description.forwards.push(Forward {
             listener: descriptors.keep(listener),
+            address: listen.address,
             guest_port: listen.guest_port,
         });
     }

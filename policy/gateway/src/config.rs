@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_network::{
-    Checksums, Host, Loopback, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES,
+    Checksums, Forward, Host, Loopback, MAX_FORWARDS, MAX_HOSTS, MAX_MTU, MAX_RESOLVERS, MAX_RULES,
     MAX_SECRETS, MAX_TRUST, MIN_MTU, MODEL_HOST, MODEL_PORT, NetworkDescription, Protocol, VERSION,
 };
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
@@ -39,8 +39,8 @@ pub struct Config {
     pub resolvers: Vec<SocketAddr>,
     /// Names of the router's address.
     pub hosts: Vec<String>,
-    /// Ports in the guest, one for each listener.
-    pub forwards: Vec<u16>,
+    /// Where connections from outside lead, one for each listener.
+    pub forwards: Vec<Forward>,
     /// Most TCP connections.
     pub max_connections: usize,
 }
@@ -190,7 +190,7 @@ impl Config {
                 let models = d.models.iter().map(|_| MODEL_HOST.to_owned());
                 d.hosts.iter().cloned().chain(models).collect()
             },
-            forwards: d.forwards.iter().map(|f| f.guest_port).collect(),
+            forwards: d.forwards.clone(),
             max_connections: usize::from(d.max_connections.max(1)),
         })
     }
@@ -371,6 +371,7 @@ mod tests {
         assert_eq!(both, ConfigError::Models);
         let forward = |guest_port| Forward {
             listener: Fd(4),
+            address: (Ipv4Addr::LOCALHOST, 1).into(),
             guest_port,
         };
         assert_eq!(

@@ -104,6 +104,7 @@ impl<H: Host> Gateway<H> {
         self.recorded();
         self.tcp.end(&mut self.core);
         self.udp.end(&mut self.core);
+        self.dns.end(&mut self.core);
         self.core.rules.settle();
         self.core.journal.finish();
     }

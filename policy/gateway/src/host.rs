@@ -44,11 +44,11 @@ pub trait Host {
     /// As of `socket` and `connect`.
     fn datagrams(&mut self, to: SocketAddr, token: Token) -> io::Result<Self::Datagrams>;
 
-    /// Accepts the next connection of the listener with this index in the description.
+    /// Accepts the next connection of the listener with this index in the description; whose it is.
     ///
     /// # Errors
     /// As of `accept`.
-    fn accept(&mut self, listener: usize, token: Token) -> io::Result<Self::Stream>;
+    fn accept(&mut self, listener: usize, token: Token) -> io::Result<(Self::Stream, SocketAddr)>;
 
     /// Sends a frame to the guest.
     ///

@@ -2,22 +2,27 @@
 //! for elsewhere, and hears by an event when an act may be done. Used by the tables of flows, and by everything that refuses.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_conditions::Act as Asked;
+use bulkhead_network::Forward;
 use bulkhead_proxy::Records;
 use bulkhead_proxy::conditions::Question;
-use bulkhead_proxy::records::{Act, Intent, NotDone};
+use bulkhead_proxy::records::{Act, GAVE_UP, Intent, NotDone};
 use bulkhead_record::Verdict;
 
+use crate::chatter::printable;
 use crate::table::Token;
 
 /// How long the process waits at its end for what is not on record yet. Its supervisor waits longer.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How acts end that are under way then.
 const GONE: &str = "the guest is gone";
+/// Most addresses of a name that its record has.
+const MAX_ADDRESSES: usize = 16;
 
 /// Whose act, and whether it may be done.
 pub(crate) type Heard = (Token, Result<Act, NotDone>);
@@ -27,19 +32,15 @@ pub(crate) type Heard = (Token, Result<Act, NotDone>);
 pub(crate) struct Journal {
     records: Records,
     heard: Arc<Mutex<Vec<Heard>>>,
-    /// There are conditions.
-    asks: bool,
     /// An eventfd that wakes the event loop.
     wake: Option<Arc<OwnedFd>>,
 }
 
 impl Journal {
-    /// Records by `records`, which asks conditions or does not, and writes to the eventfd `wake` when
-    /// something may be done.
-    pub(crate) fn new(records: Records, asks: bool, wake: OwnedFd) -> Self {
+    /// Records by `records`, and writes to the eventfd `wake` when something may be done.
+    pub(crate) fn new(records: Records, wake: OwnedFd) -> Self {
         Self {
             records,
-            asks,
             heard: Arc::default(),
             wake: Some(Arc::new(wake)),
         }
@@ -48,11 +49,6 @@ impl Journal {
     /// Whether acts have to wait.
     pub(crate) fn is_kept(&self) -> bool {
         self.records.are_kept()
-    }
-
-    /// Whether there are conditions.
-    pub(crate) fn asks(&self) -> bool {
-        self.asks
     }
 
     /// The flow `token` is about to go to `object`, which `reason` allows, and to which a person may have
@@ -75,26 +71,39 @@ impl Journal {
                 reason,
                 detail: consent.into_iter().collect(),
                 question,
-                quiet: false,
             },
         );
     }
 
-    /// A query for `name` of `token` is about to be sent on; [`Self::take`] has it as well. Only with
-    /// [`Self::asks`].
-    pub(crate) fn resolve(&self, token: Token, name: &str) {
+    /// A resolver is about to be asked for `name`, which `grant` allows, for `token`; [`Self::take`] has it
+    /// as well.
+    pub(crate) fn resolve(&self, token: Token, name: &str, grant: String) {
         self.submit(
             token,
             Intent {
                 action: "dns.resolve",
-                object: name.to_owned(),
-                reason: "a rule speaks of the name".to_owned(),
+                object: printable(name),
+                reason: grant,
                 detail: BTreeMap::new(),
                 question: Question {
                     connection: None,
                     acts: vec![Asked::Resolve(name.to_owned())],
                 },
-                quiet: true,
+            },
+        );
+    }
+
+    /// A connection of `from` is about to be handed to the guest; [`Self::take`] has it as well. Conditions
+    /// do not speak of what others do.
+    pub(crate) fn accept(&self, token: Token, from: SocketAddr, forward: &Forward) {
+        self.submit(
+            token,
+            Intent {
+                action: "net.listen",
+                object: listened(forward),
+                reason: format!("net.listen:{}={}", forward.address, forward.guest_port),
+                detail: BTreeMap::from([("from".to_owned(), from.to_string())]),
+                question: Question::default(),
             },
         );
     }
@@ -125,6 +134,30 @@ impl Journal {
             ("sent".to_owned(), bytes.0.to_string()),
             ("received".to_owned(), bytes.1.to_string()),
         ]);
+        self.end(act, failure, detail);
+    }
+
+    /// A resolver has answered that a name stands for these addresses, which may be none.
+    pub(crate) fn answered(&self, act: &Act, addresses: impl Iterator<Item = Ipv4Addr>) {
+        let addresses = addresses.take(MAX_ADDRESSES);
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        let detail = BTreeMap::from([("addresses".to_owned(), addresses.join(" "))]);
+        self.end(act, None, detail);
+    }
+
+    /// An act has come to nothing.
+    pub(crate) fn failed(&self, act: &Act, why: &str) {
+        self.end(act, Some(why), BTreeMap::new());
+    }
+
+    /// Nobody waits any more for what was recorded, if it was.
+    pub(crate) fn given_up(&self, act: Option<Act>) {
+        if let Some(act) = act {
+            self.failed(&act, GAVE_UP);
+        }
+    }
+
+    fn end(&self, act: &Act, failure: Option<&str>, detail: BTreeMap<String, String>) {
         let verdict = match failure {
             None => Verdict::Done,
             Some(_) => Verdict::Failed,
@@ -138,6 +171,11 @@ impl Journal {
         self.outcome(act, Some(GONE), bytes);
     }
 
+    /// A name is not looked up any more because the guest is gone.
+    pub(crate) fn unanswered(&self, act: &Act) {
+        self.failed(act, GONE);
+    }
+
     /// Waits for what is not on record yet, the proxy's acts among it.
     pub(crate) fn finish(&self) {
         self.records.finish(PATIENCE);
@@ -147,4 +185,9 @@ impl Journal {
     pub(crate) fn refusal(&self, action: &'static str, object: &str, reason: &str) {
         self.records.refusal(action, object, reason);
     }
+}
+
+/// The port of the guest that a forward leads to, as an object of records.
+pub(crate) fn listened(forward: &Forward) -> String {
+    format!("tcp {}", forward.guest_port)
 }

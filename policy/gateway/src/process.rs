@@ -171,8 +171,7 @@ fn set_up(
     }
     let consent = consent.unwrap_or_default();
     if records.are_kept() {
-        let asks = outside.conditions.is_some();
-        gateway.set_journal(Journal::new(records.clone(), asks, wake));
+        gateway.set_journal(Journal::new(records.clone(), wake));
     }
     if let Some(web) = web {
         let web = web.start(records, consent.clone(), chatter())?;

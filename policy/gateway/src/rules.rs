@@ -524,8 +524,11 @@ impl Rules {
         })
     }
 
-    /// Whether the guest may resolve `name`, in lower case without the final dot, at `now`.
-    pub(crate) fn resolves(&self, now: Instant, name: &str) -> bool {
+    /// What lets the guest resolve `name`, in lower case without the final dot, at `now`.
+    pub(crate) fn resolves(&self, now: Instant, name: &str) -> Option<String> {
+        if self.deny.resolve.iter().any(|host| host.names(name)) {
+            return None;
+        }
         let seconds = u64::try_from(now.secs()).unwrap_or(0);
         let connect = |grant: &Connect| grant.rule.host.names(name) && !grant.is_over(seconds);
         let resolve = |grant: &Resolve| {
@@ -533,8 +536,12 @@ impl Rules {
                 && grant.lifetime.is_none_or(|lifetime| seconds < lifetime)
                 && self.quotas.call(&grant.quotas).is_ok()
         };
-        let denied = self.deny.resolve.iter().any(|host| host.names(name));
-        !denied && (self.allow.iter().any(connect) || self.resolve.iter().any(resolve))
+        let connects = self.allow.iter().find(|grant| connect(grant));
+        let granted = connects.map(|grant| format!("net.connect:{}", grant.rule));
+        granted.or_else(|| {
+            let resolves = self.resolve.iter().find(|grant| resolve(grant))?;
+            Some(format!("dns.resolve:{}", resolves.name))
+        })
     }
 
     /// `name` stands for `address`, a resolver says, and will for `ttl` seconds.

@@ -13,7 +13,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
-    SocketFlags, SocketType, accept_with, connect, recv, send, sendmsg, shutdown, socket_with,
+    SocketFlags, SocketType, acceptfrom_with, connect, recv, send, sendmsg, shutdown, socket_with,
     socketpair,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -222,15 +222,18 @@ impl Host for Sockets {
         Ok(UdpSocket(socket))
     }
 
-    fn accept(&mut self, listener: usize, token: Token) -> io::Result<TcpSocket> {
+    fn accept(&mut self, listener: usize, token: Token) -> io::Result<(TcpSocket, SocketAddr)> {
         let Some(listener) = self.listeners.get(listener) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, from) = acceptfrom_with(listener, flags)?;
+        let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+        let from = from.ok_or(io::ErrorKind::ConnectionAborted)?;
         // A listener of another family than TCP has no such option, and no need of it.
         let _ = set_tcp_nodelay(&socket, true);
         self.add(&socket, token)?;
-        Ok(TcpSocket::new(socket))
+        Ok((TcpSocket::new(socket), from))
     }
 
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {

@@ -245,7 +245,6 @@ impl Exchange {
             reason: format!("net.connect:{}", grant.rule),
             detail,
             question,
-            quiet: false,
         };
         let records = self.shared.records.clone();
         let act = records.intent(intent).await?;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bulkhead_conditions::{Asker, Ruling, WOULD_DENY};
+use bulkhead_conditions::{Asker, Ruling};
 use bulkhead_record::{Entry, Kind, RecordError, Recorder, Verdict};
 
 use crate::conditions::{Permitted, Question};
@@ -21,7 +21,7 @@ const MAX_WAITING: usize = 4096;
 /// Longest text of a record.
 const MAX_TEXT: usize = 1024;
 /// How an act ended that nobody waits for any more.
-pub(crate) const GAVE_UP: &str = "the guest gave up";
+pub const GAVE_UP: &str = "the guest gave up";
 /// Most refusals that are recorded at once.
 const BURST: u32 = 20;
 /// Time in which one more becomes possible: a guest that is refused all day fills no ledger.
@@ -35,7 +35,6 @@ type Begun = (Option<u64>, Option<Box<[String]>>);
 struct Job {
     entry: Entry,
     question: Option<Question>,
-    quiet: bool,
     done: Done,
 }
 
@@ -94,8 +93,6 @@ pub struct Intent {
     pub detail: BTreeMap<String, String>,
     /// What conditions are asked first.
     pub question: Question,
-    /// It is recorded only if it is done although conditions would deny it.
-    pub quiet: bool,
 }
 
 /// An act that was permitted, and whose intent is on record.
@@ -179,7 +176,6 @@ impl Records {
             reason,
             detail,
             question,
-            quiet,
         } = intent;
         let mut act = Act {
             action,
@@ -192,7 +188,6 @@ impl Records {
         self.submit(
             entry,
             Some(question),
-            quiet,
             Box::new(move |begun| {
                 done(begun.map(|(intent, names)| {
                     act.intent = intent;
@@ -245,7 +240,7 @@ impl Records {
         detail: BTreeMap<String, String>,
     ) {
         let entry = self.entry(Kind::Outcome, act, verdict, reason, detail);
-        self.submit(entry, None, false, Box::new(|_| {}));
+        self.submit(entry, None, Box::new(|_| {}));
         if let Some(ledger) = &self.0
             && act.intent.is_some()
         {
@@ -280,7 +275,7 @@ impl Records {
             detail.insert("unrecorded".to_owned(), withheld.to_string());
         }
         let entry = self.entry(Kind::Refusal, &act, Verdict::Denied, reason, detail);
-        self.submit(entry, None, false, Box::new(|_| {}));
+        self.submit(entry, None, Box::new(|_| {}));
     }
 
     /// Waits until everything is on record, the outcomes of acts that are under way among it, but not
@@ -325,7 +320,7 @@ impl Records {
         }
     }
 
-    fn submit(&self, entry: Entry, question: Option<Question>, quiet: bool, done: Done) {
+    fn submit(&self, entry: Entry, question: Option<Question>, done: Done) {
         let Some(ledger) = &self.0 else {
             return;
         };
@@ -343,7 +338,6 @@ impl Records {
         let job = Job {
             entry,
             question,
-            quiet,
             done,
         };
         if let Err(unsent) = ledger.jobs.send(job) {
@@ -421,7 +415,6 @@ fn wait(outside: &Outside, queue: &Mutex<Receiver<Job>>, work: &Work) {
         let Job {
             mut entry,
             question,
-            quiet,
             done,
         } = job;
         let permitted = match (&outside.conditions, question) {
@@ -429,10 +422,8 @@ fn wait(outside: &Outside, queue: &Mutex<Receiver<Job>>, work: &Work) {
             _ => Ok(Permitted::default()),
         };
         let begun = permitted.map_err(NotDone::Denied).and_then(|permitted| {
-            let detail = permitted.notes.into_detail();
-            let recorded = !quiet || detail.contains_key(WOULD_DENY);
-            entry.detail.extend(detail);
-            let recorder = outside.recorder.as_ref().filter(|_| recorded);
+            entry.detail.extend(permitted.notes.into_detail());
+            let recorder = outside.recorder.as_ref();
             let index = recorder
                 .map(|recorder| recorder.record(&entry))
                 .transpose()?;
@@ -495,7 +486,6 @@ mod tests {
             reason: "y".to_owned(),
             detail: BTreeMap::new(),
             question: Question::default(),
-            quiet: false,
         }
     }
 

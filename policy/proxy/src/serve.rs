@@ -214,7 +214,6 @@ impl Shared {
                 connection: Some(allowed.connection(flow, host, None)),
                 acts: Vec::new(),
             },
-            quiet: false,
         };
         let act = match self.records.intent(intent).await {
             Ok(act) => act,

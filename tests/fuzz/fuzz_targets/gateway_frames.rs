@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use bulkhead_network::http::HttpRule;
@@ -145,7 +145,7 @@ impl Host for Outside {
         Ok(Socket(self.0.clone()))
     }
 
-    fn accept(&mut self, listener: usize, token: Token) -> io::Result<Socket> {
+    fn accept(&mut self, listener: usize, token: Token) -> io::Result<(Socket, SocketAddr)> {
         assert_eq!(listener, 0);
         let mut world = self.0.borrow_mut();
         if world.waiting == 0 {
@@ -154,7 +154,7 @@ impl Host for Outside {
         world.waiting -= 1;
         world.open(token)?;
         drop(world);
-        Ok(Socket(self.0.clone()))
+        Ok((Socket(self.0.clone()), (Ipv4Addr::LOCALHOST, 1024).into()))
     }
 
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {
@@ -251,6 +251,7 @@ fn description() -> NetworkDescription {
         .into();
     d.forwards = vec![Forward {
         listener: Fd(4),
+        address: (Ipv4Addr::LOCALHOST, 22).into(),
         guest_port: 22,
     }];
     d

@@ -282,6 +282,8 @@ impl Default for Addresses {
 pub struct Forward {
     /// TCP socket, bound and listening. Who may connect is what it is bound to.
     pub listener: Fd,
+    /// What it is bound to, for records.
+    pub address: SocketAddr,
     /// Port in the guest.
     pub guest_port: u16,
 }

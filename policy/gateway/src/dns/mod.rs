@@ -24,7 +24,7 @@ use message::{Code, Malformed, Query};
 pub(crate) const PORT: u16 = 53;
 /// Most queries that wait for a resolver. The guest asks again what does not fit in.
 pub(crate) const MAX_PENDING: usize = 128;
-/// How long conditions may take: longer than those that ask wait for an answer.
+/// How long conditions and ledger may take: longer than those that ask wait for an answer.
 const ASKING: Duration = Duration::from_secs(6);
 /// How long a resolver may take before the next is asked.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -32,15 +32,24 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_TRIES: usize = 3;
 /// Largest answer.
 const MAX_ANSWER: usize = 4096;
+/// How a query ends that was sent on in vain.
+const UNANSWERED: &str = "no resolver answers";
 
 struct Pending<D> {
     slot: Slot,
-    query: Query,
-    asker: Asker,
+    lookup: Lookup,
     id: u16,
-    /// None until the conditions permit the query.
+    /// None until the query may be sent.
     socket: Option<D>,
     tries: usize,
+}
+
+/// What somebody wants to know.
+struct Lookup {
+    query: Query,
+    asker: Asker,
+    /// Its intent, where that is on record.
+    act: Option<Act>,
 }
 
 /// Who asks.
@@ -51,7 +60,7 @@ enum Asker {
     Tools(Wanted),
 }
 
-/// Queries over UDP that wait for conditions or a resolver.
+/// Queries over UDP that wait for conditions, the ledger or a resolver.
 pub(crate) struct Dns<H: Host> {
     pending: Table<Pending<H::Datagrams>>,
 }
@@ -60,8 +69,8 @@ pub(crate) struct Dns<H: Host> {
 enum Verdict {
     /// Answer so.
     Answer(Vec<u8>),
-    /// Ask a resolver.
-    Ask(Query),
+    /// Ask a resolver, as this grant allows.
+    Ask(Query, String),
     /// Nothing.
     Ignore,
 }
@@ -84,11 +93,12 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     if core.config.hosts.contains(&query.name) {
         return Verdict::Answer(query.local(core.config.router));
     }
-    if !core.rules.resolves(core.now, &query.name) {
+    let Some(grant) = core.rules.resolves(core.now, &query.name) else {
         core.stats.refused += 1;
         // Programs such as apt ask for services of a name before they ask for the name itself, and
         // do without.
-        if !core.rules.resolves(core.now, without_service(&query.name)) {
+        let name = without_service(&query.name);
+        if core.rules.resolves(core.now, name).is_none() {
             let name = printable(&query.name);
             let help = format!("a rule such as tcp:{name}:443 would allow it");
             let said = format_args!("refused to resolve {name}: {help}");
@@ -96,32 +106,21 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
             core.journal.refusal("dns.resolve", &name, &help);
         }
         return Verdict::Answer(query.response(Code::Refused));
-    }
+    };
     match core.config.resolvers.is_empty() {
         true => Verdict::Answer(query.response(Code::ServerFailure)),
-        false => Verdict::Ask(query),
+        false => Verdict::Ask(query, grant),
     }
 }
 
-/// Whether a query may be sent on, by what conditions say of it; a refusal is told.
-fn permits<H: Host>(core: &mut Core<H>, query: Option<&Query>, act: Result<Act, NotDone>) -> bool {
-    match act {
-        Ok(act) => {
-            if act.is_recorded() {
-                core.journal.outcome(&act, None, (0, 0));
-            }
-            true
-        }
-        Err(error) => {
-            core.stats.refused += 1;
-            let name = query.map_or_else(String::new, |query| printable(&query.name).to_string());
-            let reason = error.to_string();
-            let said = format_args!("refused to resolve {name}: {reason}");
-            core.chatter.say(core.now, said);
-            core.journal.refusal("dns.resolve", &name, &reason);
-            false
-        }
-    }
+/// A query must not be sent on, as conditions or the ledger have it; tells that, and why.
+fn refuse<H: Host>(core: &mut Core<H>, query: &Query, error: &NotDone) -> String {
+    core.stats.refused += 1;
+    let (name, reason) = (printable(&query.name), error.to_string());
+    let said = format_args!("refused to resolve {name}: {reason}");
+    core.chatter.say(core.now, said);
+    core.journal.refusal("dns.resolve", &name, &reason);
+    reason
 }
 
 /// A name without the labels of a service before it (RFC 2782): `_http._tcp.example.org` is about
@@ -135,8 +134,12 @@ fn without_service(mut name: &str) -> &str {
     name
 }
 
-/// Lets the rules know the addresses in an answer.
-fn learn<H: Host>(core: &mut Core<H>, query: &Query, answer: &[u8]) {
+/// Lets the rules know the addresses in an answer, and the ledger, where `act` is on record.
+fn learn<H: Host>(core: &mut Core<H>, query: &Query, act: Option<&Act>, answer: &[u8]) {
+    if let Some(act) = act {
+        let addresses = query.addresses(answer).map(|(address, _)| address);
+        core.journal.answered(act, addresses);
+    }
     // This one is here already; the next may be one too many.
     let _ = core.rules.spend(&[], answer.len() as u64);
     for (address, ttl) in query.addresses(answer) {
@@ -168,7 +171,10 @@ impl<H: Host> Dns<H> {
     pub(crate) fn query(&mut self, core: &mut Core<H>, guest_port: u16, bytes: &[u8]) {
         match decide(core, bytes) {
             Verdict::Answer(answer) => reply(core, guest_port, &answer),
-            Verdict::Ask(query) => self.go_on(core, Asker::Guest(guest_port), query),
+            Verdict::Ask(query, grant) => {
+                let asker = Asker::Guest(guest_port);
+                self.go_on(core, Lookup::new(query, asker), grant);
+            }
             Verdict::Ignore => {}
         }
     }
@@ -176,7 +182,9 @@ impl<H: Host> Dns<H> {
     /// Finds the address that tools want to connect to. They are under the rules of the guest's queries.
     pub(crate) fn resolve(&mut self, core: &mut Core<H>, wanted: Wanted) {
         match message::address_of(&wanted.host).map(|query| decide(core, &query)) {
-            Some(Verdict::Ask(query)) => self.go_on(core, Asker::Tools(wanted), query),
+            Some(Verdict::Ask(query, grant)) => {
+                self.go_on(core, Lookup::new(query, Asker::Tools(wanted)), grant);
+            }
             Some(Verdict::Answer(_)) => {
                 let (host, port) = (&wanted.host, wanted.port);
                 let why =
@@ -189,23 +197,22 @@ impl<H: Host> Dns<H> {
         }
     }
 
-    /// Asks a resolver about a query that a rule allows, where conditions permit it.
-    fn go_on(&mut self, core: &mut Core<H>, asker: Asker, query: Query) {
-        if !core.journal.asks() {
-            return self.ask(core, asker, query, 0);
+    /// Asks a resolver about a query that `grant` allows, once conditions permit it and it is on record.
+    fn go_on(&mut self, core: &mut Core<H>, lookup: Lookup, grant: String) {
+        if !core.journal.is_kept() {
+            return self.ask(core, lookup, 0);
         }
-        let name = query.name.clone();
+        let name = lookup.query.name.clone();
         let pending = Pending {
             slot: Slot::default(),
-            query,
-            asker,
+            lookup,
             id: 0,
             socket: None,
             tries: 0,
         };
         match self.pending.insert(pending) {
             Ok(token) => {
-                core.journal.resolve(token, &name);
+                core.journal.resolve(token, &name, grant);
                 if let Some(pending) = self.pending.get_mut(token) {
                     let until = core.now + ASKING;
                     core.schedule
@@ -214,48 +221,54 @@ impl<H: Host> Dns<H> {
             }
             Err(pending) => {
                 core.full("DNS queries");
-                deny(core, &pending, "too many names are asked for");
+                deny(core, &pending.lookup, "too many names are asked for");
             }
         }
     }
 
-    /// Conditions permit a query, or do not.
+    /// Conditions permit a query and it is on record, or it must not be sent.
     pub(crate) fn decided(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
-        let why = act.as_ref().err().map(ToString::to_string);
-        permits(core, self.pending.get_mut(token).map(|p| &p.query), act);
-        let Some(pending) = self.remove(core, token) else {
-            return;
+        let Some(Pending { mut lookup, .. }) = self.remove(core, token) else {
+            return core.journal.given_up(act.ok());
         };
-        match why {
-            None => self.ask(core, pending.asker, pending.query, 0),
-            Some(why) => deny(core, &pending, &why),
+        match act {
+            Ok(act) => {
+                lookup.act = Some(act);
+                self.ask(core, lookup, 0);
+            }
+            Err(error) => {
+                let why = refuse(core, &lookup.query, &error);
+                deny(core, &lookup, &why);
+            }
         }
     }
 
     /// Sends a query to the resolver whose turn it is.
-    fn ask(&mut self, core: &mut Core<H>, asker: Asker, query: Query, tries: usize) {
+    fn ask(&mut self, core: &mut Core<H>, lookup: Lookup, tries: usize) {
         let (Some(token), Some(to)) = (self.pending.next(), resolver(core, tries)) else {
+            let why = "too many names are being resolved";
             core.full("DNS queries");
-            if let Asker::Tools(wanted) = &asker {
-                core.host
-                    .refuse_tools(wanted, "too many names are being resolved");
+            if let Some(act) = &lookup.act {
+                core.journal.failed(act, why);
+            }
+            if let Asker::Tools(wanted) = &lookup.asker {
+                core.host.refuse_tools(wanted, why);
             }
             return;
         };
         let id = random_id(core);
         // A socket for each: the port is as hard to guess as the number (RFC 5452).
         let sent = core.host.datagrams(to, token).and_then(|mut socket| {
-            socket.send(&query.forwarded(id))?;
+            socket.send(&lookup.query.forwarded(id))?;
             Ok(socket)
         });
         let Ok(socket) = sent else {
-            fail(core, &asker, &query);
+            fail(core, &lookup);
             return;
         };
         let pending = Pending {
             slot: Slot::default(),
-            query,
-            asker,
+            lookup,
             id,
             socket: Some(socket),
             tries: tries + 1,
@@ -280,22 +293,28 @@ impl<H: Host> Dns<H> {
     pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
         match self.remove(core, token) {
             Some(pending) if pending.socket.is_some() => self.retry(core, pending),
-            // Nobody has answered for the conditions.
-            Some(pending) => deny(core, &pending, "the conditions could not be asked"),
+            // Neither conditions nor ledger have answered.
+            Some(pending) => deny(core, &pending.lookup, "nobody answered whether it may be"),
             None => {}
         }
     }
 
     fn retry(&mut self, core: &mut Core<H>, pending: Pending<H::Datagrams>) {
-        let Pending {
-            query,
-            asker,
-            tries,
-            ..
-        } = pending;
+        let Pending { lookup, tries, .. } = pending;
         match tries < MAX_TRIES {
-            true => self.ask(core, asker, query, tries),
-            false => fail(core, &asker, &query),
+            true => self.ask(core, lookup, tries),
+            false => fail(core, &lookup),
+        }
+    }
+
+    /// Ends all of them, since the guest is gone.
+    pub(crate) fn end(&mut self, core: &mut Core<H>) {
+        let tokens: Vec<Token> = self.pending.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            let pending = self.remove(core, token);
+            if let Some(act) = pending.and_then(|pending| pending.lookup.act) {
+                core.journal.unanswered(&act);
+            }
         }
     }
 
@@ -314,9 +333,9 @@ impl<H: Host> Dns<H> {
             match socket.receive(&mut buffer) {
                 Ok(len) => {
                     let answer = buffer.get_mut(..len).unwrap_or_default();
-                    if pending.query.is_answered_by(pending.id, answer) {
+                    if pending.lookup.query.is_answered_by(pending.id, answer) {
                         if let Some(pending) = self.remove(core, token) {
-                            finish(core, &pending, answer);
+                            finish(core, &pending.lookup, answer);
                         }
                         return;
                     }
@@ -340,12 +359,23 @@ impl<H: Host> Dns<H> {
     }
 }
 
-fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8]) {
-    learn(core, &pending.query, answer);
-    let guest_port = match &pending.asker {
+impl Lookup {
+    fn new(query: Query, asker: Asker) -> Self {
+        Self {
+            query,
+            asker,
+            act: None,
+        }
+    }
+}
+
+fn finish<H: Host>(core: &mut Core<H>, lookup: &Lookup, answer: &mut [u8]) {
+    let query = &lookup.query;
+    learn(core, query, lookup.act.as_ref(), answer);
+    let guest_port = match &lookup.asker {
         Asker::Guest(port) => *port,
         Asker::Tools(wanted) => {
-            let address = pending.query.addresses(answer).next();
+            let address = query.addresses(answer).next();
             return match address {
                 Some((address, _)) => requests::go_on(core, wanted, address),
                 None => core
@@ -354,25 +384,28 @@ fn finish<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, answer: &mut [u8
             };
         }
     };
-    pending.query.hand_back(answer);
+    query.hand_back(answer);
     match answer.len() > core.config.max_datagram() {
-        true => reply(core, guest_port, &pending.query.truncated()),
+        true => reply(core, guest_port, &query.truncated()),
         false => reply(core, guest_port, answer),
     }
 }
 
-/// Conditions do not permit it.
-fn deny<H: Host, D>(core: &mut Core<H>, pending: &Pending<D>, why: &str) {
-    match &pending.asker {
-        Asker::Guest(port) => reply(core, *port, &pending.query.response(Code::Refused)),
+/// It is not permitted, or not on record.
+fn deny<H: Host>(core: &mut Core<H>, lookup: &Lookup, why: &str) {
+    match &lookup.asker {
+        Asker::Guest(port) => reply(core, *port, &lookup.query.response(Code::Refused)),
         Asker::Tools(wanted) => core.host.refuse_tools(wanted, why),
     }
 }
 
 /// No resolver answers.
-fn fail<H: Host>(core: &mut Core<H>, asker: &Asker, query: &Query) {
-    match asker {
-        Asker::Guest(port) => reply(core, *port, &query.response(Code::ServerFailure)),
+fn fail<H: Host>(core: &mut Core<H>, lookup: &Lookup) {
+    if let Some(act) = &lookup.act {
+        core.journal.failed(act, UNANSWERED);
+    }
+    match &lookup.asker {
+        Asker::Guest(port) => reply(core, *port, &lookup.query.response(Code::ServerFailure)),
         Asker::Tools(wanted) => core
             .host
             .refuse_tools(wanted, "its host does not resolve now"),

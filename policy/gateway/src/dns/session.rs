@@ -8,7 +8,7 @@ use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
 use super::message::{Code, MAX_QUERY, Query};
-use super::{Verdict, decide, learn, permits, random_id, resolver};
+use super::{UNANSWERED, Verdict, decide, learn, random_id, refuse, resolver};
 use crate::core::Core;
 use crate::host::{Host, Readiness, Stream};
 use crate::table::Token;
@@ -28,7 +28,7 @@ pub(crate) struct Session<S> {
 enum Stage<S> {
     /// The guest writes a query: its length in two bytes, and itself.
     Reading(Vec<u8>),
-    /// Conditions are asked about it.
+    /// Conditions are asked about it, and the ledger has it recorded.
     Deciding(Query),
     /// A resolver works on it.
     Asking(Box<Asking<S>>),
@@ -41,6 +41,8 @@ enum Stage<S> {
 struct Asking<S> {
     stream: S,
     query: Query,
+    /// Its intent, where that is on record.
+    act: Option<Act>,
     id: u16,
     request: Vec<u8>,
     sent: usize,
@@ -72,7 +74,7 @@ impl<S: Stream> Session<S> {
         (!self.is_over()).then_some(self.until)
     }
 
-    /// Conditions permit the query, or do not.
+    /// Conditions permit the query and it is on record, or it must not be sent.
     pub(crate) fn decided<H: Host<Stream = S>>(
         &mut self,
         core: &mut Core<H>,
@@ -80,17 +82,27 @@ impl<S: Stream> Session<S> {
         ready: &mut Readiness,
         token: Token,
     ) {
-        let query = match &self.stage {
-            Stage::Deciding(query) => Some(query),
-            _ => None,
-        };
-        let permits = permits(core, query, act);
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Deciding(query) if permits => ask(core, query, ready, token),
-            Stage::Deciding(query) => answering(&query.response(Code::Refused)),
-            other => other,
+        self.stage = match (std::mem::replace(&mut self.stage, Stage::Over), act) {
+            (Stage::Deciding(query), Ok(act)) => ask(core, query, Some(act), ready, token),
+            (Stage::Deciding(query), Err(error)) => {
+                refuse(core, &query, &error);
+                answering(&query.response(Code::Refused))
+            }
+            (other, late) => {
+                core.journal.given_up(late.ok());
+                self.stage = other;
+                return;
+            }
         };
         self.until = core.now + TIMEOUT;
+    }
+
+    /// The act that is under way, which ends with the session.
+    pub(crate) fn take_act(&mut self) -> Option<Act> {
+        match &mut self.stage {
+            Stage::Asking(asking) => asking.act.take(),
+            _ => None,
+        }
     }
 
     /// Goes on as far as possible; false when the guest speaks no DNS.
@@ -121,7 +133,7 @@ impl<S: Stream> Session<S> {
                         true
                     }
                     Err(_) => {
-                        self.stage = answering(&asking.query.response(Code::ServerFailure));
+                        self.stage = asking.fail(core);
                         true
                     }
                 },
@@ -146,10 +158,10 @@ impl<S: Stream> Session<S> {
             self.until = core.now + TIMEOUT;
         }
         if self.until <= core.now {
-            self.stage = match &self.stage {
+            self.stage = match &mut self.stage {
                 Stage::Asking(asking) => {
                     self.until = core.now + TIMEOUT;
-                    answering(&asking.query.response(Code::ServerFailure))
+                    asking.fail(core)
                 }
                 Stage::Deciding(query) => {
                     // What is still said of it must not be taken for an answer about another.
@@ -204,17 +216,17 @@ fn begin<H: Host>(
     ready: &mut Readiness,
     token: Token,
 ) -> Stage<H::Stream> {
-    let query = match decide(core, query.get(2..).unwrap_or_default()) {
+    let (query, grant) = match decide(core, query.get(2..).unwrap_or_default()) {
         Verdict::Answer(answer) => return answering(&answer),
         Verdict::Ignore => return Stage::Over,
-        Verdict::Ask(query) => query,
+        Verdict::Ask(query, grant) => (query, grant),
     };
-    match core.journal.asks() {
+    match core.journal.is_kept() {
         true => {
-            core.journal.resolve(token, &query.name);
+            core.journal.resolve(token, &query.name, grant);
             Stage::Deciding(query)
         }
-        false => ask(core, query, ready, token),
+        false => ask(core, query, None, ready, token),
     }
 }
 
@@ -222,6 +234,7 @@ fn begin<H: Host>(
 fn ask<H: Host>(
     core: &mut Core<H>,
     query: Query,
+    act: Option<Act>,
     ready: &mut Readiness,
     token: Token,
 ) -> Stage<H::Stream> {
@@ -237,11 +250,20 @@ fn ask<H: Host>(
             id,
             request: with_length(&query.forwarded(id)),
             query,
+            act,
             sent: 0,
             answer: Vec::new(),
         })),
-        Err(_) => answering(&query.response(Code::ServerFailure)),
+        Err(_) => unanswered(core, &query, act.as_ref()),
     }
+}
+
+/// No resolver answers.
+fn unanswered<H: Host>(core: &Core<H>, query: &Query, act: Option<&Act>) -> Stage<H::Stream> {
+    if let Some(act) = act {
+        core.journal.failed(act, UNANSWERED);
+    }
+    answering(&query.response(Code::ServerFailure))
 }
 
 impl<S: Stream> Asking<S> {
@@ -281,11 +303,15 @@ impl<S: Stream> Asking<S> {
     fn finish<H: Host<Stream = S>>(&mut self, core: &mut Core<H>) -> Stage<S> {
         let answer = self.answer.get_mut(2..).unwrap_or_default();
         if !self.query.is_answered_by(self.id, answer) {
-            return answering(&self.query.response(Code::ServerFailure));
+            return self.fail(core);
         }
-        learn(core, &self.query, answer);
+        learn(core, &self.query, self.act.as_ref(), answer);
         self.query.hand_back(answer);
         answering(answer)
+    }
+
+    fn fail<H: Host<Stream = S>>(&self, core: &Core<H>) -> Stage<S> {
+        unanswered(core, &self.query, self.act.as_ref())
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) enum Stage<S> {
     Recording(Box<Recording>),
     /// The host connects for the guest, whose SYN waits.
     Connecting(Connecting<S>),
+    /// The host has accepted it, and its intent is being recorded.
+    Arrived(Arrived<S>),
     /// The guest has, or is sent, a SYN.
     Open(Box<Open<S>>),
 }
@@ -60,6 +62,13 @@ pub(super) struct Connecting<S> {
     pub(super) until: Instant,
     /// Which servers the guest's TLS may then ask for.
     pub(super) names: Option<Names>,
+}
+
+/// A forwarded connection that the guest may hear of once that is on record.
+pub(super) struct Arrived<S> {
+    /// Taken when it is.
+    pub(super) stream: Option<S>,
+    pub(super) until: Instant,
 }
 
 /// Both sides exist.
@@ -99,6 +108,19 @@ pub(super) enum Next {
     Close,
     /// It has ended otherwise.
     Reset,
+}
+
+impl<S: Stream> Flow<S> {
+    /// The act of a query to the DNS server that is under way, which ends with the connection.
+    pub(super) fn take_lookup(&mut self) -> Option<Act> {
+        match &mut self.stage {
+            Stage::Open(open) => match &mut open.peer {
+                Peer::Dns(session) => session.take_act(),
+                Peer::Host(_) => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 impl<S: Stream> Open<S> {

@@ -9,8 +9,9 @@ mod flow;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 
-use bulkhead_network::Protocol;
+use bulkhead_network::{Forward, Protocol};
 use bulkhead_proxy::Flow as Web;
 use bulkhead_proxy::quota::Exhausted;
 use bulkhead_proxy::records::{Act, NotDone};
@@ -21,11 +22,12 @@ use crate::core::Core;
 use crate::dns::session::Session;
 use crate::frame::Packet;
 use crate::host::{Host, Readiness, Stream};
+use crate::journal;
 use crate::rules::Refusal;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 use connection::{Connection, Key};
-use flow::{Connecting, Flow, Next, Open, Peer, Recording, Stage};
+use flow::{Arrived, Connecting, Flow, Next, Open, Peer, Recording, Stage};
 
 /// Bytes a connection buffers each way, while few are open.
 const LARGE_BUFFER: usize = 256 * 1024;
@@ -92,8 +94,8 @@ impl<H: Host> Tcp<H> {
                     self.close(core, token, false);
                     return;
                 }
-                // The SYN again.
-                Stage::Recording(_) | Stage::Connecting(_) => return,
+                // The SYN again; or what the guest cannot know of.
+                Stage::Recording(_) | Stage::Connecting(_) | Stage::Arrived(_) => return,
                 Stage::Open(open) if begins && open.is_over() => {
                     // What is left goes to the host under no key.
                     self.by_key.remove(&key);
@@ -202,15 +204,13 @@ impl<H: Host> Tcp<H> {
     /// A connection is permitted and its intent on record, or it must not be made.
     pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
-            // The guest gave it up meanwhile, and nothing was done.
-            if let Ok(act) = act
-                && act.is_recorded()
-            {
-                core.journal
-                    .outcome(&act, Some("the guest gave up"), (0, 0));
-            }
-            return;
+            // Nothing was done.
+            return core.journal.given_up(act.ok());
         };
+        if let Stage::Arrived(_) = &flow.stage {
+            self.announce(core, token, act);
+            return;
+        }
         if let Stage::Open(open) = &mut flow.stage
             && let Peer::Dns(session) = &mut open.peer
         {
@@ -267,7 +267,7 @@ impl<H: Host> Tcp<H> {
 
     /// A forwarded connection came in, or several.
     pub(crate) fn accept(&mut self, core: &mut Core<H>, listener: usize) {
-        let Some(guest_port) = core.config.forwards.get(listener).copied() else {
+        let Some(forward) = core.config.forwards.get(listener).copied() else {
             return;
         };
         // Told once, so until there is no other. A refused one is dropped at once.
@@ -275,15 +275,18 @@ impl<H: Host> Tcp<H> {
             let token = self.flows.next();
             let unused = Token::lone(Kind::Tcp, u32::MAX);
             match core.host.accept(listener, token.unwrap_or(unused)) {
-                Ok(stream) if token.is_none() => {
-                    stream.reset();
-                    core.full("TCP connections");
-                }
-                Ok(stream) => self.forward(core, stream, guest_port),
+                Ok((stream, from)) => match token {
+                    Some(token) => self.forward(core, token, stream, from, &forward),
+                    None => {
+                        stream.reset();
+                        core.full("TCP connections");
+                    }
+                },
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    let text = format_args!("cannot accept a connection to {guest_port}: {error}");
+                    let port = forward.guest_port;
+                    let text = format_args!("cannot accept a connection to {port}: {error}");
                     core.chatter.say(core.now, text);
                     return;
                 }
@@ -291,32 +294,79 @@ impl<H: Host> Tcp<H> {
         }
     }
 
-    fn forward(&mut self, core: &mut Core<H>, stream: H::Stream, guest_port: u16) {
+    /// A connection of `from` came in, which is to be handed to the guest.
+    fn forward(
+        &mut self,
+        core: &mut Core<H>,
+        token: Token,
+        stream: H::Stream,
+        from: SocketAddr,
+        forward: &Forward,
+    ) {
         if let Err(what) = core.rules.spend(&[], 0) {
-            let (address, port) = (core.config.guest, guest_port);
-            let key = Key {
-                address,
-                port,
-                guest_port,
-            };
-            core.refuse(&exhausted(key, what));
             stream.reset();
+            core.stats.refused += 1;
+            let port = forward.guest_port;
+            let said = format_args!("refused a connection of {from} to {port}: {what}");
+            core.chatter.say(core.now, said);
+            let object = journal::listened(forward);
+            core.journal
+                .refusal("net.listen", &object, &what.to_string());
             return;
         }
         core.stats.tcp_in += 1;
-        let (buffer, large) = self.buffer();
-        let opened = self.forward_key(core, guest_port).and_then(|key| {
-            let connection = Connection::connect(core, key, buffer)?;
-            Some((key, connection))
-        });
-        let Some((key, connection)) = opened else {
+        let Some(key) = self.forward_key(core, forward.guest_port) else {
             stream.reset();
             core.full("forwarded connections");
             return;
         };
         let until = core.now + ACCEPT_TIMEOUT;
-        let open = Open::new(connection, Peer::Host(stream), Some(until));
-        self.add(core, key, Stage::Open(open), large);
+        let stream = Some(stream);
+        self.add(core, key, Stage::Arrived(Arrived { stream, until }), false);
+        match core.journal.is_kept() {
+            true => core.journal.accept(token, from, forward),
+            false => self.open(core, token, None),
+        }
+    }
+
+    /// A forwarded connection is on record, or must not be handed on.
+    fn announce(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
+        match act {
+            Ok(act) => self.open(core, token, Some(act)),
+            Err(error) => {
+                let flow = self.flows.get_mut(token);
+                let port = flow.map_or(0, |flow| flow.key.guest_port);
+                core.stats.refused += 1;
+                let said = format_args!("refused a connection to {port}: {error}");
+                core.chatter.say(core.now, said);
+                self.close(core, token, false);
+            }
+        }
+    }
+
+    /// Hands a connection that came in to the guest.
+    fn open(&mut self, core: &mut Core<H>, token: Token, act: Option<Act>) {
+        let (buffer, large) = self.buffer();
+        let Some(flow) = self.flows.get_mut(token) else {
+            return;
+        };
+        flow.act = act;
+        let Stage::Arrived(Arrived { stream, .. }) = &mut flow.stage else {
+            return;
+        };
+        let connection = Connection::connect(core, flow.key, buffer);
+        if let Some(connection) = connection
+            && let Some(stream) = stream.take()
+        {
+            let until = core.now + ACCEPT_TIMEOUT;
+            flow.stage = Stage::Open(Open::new(connection, Peer::Host(stream), Some(until)));
+            flow.large = large;
+            self.large += usize::from(large);
+            core.schedule.wake(token, &mut flow.slot);
+        } else {
+            core.full("forwarded connections");
+            self.close(core, token, false);
+        }
     }
 
     /// A key for a connection from the router, which no other has.
@@ -390,14 +440,21 @@ impl<H: Host> Tcp<H> {
             return;
         };
         Schedule::taken(&mut flow.slot);
-        if let Stage::Recording(recording) = &flow.stage {
-            if recording.until > core.now {
-                let until = Some(recording.until);
-                core.schedule.set_deadline(token, &mut flow.slot, until);
-            } else {
-                fail(core, &recording.syn, &ErrorKind::TimedOut.into());
-                self.close(core, token, false);
+        let recorded_until = match &flow.stage {
+            Stage::Recording(recording) => Some(recording.until),
+            Stage::Arrived(arrived) => Some(arrived.until),
+            Stage::Connecting(_) | Stage::Open(_) => None,
+        };
+        if let Some(until) = recorded_until {
+            if until > core.now {
+                core.schedule
+                    .set_deadline(token, &mut flow.slot, Some(until));
+                return;
             }
+            if let Stage::Recording(recording) = &flow.stage {
+                fail(core, &recording.syn, &ErrorKind::TimedOut.into());
+            }
+            self.close(core, token, false);
             return;
         }
         if let Stage::Connecting(connecting) = &mut flow.stage {
@@ -458,9 +515,13 @@ impl<H: Host> Tcp<H> {
     pub(crate) fn end(&mut self, core: &mut Core<H>) {
         let tokens: Vec<Token> = self.flows.iter().map(|(token, _)| token).collect();
         for token in tokens {
-            let flow = self.flows.get_mut(token);
-            if let Some((act, bytes)) = flow.and_then(|flow| Some((flow.act.take()?, flow.bytes))) {
-                core.journal.gone(&act, bytes);
+            if let Some(flow) = self.flows.get_mut(token) {
+                if let Some(act) = flow.act.take() {
+                    core.journal.gone(&act, flow.bytes);
+                }
+                if let Some(act) = flow.take_lookup() {
+                    core.journal.unanswered(&act);
+                }
             }
             self.close(core, token, false);
         }
@@ -483,10 +544,16 @@ impl<H: Host> Tcp<H> {
             };
             core.journal.outcome(act, failure, flow.bytes);
         }
-        if let Stage::Open(open) = flow.stage
-            && let Peer::Host(stream) = open.peer
-            && !well
-        {
+        core.journal.given_up(flow.take_lookup());
+        let stream = match flow.stage {
+            Stage::Open(open) => match open.peer {
+                Peer::Host(stream) => Some(stream),
+                Peer::Dns(_) => None,
+            },
+            Stage::Arrived(arrived) => arrived.stream,
+            Stage::Recording(_) | Stage::Connecting(_) => None,
+        };
+        if let Some(stream) = stream.filter(|_| !well) {
             stream.reset();
         }
     }

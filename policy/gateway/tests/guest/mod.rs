@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod ledger;
+pub mod resolver;
 pub mod stream;
 
 use std::fs::File;
@@ -69,9 +70,11 @@ pub fn start_with(
     };
     for (child_fd, (listener, guest_port)) in (6..).zip(forwards) {
         let listener_fd = Fd(child_fd);
+        let address = listener.local_addr().unwrap();
         map(listener.into(), child_fd);
         description.forwards.push(Forward {
             listener: listener_fd,
+            address,
             guest_port,
         });
     }
@@ -333,12 +336,7 @@ impl Guest {
 
     /// Asks the DNS server for the addresses of `name`.
     pub fn resolve(&mut self, name: &str) -> Result<Vec<IpAddress>, dns::GetQueryResultError> {
-        let servers = [IpAddress::from(DNS)];
-        let queries: Vec<Option<dns::DnsQuery>> = vec![None];
-        let handle = self.sockets.add(dns::Socket::new(&servers, queries));
-        let context = self.interface.context();
-        let socket = self.sockets.get_mut::<dns::Socket<'_>>(handle);
-        let query = socket.start_query(context, name, DnsQueryType::A).unwrap();
+        let (handle, query) = self.ask(name);
         let result = self.until("an answer", |guest| {
             let socket = guest.get::<dns::Socket<'_>>(handle);
             match socket.get_query_result(query) {
@@ -348,6 +346,18 @@ impl Guest {
         });
         self.sockets.remove(handle);
         result
+    }
+
+    /// The same without the answer.
+    pub fn ask(&mut self, name: &str) -> (SocketHandle, dns::QueryHandle) {
+        let servers = [IpAddress::from(DNS)];
+        let queries: Vec<Option<dns::DnsQuery>> = vec![None];
+        let handle = self.sockets.add(dns::Socket::new(&servers, queries));
+        let context = self.interface.context();
+        let socket = self.sockets.get_mut::<dns::Socket<'_>>(handle);
+        let query = socket.start_query(context, name, DnsQueryType::A).unwrap();
+        self.poll();
+        (handle, query)
     }
 
     /// Sends bytes as a frame.
