@@ -190,6 +190,8 @@ pub struct Diagnostic {
     pub help: String,
     /// Where, when it came from a file.
     pub place: Option<Place>,
+    /// The key there, by its path: `grants[2]`. None where the text is no TOML.
+    pub field: Option<String>,
 }
 
 /// A manifest that was refused: at least one diagnostic, in the order of the text.

@@ -12,6 +12,7 @@ mod diagnostic;
 mod diff;
 mod document;
 mod draft;
+mod field;
 mod guest_path;
 mod mandate;
 mod manifest;

@@ -177,6 +177,7 @@ fn refused((code, message): Problem, file: &str) -> Rejected {
             message,
             help: "make it with `bulkhead manifest sign`".to_owned(),
             place: None,
+            field: None,
         }],
     }
 }

@@ -150,6 +150,7 @@ pub(crate) fn text_of<'b>(bytes: &'b [u8], file: &str) -> Result<&'b str, Reject
             message: message.to_owned(),
             help: help.to_owned(),
             place: None,
+            field: None,
         }],
     };
     if bytes.len() > MAX_BYTES {
@@ -177,6 +178,7 @@ fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
         message: error.message().lines().collect::<Vec<_>>().join(", "),
         help: "a manifest is TOML: see https://toml.io".to_owned(),
         place: error.span().map(|span| Place::of(text, span)),
+        field: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::diagnostic::{Code, Diagnostic, Place, Rejected};
 use crate::draft::At;
+use crate::field::Fields;
 use crate::validate::Sink;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -44,6 +45,7 @@ impl Report<'_> {
                 message,
                 help,
                 place,
+                field: None,
             });
         });
         // What has no place concerns the file as a whole and comes first.
@@ -51,10 +53,25 @@ impl Report<'_> {
             .sort_by_key(|d| d.place.as_ref().map(|place| place.span.start));
         match checked {
             Some(made) if self.diagnostics.is_empty() => Ok(made),
-            _ => Err(Rejected {
-                file: Some(file.to_owned()),
-                diagnostics: self.diagnostics,
-            }),
+            _ => {
+                self.name_fields();
+                Err(Rejected {
+                    file: Some(file.to_owned()),
+                    diagnostics: self.diagnostics,
+                })
+            }
+        }
+    }
+
+    /// Says which fields the diagnostics are about.
+    fn name_fields(&mut self) {
+        let Ok(root) = DeTable::parse(self.text) else {
+            return;
+        };
+        let fields = Fields::of(root.get_ref());
+        for diagnostic in &mut self.diagnostics {
+            let place = diagnostic.place.as_ref();
+            diagnostic.field = place.and_then(|place| fields.at(place.span.start));
         }
     }
 
@@ -65,6 +82,7 @@ impl Report<'_> {
             message,
             help,
             place,
+            field: None,
         });
     }
 

@@ -41,6 +41,7 @@ pub fn validate(draft: &SystemDraft, base: &Path) -> Result<Validated<System>, R
             message,
             help,
             place: None,
+            field: None,
         });
     });
     match checked {
@@ -86,6 +87,7 @@ pub fn validate_devices(
                 message,
                 help,
                 place: None,
+                field: None,
             });
         },
     );

@@ -389,6 +389,9 @@ impl Admissions {
             if let Some(place) = &first.place {
                 detail.insert("line".to_owned(), place.line.to_string());
             }
+            if let Some(field) = &first.field {
+                detail.insert("field".to_owned(), field.clone());
+            }
         }
         self.record(&refusal(&file.display().to_string(), message, detail))
     }

@@ -159,7 +159,7 @@ fn each_refusal_is_a_record_that_names_rule_field_and_line() {
         refused(&big, false),
         is("rule-ceiling", "resources.memory", "19")
     );
-    assert_eq!(refused(&odd, true), is("rule-schema", "", "13"));
+    assert_eq!(refused(&odd, true), is("rule-schema", "lifetime.max", "13"));
     assert!(scene.judge(&text, true).0.is_ok());
     scene.store.distrust("alice").unwrap();
     let signed = scene.signed(MANIFEST);
