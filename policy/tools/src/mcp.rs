@@ -44,6 +44,7 @@ const CALL: &str = "bulkhead/call";
 /// The host refuses.
 pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut number = 0_u64;
     loop {
         let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         let place = connections.clone().acquire_owned().await.map_err(closed)?;
@@ -53,7 +54,11 @@ pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => return Err(error),
         };
-        let server = Server(pipeline.clone());
+        number += 1;
+        let server = Server {
+            pipeline: pipeline.clone(),
+            task: format!("connection {number}"),
+        };
         tokio::spawn(async move {
             let _place = place;
             // A peer that breaks the protocol loses its connection, and nobody else theirs.
@@ -65,7 +70,11 @@ pub(crate) async fn serve(listener: UnixListener, pipeline: Arc<Pipeline>) -> io
 }
 
 /// The tools of a partition, on one connection.
-struct Server(Arc<Pipeline>);
+struct Server {
+    pipeline: Arc<Pipeline>,
+    /// An agent that begins another piece of work connects anew.
+    task: String,
+}
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
@@ -81,7 +90,7 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let tools = self.0.tools().map(listed).collect();
+        let tools = self.pipeline.tools().map(listed).collect();
         Ok(ListToolsResult::with_all_items(tools))
     }
 
@@ -91,10 +100,10 @@ impl ServerHandler for Server {
         _: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let internal = || ErrorData::internal_error("the call ended without a result", None);
-        let pipeline = self.0.clone();
+        let (pipeline, task) = (self.pipeline.clone(), self.task.clone());
         let called = tokio::task::spawn_blocking(move || {
             let arguments = Value::Object(request.arguments.unwrap_or_default());
-            pipeline.call(&request.name, &arguments)
+            pipeline.call_in(Some(&task), &request.name, &arguments)
         });
         match called.await.map_err(|_| internal())? {
             Ok(done) => {

@@ -34,7 +34,7 @@ impl Approver for Person {
                 "it takes a person's consent, and can do harm: {}",
                 question.risk.as_str()
             ),
-            task: None,
+            task: question.task.map(str::to_owned),
         };
         match self.0.ask(asked) {
             Ok(answer) => answer,
@@ -60,6 +60,7 @@ mod tests {
             risk: Risk::Destructive,
             objects,
             arguments: "{\"path\":\"/srv/a\"}",
+            task: Some("connection 1"),
         }
     }
 
@@ -84,6 +85,7 @@ mod tests {
                     "fs.delete fs.write:/srv/a {\"path\":\"/srv/a\"}"
                 );
                 assert!(request.question.why.contains("destructive"));
+                assert_eq!(request.question.task.as_deref(), Some("connection 1"));
                 let answer = Answer {
                     id: request.id,
                     allowed,

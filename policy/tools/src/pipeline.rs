@@ -40,6 +40,8 @@ pub struct Question<'q> {
     pub objects: &'q str,
     /// What is to be done with it, or its digest: what is let is this and nothing else.
     pub arguments: &'q str,
+    /// The piece of work that the call belongs to, where it does to one.
+    pub task: Option<&'q str>,
 }
 
 /// Who asks a person, and waits for the answer.
@@ -212,12 +214,25 @@ impl Pipeline {
     /// # Errors
     /// See [`CallError`].
     pub fn call(&self, name: &str, arguments: &Value) -> Result<Done, CallError> {
+        self.call_in(None, name, arguments)
+    }
+
+    /// The same as part of the piece of work that is called `task`, which no other is called.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn call_in(
+        &self,
+        task: Option<&str>,
+        name: &str,
+        arguments: &Value,
+    ) -> Result<Done, CallError> {
         self.count(name)?;
         let tool = self.find(name)?;
         self.validate(tool, arguments)?;
         let permitted = self.permit(tool, arguments)?;
         let mut notes = self.ask_conditions(&permitted)?;
-        let allowed_by = self.confirm(&permitted)?;
+        let allowed_by = self.confirm(&permitted, task)?;
         let (_place, full) = self.places.take();
         let changes = tool.facts.risk != Risk::Read;
         let (_changing, busy) = changes.then(|| self.change()).unzip();
@@ -367,7 +382,11 @@ impl Pipeline {
     }
 
     /// Who allowed it, where somebody has to.
-    fn confirm(&self, call: &Permitted<'_>) -> Result<Option<String>, CallError> {
+    fn confirm(
+        &self,
+        call: &Permitted<'_>,
+        task: Option<&str>,
+    ) -> Result<Option<String>, CallError> {
         let facts = &call.tool.facts;
         let asks = self.limiter.asks(facts.risk) || facts.risk.asks_under(self.autonomy);
         if !call.cover.approval && !asks {
@@ -379,6 +398,7 @@ impl Pipeline {
             risk: facts.risk,
             objects: &call.objects,
             arguments: &told(call.arguments),
+            task,
         };
         match self.approver.ask(&question) {
             Ok(who) => Ok(Some(who)),

@@ -107,13 +107,16 @@ fn list(format: ListFormat) -> Result<(), Failure> {
 /// For people. What a guest had a part in is not obeyed by their terminal.
 fn columns(row: &Row) -> [String; 5] {
     let ancestors = row.lineage.iter().map(|name| format!(", child of {name}"));
+    let task = row.task.as_ref().map(|task| format!(" [{task}]"));
     [
         row.id.clone(),
         row.partition.clone() + &ancestors.collect::<String>(),
         format!("{} {}", row.capability, row.object)
             .escape_debug()
             .to_string(),
-        row.why.escape_debug().to_string(),
+        (row.why.clone() + &task.unwrap_or_default())
+            .escape_debug()
+            .to_string(),
         format!("{}s", row.seconds),
     ]
 }
@@ -203,7 +206,7 @@ mod tests {
                 capability: "tool.call".to_owned(),
                 object: "fs.delete /x\u{1b}[2J\nweb/4".to_owned(),
                 why: "it may\tdestroy".to_owned(),
-                task: None,
+                task: Some("connection 2".to_owned()),
             },
             seconds: 100,
         };
@@ -214,7 +217,7 @@ mod tests {
                 "web/3",
                 "web/agent, child of boss, child of chief",
                 "tool.call fs.delete /x\\u{1b}[2J\\nweb/4",
-                "it may\\tdestroy",
+                "it may\\tdestroy [connection 2]",
                 "100s"
             ]
         );

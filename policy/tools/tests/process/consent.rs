@@ -53,6 +53,25 @@ fn what_takes_consent_waits_for_a_person() {
     }
 }
 
+#[test]
+fn a_connection_is_a_piece_of_work() {
+    let tools = with_consent();
+    let (mut first, mut second) = (tools.guest(), tools.guest());
+    let mut task = |guest: &mut Guest| {
+        thread::scope(|scope| {
+            let params = writes(&tools.path("new"));
+            let called = scope.spawn(move || guest.ask("tools/call", params));
+            let request = question(&tools);
+            answer(&tools, request.id, false);
+            called.join().unwrap();
+            request.question.task.unwrap()
+        })
+    };
+    let one = task(&mut first);
+    assert_ne!(task(&mut second), one);
+    assert_eq!(task(&mut first), one);
+}
+
 fn writes(path: &str) -> Value {
     json!({ "name": "fs.write", "arguments": { "path": path, "content": "x" } })
 }
