@@ -194,6 +194,9 @@ depth = 1
         let other = house.signed(&child.replace("coder", "other"), &["alice"]);
         house.refused(&other, "error[rule-ceiling]");
         let file = house.signed(&child, &["alice"]);
+        let why = house.run(&["why", &file, "--net", "a.example:443"]);
+        why.expect_status(0)
+            .expect_stdout("in the way: parent `boss` does not allow it: denied by net.connect:");
         house.start(&file).expect_status(7);
         house.run(&["down", "family"]).expect_status(0);
         house.refused(&file, "its parent `boss` does not run");

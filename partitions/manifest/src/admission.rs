@@ -18,6 +18,7 @@ mod tests;
 
 pub use capacity::Capacity;
 pub use denied::{DenyList, parse_deny_list};
+pub use family::lineage;
 pub use role::{Role, parse_role};
 
 use crate::diagnostic::Place;

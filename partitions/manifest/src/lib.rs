@@ -28,7 +28,7 @@ mod validate;
 
 pub use admission::{
     Admitted, Capacity, DenyList, Host, Policy, Proof, Rejection, Role, Rule, admit, admit_beside,
-    admit_grants, parse_deny_list, parse_role, reject_spawn,
+    admit_grants, lineage, parse_deny_list, parse_role, reject_spawn,
 };
 pub use device::{
     Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,

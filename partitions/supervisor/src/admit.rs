@@ -25,6 +25,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+mod bounds;
+
+pub use bounds::{Bounds, manifest_of};
+
+/// Where what roles may have is described, below the place of what operators configure.
+const ROLES: &str = "roles";
 /// Ending of the names of documents of running partitions.
 const DOCUMENT: &str = ".manifest.json";
 
@@ -210,20 +216,10 @@ impl Admissions {
         root: &StateRoot,
         recorder: Arc<dyn Recorder>,
     ) -> Result<Self, AdmissionError> {
-        let own = own.iter().map(|place| place.path());
-        let own = own.chain([config.path(), root.path()]);
-        let own = own.flat_map(|path| [path.to_owned(), real_path(path)]);
-        let mut deny = DenyList::built_in(&own.collect::<Vec<_>>());
-        if let Some(directory) = config.existing()? {
-            let path = directory.join("deny.toml");
-            if let Some(bytes) = read(&path, MAX_BYTES)? {
-                deny = deny.and(parse_deny_list(&bytes, &path).map_err(AdmissionError::Policy)?);
-            }
-        }
         Ok(Self {
             trusted: KeyStore::new(config).trusted()?,
-            roles: config.below("roles"),
-            deny,
+            roles: config.below(ROLES),
+            deny: deny_list(config, own, root)?,
             host: LiveHost::look(root, None)?,
             recorder,
         })
@@ -250,7 +246,7 @@ impl Admissions {
             Err(AdmissionError::Schema(rejected))
         })?;
         let Submission { manifest, envelope } = submission;
-        let role = self.role(&manifest.mandate().role)?;
+        let role = role(&self.roles, &manifest.mandate().role)?;
         let proof = match &envelope {
             Some(envelope) => Proof::Signed(envelope),
             None if unsigned => Proof::Vouched,
@@ -292,7 +288,7 @@ impl Admissions {
         // Devices were made of these grants before.
         let no_grant = || Error::NotEnforced("something that is attached".to_owned());
         let manifest = manifest.with_grants(added, base).ok_or_else(no_grant)?;
-        let role = self.role(&manifest.mandate().role)?;
+        let role = role(&self.roles, &manifest.mandate().role)?;
         let policy = Policy {
             trusted: &self.trusted,
             role: role.as_ref(),
@@ -364,18 +360,6 @@ impl Admissions {
     }
 
     /// The role of this name, if somebody has described it. Names of roles have no slashes.
-    fn role(&self, name: &str) -> Result<Option<Role>, AdmissionError> {
-        let Some(directory) = self.roles.existing()? else {
-            return Ok(None);
-        };
-        let path = directory.join(format!("{name}.toml"));
-        let Some(bytes) = read(&path, MAX_BYTES)? else {
-            return Ok(None);
-        };
-        let role = parse_role(&bytes, &path).map_err(AdmissionError::Policy)?;
-        Ok(Some(role))
-    }
-
     fn record(&self, entry: &Entry) -> Result<(), RecordError> {
         self.recorder.record(entry).map(drop)
     }
@@ -449,6 +433,36 @@ fn refusal(object: &str, reason: String, detail: BTreeMap<String, String>) -> En
         intent: None,
         detail,
     }
+}
+
+/// What a role may have, as described in `roles`, if it is.
+fn role(roles: &Place, name: &str) -> Result<Option<Role>, AdmissionError> {
+    let Some(directory) = roles.existing()? else {
+        return Ok(None);
+    };
+    let path = directory.join(format!("{name}.toml"));
+    let Some(bytes) = read(&path, MAX_BYTES)? else {
+        return Ok(None);
+    };
+    let role = parse_role(&bytes, &path).map_err(AdmissionError::Policy)?;
+    Ok(Some(role))
+}
+
+/// What nobody may have: the built-in list, the directories of Bulkhead itself (`config`, `own` and
+/// `root`), and what operators add in `config`.
+fn deny_list(config: &Place, own: &[&Place], root: &StateRoot) -> Result<DenyList, AdmissionError> {
+    let own = own.iter().map(|place| place.path());
+    let own = own.chain([config.path(), root.path()]);
+    let own = own.flat_map(|path| [path.to_owned(), real_path(path)]);
+    let deny = DenyList::built_in(&own.collect::<Vec<_>>());
+    let Some(directory) = config.existing()? else {
+        return Ok(deny);
+    };
+    let path = directory.join("deny.toml");
+    Ok(match read(&path, MAX_BYTES)? {
+        Some(bytes) => deny.and(parse_deny_list(&bytes, &path).map_err(AdmissionError::Policy)?),
+        None => deny,
+    })
 }
 
 /// The bytes of a file, if there is one; one more than `most` if it is longer than that.

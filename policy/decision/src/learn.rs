@@ -3,13 +3,13 @@
 
 use crate::entities::host_id;
 use crate::policy::Answer;
-use bulkhead_capability::table::Verdict;
+use bulkhead_capability::table::{Reason, Verdict};
 use bulkhead_conditions::{Act, Ruling};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The grants, as lines of a manifest, and the conditions, in Cedar, that would allow these acts of a
 /// partition: each act with what policy says of it today. What is allowed needs nothing, and nothing allows what
-/// a condition forbids.
+/// a condition forbids or a denial is about.
 pub fn propose(partition: &str, acts: &[(&Act, Answer<'_>)]) -> (Vec<String>, Vec<String>) {
     let mut grants: BTreeMap<String, Requests> = BTreeMap::new();
     let mut conditions = BTreeSet::new();
@@ -17,6 +17,9 @@ pub fn propose(partition: &str, acts: &[(&Act, Answer<'_>)]) -> (Vec<String>, Ve
         // Whoever learns does what conditions do not permit.
         let permitted = answer.ruling.as_ref().is_none_or(Ruling::is_permitted);
         if answer.verdict != Verdict::Denied && permitted {
+            continue;
+        }
+        if matches!(answer.decision.reason, Reason::Denied(_)) {
             continue;
         }
         if answer.decision.verdict == Verdict::Denied {

@@ -12,7 +12,7 @@ use bulkhead_capability::{Adherence, Grants};
 use bulkhead_decision::{
     Act, Case, CaseFile, Circumstances, Conditions, ConditionsError, Family, Kin, Policy, World,
 };
-use bulkhead_manifest::{MAX_BYTES, Partition, parse};
+use bulkhead_manifest::{MAX_BYTES, Manifest, Partition, parse};
 use bulkhead_supervisor::{Inherited, Member, PartitionConditions};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -141,18 +141,20 @@ pub(crate) struct Loaded {
     pub(crate) system: String,
     pub(crate) partitions: Vec<Partition>,
     pub(crate) conditions: Option<Family>,
+    /// The manifest, where it is one partition's own.
+    pub(crate) manifest: Option<Manifest>,
 }
 
 impl Loaded {
     pub(crate) fn read(manifest: &Path) -> Result<Self, Failure> {
-        let (system, partitions) = if is_of_one_partition(&text(manifest)?) {
+        let (system, partitions, own) = if is_of_one_partition(&text(manifest)?) {
             let manifest = crate::manifest::read(manifest)?.manifest;
             let partition = manifest.partition().clone();
-            (partition.name.clone(), vec![partition])
+            (partition.name.clone(), vec![partition], Some(manifest))
         } else {
             let bytes = input::read(manifest, MAX_BYTES, "manifest", "manifest-unreadable")?;
             let system = parse(&bytes, manifest)?;
-            (system.name.clone(), system.partitions.clone())
+            (system.name.clone(), system.partitions.clone(), None)
         };
         let all: Vec<&Partition> = partitions.iter().collect();
         let source = beside(manifest)?;
@@ -162,6 +164,7 @@ impl Loaded {
             system,
             partitions,
             conditions,
+            manifest: own,
         })
     }
 

@@ -8,7 +8,8 @@ use crate::policy::{self, Loaded, word};
 use bulkhead_capability::table::{Moment, Verdict};
 use bulkhead_capability::{Adherence, Grants};
 use bulkhead_decision::{Act, ActDraft, Circumstances, Policy, propose};
-use bulkhead_supervisor::Standing;
+use bulkhead_manifest::Manifest;
+use bulkhead_supervisor::{Bounds, Standing};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -23,6 +24,8 @@ struct Report {
     reason: String,
     /// Lines of a manifest and conditions, where it is denied.
     would_allow: Vec<String>,
+    /// Who does not allow it whatever the manifest says: its role, an ancestor, the host.
+    in_the_way: Vec<String>,
 }
 
 pub(crate) fn run(args: &WhyArgs) -> Result<(), Failure> {
@@ -79,7 +82,10 @@ fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failu
         bytes: None,
     };
     let policy = Policy::new(&partition.grants, loaded.conditions.as_ref());
-    Ok(report(&policy, partition.conditions, act, &who))
+    let mut report = report(&policy, partition.conditions, act, &who);
+    // With it the manifest would not be started.
+    report.in_the_way = in_the_way(loaded.manifest.as_ref(), act, &who)?;
+    Ok(report)
 }
 
 /// As it is decided for a partition that runs, by what it was granted when it started and the conditions that
@@ -110,6 +116,10 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     let grants = all.get(&partition).unwrap_or(&none);
     let policy = Policy::new(grants, conditions.as_ref());
     let mut report = report(&policy, Adherence::Enforce, act, &who);
+    if policy.decide(act, &who).decision.verdict == Verdict::Denied {
+        let manifest = bulkhead_supervisor::manifest_of(&found, &partition)?;
+        report.in_the_way = in_the_way(manifest.as_ref(), act, &who)?;
+    }
     if held.is_some() && conditions.is_none() && report.verdict != word(Verdict::Denied) {
         report.verdict = word(Verdict::Denied);
         report.reason = "nothing answers for the conditions any more".to_owned();
@@ -143,7 +153,52 @@ fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstan
         partition: format!("{}/{}", who.system, who.partition),
         reason,
         would_allow,
+        in_the_way: Vec::new(),
     }
+}
+
+/// Who would not let a partition with this manifest be granted what the act takes: a child has no more than
+/// its role, its ancestors and anybody on the host.
+fn in_the_way(
+    manifest: Option<&Manifest>,
+    act: &Act,
+    who: &Circumstances,
+) -> Result<Vec<String>, Failure> {
+    let Some(manifest) = manifest else {
+        return Ok(Vec::new());
+    };
+    let bounds = Bounds::of(manifest)?;
+    let mut sentences = Vec::new();
+    let mut hold = |whose: String, grants: Option<&Grants>, otherwise: &str| match grants {
+        None => sentences.push(format!("{whose} {otherwise}")),
+        Some(grants) => {
+            let policy = Policy::new(grants, None);
+            let decision = policy.decide(act, who).decision;
+            if decision.verdict == Verdict::Denied {
+                sentences.push(format!("{whose} does not allow it: {}", decision.reason));
+            }
+        }
+    };
+    let role = format!("role `{}`", bounds.role);
+    hold(
+        role,
+        bounds.of_role.as_ref(),
+        "is described nowhere on this host",
+    );
+    let mut kinship = "parent";
+    for (name, grants) in &bounds.ancestors {
+        hold(
+            format!("{kinship} `{name}`"),
+            grants.as_ref(),
+            "does not run",
+        );
+        kinship = "ancestor";
+    }
+    let wanted = act.request().capability();
+    if let Some(denied) = wanted.and_then(|wanted| bounds.denied(&wanted).cloned()) {
+        sentences.push(format!("`{denied}` is denied to everybody on this host"));
+    }
+    Ok(sentences)
 }
 
 impl Report {
@@ -154,10 +209,14 @@ impl Report {
             partition,
             reason,
             would_allow,
+            in_the_way,
         } = self;
         let mut text = format!("{verdict}: {act}, of {partition}\n  {reason}\n");
         for line in would_allow {
             let _ = writeln!(text, "  would allow it: {line}");
+        }
+        for who in in_the_way {
+            let _ = writeln!(text, "  in the way: {who}");
         }
         text
     }

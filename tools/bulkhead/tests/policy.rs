@@ -56,9 +56,12 @@ const CASES: &str = r#"
 
 fn bulkhead(directory: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
-    let state = directory.join("s");
+    for place in ["STATE", "CONFIG", "DATA", "CHECKPOINT"] {
+        let own = directory.join(place.to_lowercase());
+        command.env(format!("BULKHEAD_{place}_DIR"), own);
+    }
     let command = command.args(args).current_dir(directory);
-    command.env("BULKHEAD_STATE_DIR", state).output().unwrap()
+    command.output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -233,8 +236,9 @@ fn why_names_the_rule_and_what_would_allow_it() {
     );
     assert!(web("POST", "/v1/x").contains("\n  forbidden by condition by day\n"));
     let denied = why(&["--tool", "fs.delete"]);
+    // No grant mends a denial.
     assert!(
-        denied.contains("\n  denied by tool.call:fs.delete\n"),
+        denied.ends_with("\n  denied by tool.call:fs.delete\n"),
         "{denied}"
     );
     assert!(why(&["--file", "/srv/work/a", "--write"]).starts_with("allow: "));
@@ -280,6 +284,75 @@ fn why_names_the_rule_and_what_would_allow_it() {
         let said = text(&refused.stderr);
         assert!(said.contains(&format!("error[{code}]")), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn why_names_who_is_in_the_way() {
+    let manifest = r#"
+grants = ["net.connect:a.example:443", "net.connect:b.example:443"]
+[identity]
+name = "agent"
+role = "coder"
+[boot]
+kernel = "linux"
+command = ["/bin/agent"]
+[resources]
+memory = "128MiB"
+[lifetime]
+max = "8h"
+"#;
+    let role = r#"
+grants = ["net.connect:a.example:443", "net.connect:tcp:169.254.169.254:80"]
+deny = ["secret.use:key"]
+[resources]
+memory = "128MiB"
+vcpus = 1
+[lifetime]
+max = "8h"
+"#;
+    let place = place(&[("agent.toml", manifest)]);
+    let why = |act: &[&str]| {
+        let asked = bulkhead(place.path(), &[&["why", "agent.toml"], act].concat());
+        assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+        text(&asked.stdout)
+    };
+    let nowhere = "  in the way: role `coder` is described nowhere on this host\n";
+    assert!(why(&["--net", "a.example:443"]).ends_with(nowhere));
+
+    let roles = place.path().join("config/roles");
+    let mut private = fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+    private.recursive(true).create(&roles).unwrap();
+    fs::write(roles.join("coder.toml"), role).unwrap();
+    let denied = r#"deny = ["net.connect:a.example:443"]"#;
+    fs::write(place.path().join("config/deny.toml"), denied).unwrap();
+    for (host, way) in [
+        (
+            "a.example:443",
+            "`net.connect:tcp:a.example:443` is denied to everybody on this host",
+        ),
+        (
+            "b.example:443",
+            "role `coder` does not allow it: no grant speaks of it",
+        ),
+        (
+            "169.254.169.254:80",
+            "`net.connect:tcp:169.254.0.0/16:*` is denied to everybody on this host",
+        ),
+    ] {
+        let said = why(&["--net", host]);
+        assert!(
+            said.ends_with(&format!("\n  in the way: {way}\n")),
+            "{said}"
+        );
+        assert_eq!(said.matches("in the way").count(), 1, "{said}");
+    }
+    let secret = why(&["--secret", "key"]);
+    assert!(secret.contains("would allow it: \"secret.use:key\""));
+    assert!(secret.contains("role `coder` does not allow it: denied by secret.use:key"));
+    let json = why(&["--net", "b.example:443", "--format", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["in_the_way"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -55,8 +55,8 @@ pub(super) fn check_parent<'c>(case: &Case<'c>) -> Result<Option<&'c Manifest>, 
     Ok(Some(parent))
 }
 
-/// The ancestors of a manifest, the nearest first.
-pub(super) fn lineage(manifest: &Manifest, host: &dyn Host) -> Vec<String> {
+/// The ancestors of a manifest, the nearest first; the last may not run.
+pub fn lineage(manifest: &Manifest, host: &dyn Host) -> Vec<String> {
     let mut lineage: Vec<String> = Vec::new();
     let mut next = manifest.mandate().parent.clone();
     while let Some(name) = next.take().filter(|name| !lineage.contains(name)) {

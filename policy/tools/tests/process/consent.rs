@@ -57,7 +57,7 @@ fn what_takes_consent_waits_for_a_person() {
 fn a_connection_is_a_piece_of_work() {
     let tools = with_consent();
     let (mut first, mut second) = (tools.guest(), tools.guest());
-    let mut task = |guest: &mut Guest| {
+    let task = |guest: &mut Guest| {
         thread::scope(|scope| {
             let params = writes(&tools.path("new"));
             let called = scope.spawn(move || guest.ask("tools/call", params));

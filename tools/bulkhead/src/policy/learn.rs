@@ -5,6 +5,7 @@ use super::{CONDITIONS, Tried};
 use crate::cli::{ListFormat, PolicyLearnArgs};
 use crate::failure::Failure;
 use crate::ledger;
+use bulkhead_capability::table::Reason;
 use bulkhead_decision::{Act, Answer, Denied, Policy, Ruling, WOULD_DENY, denied, permit, propose};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,11 @@ fn proposal(partition: &str, acts: &[(&Act, Answer<'_>)]) -> String {
         }
     }
     for (act, answer) in acts {
+        if let Reason::Denied(_) = answer.decision.reason {
+            let reason = &answer.decision.reason;
+            let _ = writeln!(text, "# no grant mends it: {}: {reason}", act.request());
+            continue;
+        }
         let ruling = answer.ruling.as_ref();
         let ruling =
             ruling.filter(|ruling| !ruling.is_permitted() && **ruling != Ruling::NotPermitted);
