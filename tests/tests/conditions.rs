@@ -337,6 +337,31 @@ mod kvm {
         assert!(reason.ends_with("permitted by no condition"), "{reason}");
         assert_eq!(shop.records("partition.spawn").len(), 1);
 
+        // Other conditions of the parent hold for the child from then on.
+        let read_only = house.scratch.file("boss.cedar", [FILES, OF_BOSS].concat());
+        let reload = ["policy", "reload", "boss", read_only.to_str().unwrap()];
+        house.run(&reload).expect_status(0);
+        let why = shop.write(&mut first, "no more").unwrap_err();
+        assert!(why.contains("permitted by no condition of boss"), "{why}");
+        let reloads = shop.records("policy.reload");
+        let of: Vec<_> = (reloads.iter())
+            .filter(|record| record["kind"] == "intent")
+            .map(|record| (&record["actor"], &record["detail"]["of"]))
+            .collect();
+        assert_eq!(of[0], (&json!("boss/boss"), &Value::Null));
+        assert_eq!(of[1..], [(&json!("first/first"), &json!("boss"))]);
+        let wider = house.scratch.file("boss.cedar", &of_boss);
+        let reload = ["policy", "reload", "boss", wider.to_str().unwrap()];
+        house
+            .run(&reload)
+            .expect_status(125)
+            .expect_stderr("error[conditions-wider]");
+        assert!(shop.write(&mut first, "no more").is_err());
+        house
+            .run(&[&reload[..], &["--widen"]].concat())
+            .expect_status(0);
+        shop.write(&mut first, "again").unwrap();
+
         for system in ["first", "boss"] {
             house.run(&["down", system]).expect_status(0);
         }

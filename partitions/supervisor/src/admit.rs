@@ -26,8 +26,11 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 mod bounds;
+mod children;
 
 pub use bounds::{Bounds, manifest_of};
+pub(crate) use children::check_inherited;
+pub use children::children;
 
 /// Where what roles may have is described, below the place of what operators configure.
 const ROLES: &str = "roles";

@@ -37,18 +37,23 @@ pub struct PartitionConditions {
 }
 
 impl PartitionConditions {
-    /// Which the partition's own are, for records.
-    pub(crate) fn digest(&self) -> String {
-        digest(&self.text)
-    }
-
     /// What the record of the start says about them: the same of those of ancestors as well.
     pub(crate) fn digests(&self) -> String {
-        let mut digests = self.digest();
+        let mut digests = digest(&self.text);
         for Inherited { ancestor, text, .. } in &self.inherited {
             let _ = write!(digests, ", of {ancestor} {}", digest(text));
         }
         digests
+    }
+
+    /// The text that the partition is held to: its own, or that of an ancestor, if it is one.
+    pub(crate) fn text_of(&mut self, ancestor: Option<&str>) -> Option<&mut String> {
+        let Some(ancestor) = ancestor else {
+            return Some(&mut self.text);
+        };
+        let mut inherited = self.inherited.iter_mut();
+        let of = inherited.find(|inherited| inherited.ancestor == ancestor);
+        of.map(|inherited| &mut inherited.text)
     }
 
     /// What children of the partition, which is `name`, inherit.
@@ -110,13 +115,20 @@ pub(crate) fn ready(
     })
 }
 
-/// Asks the process behind `control` to put `text` into the place of the conditions that hold, under this
-/// number. They may permit more only where `widen` says so. False where the process is gone.
-pub(crate) fn reload(control: &OwnedFd, id: u64, text: &str, widen: bool) -> Result<bool, Error> {
+/// Asks the process behind `control` to put `text` into the place of the conditions that hold, the
+/// partition's own or those of an ancestor, under this number. They may permit more only where `widen` says so.
+/// False where the process is gone.
+pub(crate) fn reload(
+    control: &OwnedFd,
+    id: u64,
+    text: &str,
+    widen: bool,
+    of: Option<String>,
+) -> Result<bool, Error> {
     let mut file = memory_file(c"conditions")?;
     let written = file.write_all(text.as_bytes());
     written.map_err(Error::system("write conditions"))?;
-    let packet = serde_json::to_vec(&Command::Reload { id, widen });
+    let packet = serde_json::to_vec(&Command::Reload { id, widen, of });
     let packet = packet.map_err(Error::system("describe a request"))?;
     match send_with(control.as_fd(), &packet, &[file.into()]) {
         Ok(()) => Ok(true),

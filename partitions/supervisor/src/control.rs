@@ -175,6 +175,9 @@ pub struct NewConditions {
     pub text: String,
     /// They may permit what the others do not.
     pub widen: bool,
+    /// The ancestor whose they are; without, the partition's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
 }
 
 /// The answer to an [`Act`], or to [`NewConditions`].

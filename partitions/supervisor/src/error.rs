@@ -274,6 +274,14 @@ pub enum Error {
         /// Where it leads.
         found: PathBuf,
     },
+    /// A child is held to conditions of its parent that hold no more.
+    #[error("the conditions of parent `{parent}` were replaced while `{partition}` started")]
+    ConditionsChanged {
+        /// The child.
+        partition: String,
+        /// Its parent.
+        parent: String,
+    },
     /// A manifest that was admitted does not keep a rule any more.
     #[error("{}", .0.message)]
     Rejected(Box<Rejection>),
@@ -388,6 +396,7 @@ impl Error {
             Self::Limits { .. } => "limits",
             Self::NotEnforced(_) => "not-enforced",
             Self::LeadsElsewhere { .. } => "leads-elsewhere",
+            Self::ConditionsChanged { .. } => "conditions-changed",
             Self::Rejected(rejection) => rejection.rule.as_str(),
             Self::KernelImage { source, .. } => source.code(),
             Self::Program { problem, .. } => match problem {
@@ -485,6 +494,7 @@ impl Error {
             Self::LeadsElsewhere { .. } => {
                 "put the link back, or start the partition anew to have it judged as it is"
             }
+            Self::ConditionsChanged { .. } => "start it again",
             Self::Rejected(rejection) => &rejection.help,
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",

@@ -10,7 +10,7 @@ mod outputs;
 mod reload;
 mod watch;
 
-use crate::admit::write_documents;
+use crate::admit::{check_inherited, write_documents};
 use crate::cgroup::Group;
 use crate::conditions::PartitionConditions;
 use crate::console::{self, Pumps, Streams};
@@ -181,6 +181,7 @@ impl Supervisor {
         let limits = limits::of(system)?;
         let directory = root.create(&system.name)?;
         write_documents(system, root, &directory)?;
+        check_inherited(system, &options.conditions, root, &directory)?;
         directory.write_grants(system)?;
         let life = |partition: &Partition| {
             let conditions = options.conditions.get(&partition.name);

@@ -34,9 +34,10 @@ impl Family {
         &self.own.conditions
     }
 
-    /// Puts others into their place.
-    pub fn replace_own(&mut self, conditions: Conditions) {
-        self.own.conditions = conditions;
+    /// Those of this ancestor, or the partition's own.
+    pub fn of(&mut self, ancestor: Option<&str>) -> Option<&mut Kin> {
+        let mut members = std::iter::once(&mut self.own).chain(&mut self.ancestors);
+        members.find(|kin| kin.ancestor.as_deref() == ancestor)
     }
 
     fn members(&self) -> impl Iterator<Item = &Kin> {

@@ -117,9 +117,14 @@ impl Process {
 
     /// Puts this text into the place of its conditions, and hears how that went.
     fn reload(&self, id: u64, text: &[u8], widen: bool) -> Reloaded {
+        self.reload_of(None, id, text, widen)
+    }
+
+    fn reload_of(&self, of: Option<&str>, id: u64, text: &[u8], widen: bool) -> Reloaded {
+        let of = of.map(str::to_owned);
         let mut file = File::from(memfd_create("conditions", MemfdFlags::CLOEXEC).unwrap());
         file.write_all(text).unwrap();
-        self.order(&Order::Reload { id, widen }, &file);
+        self.order(&Order::Reload { id, widen, of }, &file);
         match self.hear() {
             Event::Reloaded { id: of, outcome } => {
                 assert_eq!(of, id);
@@ -289,6 +294,40 @@ fn other_conditions_hold_from_one_answer_to_the_next() {
 }
 
 #[test]
+fn other_conditions_of_an_ancestor_hold_from_one_answer_to_the_next() {
+    let process = start(TOOLS, |description| {
+        let inherited = |ancestor: &str| Inherited {
+            ancestor: ancestor.to_owned(),
+            text: [TOOLS, READS].concat(),
+            learn: false,
+            world: description.world.clone(),
+        };
+        description.inherited = ["boss", "chief"].map(inherited).into();
+    });
+    process.hear();
+    let asker = process.asker();
+    assert!(asker.ask(&tool("fs.delete"), None).allows());
+    let narrower = [NO_DELETION, TOOLS].concat();
+    let done = Reloaded::Done { widened: None };
+    let of_chief = |id, text: &str| process.reload_of(Some("chief"), id, text.as_bytes(), false);
+    assert_eq!(of_chief(1, &narrower), done);
+    let delete = asker.ask(&tool("fs.delete"), None).ruling;
+    let why = vec!["no deletion of chief".to_owned()];
+    assert_eq!(delete, Ruling::Forbidden(why));
+    assert!(asker.ask(&tool("fs.read"), None).allows());
+    let Reloaded::Refused { code, .. } = of_chief(2, TOOLS) else {
+        panic!("it is wider")
+    };
+    assert_eq!(code, "conditions-wider");
+    // What is said of one is said of no other.
+    let of_boss = process.reload_of(Some("boss"), 3, TOOLS.as_bytes(), false);
+    assert_eq!(of_boss, done);
+    assert!(!asker.ask(&tool("fs.delete"), None).allows());
+    let of_nobody = process.reload_of(Some("web"), 4, TOOLS.as_bytes(), true);
+    assert!(matches!(of_nobody, Reloaded::Refused { code, .. } if code == "no-conditions"));
+}
+
+#[test]
 fn a_text_that_is_refused_leaves_what_holds() {
     let process = start(&[TOOLS, NO_DELETION].concat(), |_| {});
     process.hear();
@@ -324,6 +363,7 @@ fn a_text_that_is_refused_leaves_what_holds() {
         &Order::Reload {
             id: 99,
             widen: true,
+            of: None,
         },
         &theirs,
     );

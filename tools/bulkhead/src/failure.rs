@@ -67,6 +67,20 @@ impl Failure {
         self
     }
 
+    /// The same with a sentence before each of its own.
+    pub(crate) fn behind(mut self, sentence: &str) -> Self {
+        for complaint in &mut self.complaints {
+            complaint.message = format!("{sentence}: {}", complaint.message);
+        }
+        self
+    }
+
+    /// Both, with the status of this one.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.complaints.extend(other.complaints);
+        self
+    }
+
     /// The same with another status.
     pub(crate) fn status(mut self, status: u8) -> Self {
         self.status = status;

@@ -1,12 +1,14 @@
 //! Judgements of files, and that each is recorded.
 
 use super::*;
-use crate::Library;
 use crate::compile::{Descriptors, Want};
 use crate::open::Opened;
+use crate::{HeldConditions, Library, PartitionConditions};
+use bulkhead_capability::Adherence;
 use bulkhead_machine::Jail;
 use bulkhead_manifest::{At, DeviceKind, SystemDraft, Validated, validate};
 use bulkhead_signature::{Envelope, Trust};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::sync::Mutex;
 use tempfile::{TempDir, tempdir};
@@ -249,6 +251,74 @@ fn two_that_start_at_once_do_not_both_take_the_last_place() {
         late.to_string(),
         "parent `parent` has 1 children of role `coder` already"
     );
+}
+
+/// Answers for the conditions of partitions of the system in this directory, once for each text.
+fn answering(directory: &SystemDir, texts: &[&str]) -> std::thread::JoinHandle<()> {
+    let socket = std::os::unix::net::UnixListener::bind(directory.socket()).unwrap();
+    let held = texts.iter().map(|text| HeldConditions {
+        conditions: conditions(text, Vec::new()),
+        answered: true,
+    });
+    let held: Vec<HeldConditions> = held.collect();
+    std::thread::spawn(move || {
+        for held in held {
+            let (stream, _) = socket.accept().unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            crate::control::reply(&stream, &held);
+        }
+    })
+}
+
+fn conditions(text: &str, inherited: Vec<crate::Inherited>) -> PartitionConditions {
+    PartitionConditions {
+        text: text.to_owned(),
+        world: Vec::new(),
+        lineage: Vec::new(),
+        adherence: Adherence::Enforce,
+        inherited,
+    }
+}
+
+#[test]
+fn nobody_begins_with_conditions_of_a_parent_that_hold_no_more() {
+    let scene = scene();
+    let roles = scene.config.below("roles");
+    let role = format!("{ROLE}[spawn]\ncount = 1\ndepth = 1\n");
+    let role = role.replace("\"console\"", "\"console\", \"partition.spawn:coder=1\"");
+    fs::write(roles.path().join("coder.toml"), role).unwrap();
+    let parent = MANIFEST.replace("name = \"agent\"", "name = \"parent\"");
+    let spawn = "[spawn]\nroles = [\"coder=1\"]\ncount = 1\n";
+    let file = scene.signed(&format!("{parent}{spawn}"));
+    let parent = system("parent", scene.judge(&file, false).0.unwrap());
+    let of_parent = scene.root.create("parent").unwrap();
+    write_documents(&parent, &scene.root, &of_parent).unwrap();
+    let named = "name = \"child\"\nparent = \"parent\"";
+    let text = MANIFEST.replace("name = \"agent\"", named);
+    let child = system("child", scene.judge(&scene.signed(&text), false).0.unwrap());
+    let own = scene.root.create("child").unwrap();
+    assert!(children(&scene.root).unwrap().is_empty());
+    write_documents(&child, &scene.root, &own).unwrap();
+    // Whoever replaces conditions finds it from here on.
+    let found = children(&scene.root).unwrap();
+    let found = found.iter().map(|(found, name)| (&*found.name, &**name));
+    assert_eq!(found.collect::<Vec<_>>(), [("child", "child")]);
+
+    let answers = answering(&of_parent, &["old", "new"]);
+    let inherited = conditions("old", Vec::new()).for_children_of("parent");
+    let held = Arc::new(conditions("own", inherited));
+    let held = BTreeMap::from([("child".to_owned(), held)]);
+    let check = || check_inherited(&child, &held, &scene.root, &own);
+    check().unwrap();
+    let late = check().unwrap_err();
+    assert_eq!(late.code(), "conditions-changed");
+    answers.join().unwrap();
+    // Nobody says.
+    assert_eq!(check().unwrap_err().code(), "no-answer");
+    // Who inherits nothing is held to nothing.
+    let none = BTreeMap::from([("child".to_owned(), Arc::new(conditions("own", Vec::new())))]);
+    check_inherited(&child, &none, &scene.root, &own).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::acts::Refusal;
 use super::member::Member;
 use crate::backend::Kind;
-use crate::conditions::{self, PartitionConditions};
+use crate::conditions::{self, PartitionConditions, digest};
 use crate::control::{Answer, HeldConditions, NewConditions, RELOAD, reply};
 use bulkhead_conditions::control::Reloaded;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,11 @@ const STAY: &str = "those that held still hold";
 pub(super) struct Reload {
     /// The record that it is about to be done; the number of the request too.
     intent: u64,
+    /// Digests of the texts.
     old: String,
-    new: Arc<PartitionConditions>,
+    new: String,
+    /// All that holds then.
+    conditions: Arc<PartitionConditions>,
     /// Who waits, and for how long yet.
     client: Option<(UnixStream, Instant)>,
 }
@@ -56,23 +59,39 @@ impl Member {
             let help = "wait until they hold, or do not: bulkhead ledger tail";
             return Err(Refusal::new("conditions-busy", message, help));
         }
-        let NewConditions { file, text, widen } = new;
-        let old = held.digest();
-        let new = Arc::new(PartitionConditions {
+        let NewConditions {
+            file,
             text,
-            ..PartitionConditions::clone(held)
-        });
+            widen,
+            of,
+        } = new;
+        let mut conditions = PartitionConditions::clone(held);
+        let Some(place) = conditions.text_of(of.as_deref()) else {
+            let ancestor = of.unwrap_or_default();
+            let ancestor = ancestor.escape_debug();
+            let message =
+                format!("partition `{name}` is not held to the conditions of `{ancestor}`");
+            let help = "a child is held to those of its ancestors";
+            return Err(Refusal::new("no-conditions", message, help));
+        };
+        let (old, new) = (digest(place), digest(&text));
+        place.clone_from(&text);
         let may_widen = if widen { "may" } else { "may not" };
-        let details = [("old", &*old), ("new", &new.digest()), ("widen", may_widen)];
+        let details = [
+            ("old", &*old),
+            ("new", &*new),
+            ("widen", may_widen),
+            ("of", of.as_deref().unwrap_or_default()),
+        ];
         let intent = self.life.intend(ACTION, &file, details)?;
         let reload = Reload {
             intent,
             old,
             new,
+            conditions: Arc::new(conditions),
             client: None,
         };
-        let sent =
-            (self.decision()).map(|to| conditions::reload(to, intent, &reload.new.text, widen));
+        let sent = (self.decision()).map(|to| conditions::reload(to, intent, &text, widen, of));
         let refusal = match sent {
             Some(Ok(true)) => return Ok(reload),
             Some(Err(error)) => Refusal::from(error),
@@ -107,8 +126,11 @@ impl Member {
             Ok(widened) => widened.unwrap_or("no"),
             Err(_) => "",
         };
-        let new = reload.new.digest();
-        let details = [("old", &*reload.old), ("new", &*new), ("widened", widened)];
+        let details = [
+            ("old", &*reload.old),
+            ("new", &*reload.new),
+            ("widened", widened),
+        ];
         let outcome = outcome.map(|_| ());
         (self.life).conclude(reload.intent, ACTION, outcome, details);
     }
@@ -123,9 +145,9 @@ impl Member {
             Reloaded::Done { widened } => {
                 let widened = widened.map(|why| why.escape_debug().to_string());
                 self.conclude_reload(&reload, Ok(widened.as_deref()));
-                self.conditions = Some(reload.new.clone());
+                self.conditions = Some(reload.conditions.clone());
                 Answer::Reloaded {
-                    conditions: reload.new.digest(),
+                    conditions: reload.new.clone(),
                     widened,
                 }
             }

@@ -21,6 +21,9 @@ pub enum Command {
         id: u64,
         /// They may permit what the others do not.
         widen: bool,
+        /// The ancestor whose they are; without, the partition's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<String>,
     },
 }
 

@@ -59,8 +59,8 @@ impl Control {
             let packet = bytes.get(..received).unwrap_or_default();
             match (serde_json::from_slice(packet), passed) {
                 (Ok(Command::Client), Some(socket)) => askers.add(socket),
-                (Ok(Command::Reload { id, widen }), Some(file)) => {
-                    let outcome = judge.reload(file, widen);
+                (Ok(Command::Reload { id, widen, of }), Some(file)) => {
+                    let outcome = judge.reload(file, widen, of.as_deref());
                     tell(&self.0, &Event::Reloaded { id, outcome });
                 }
                 // What came with it is closed: an asker sees that nobody answers.

@@ -6,6 +6,7 @@ mod askers;
 pub mod jail;
 mod reload;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -163,6 +164,8 @@ fn tell(control: impl AsFd, event: &Event) {
 pub struct Judge {
     family: Family,
     world: Vec<Member>,
+    /// What the conditions of each ancestor may speak of.
+    worlds: BTreeMap<String, Vec<Member>>,
     system: String,
     partition: String,
     lineage: Vec<String>,
@@ -191,26 +194,34 @@ impl Judge {
             conditions: Conditions::parse_to_hold(&text, &World::of(&world))?,
             learn,
         };
-        let mut held = World::of(&world);
-        held.partitions.retain(|(name, _)| *name == partition);
-        let ancestors = inherited.into_iter().map(|inherited| {
+        let held = of_one(&world, &partition);
+        let ancestors = inherited.iter().map(|inherited| {
             let world = World::of(&inherited.world);
             let conditions = Conditions::parse_inherited(&inherited.text, &world, &held)?;
             Ok(Kin {
-                ancestor: Some(inherited.ancestor),
+                ancestor: Some(inherited.ancestor.clone()),
                 conditions,
                 learn: inherited.learn,
             })
         });
         let ancestors: Vec<Kin> = ancestors.collect::<Result<_, ConditionsError>>()?;
+        let worlds = inherited.into_iter();
         Ok(Self {
             family: Family::new(own, ancestors),
+            worlds: worlds
+                .map(|inherited| (inherited.ancestor, inherited.world))
+                .collect(),
             world,
             system,
             partition,
             lineage,
             started: Duration::from_secs(started),
         })
+    }
+
+    /// What the partition itself is granted.
+    fn held(&self) -> World<'_> {
+        of_one(&self.world, &self.partition)
     }
 
     /// Answers a packet at this time since 1970; nothing where it is no question.
@@ -233,6 +244,13 @@ impl Judge {
             enforced: said.enforced,
         })
     }
+}
+
+/// What one of these partitions is granted.
+fn of_one<'w>(world: &'w [Member], partition: &str) -> World<'w> {
+    let mut held = World::of(world);
+    held.partitions.retain(|(name, _)| *name == partition);
+    held
 }
 
 /// A ruling that fits into an answer, whatever the conditions are called.

@@ -25,6 +25,9 @@ enum ReloadError {
     /// They are refused.
     #[error(transparent)]
     Conditions(#[from] ConditionsError),
+    /// They are those of somebody who is no ancestor.
+    #[error("the partition is not held to the conditions of `{0}`")]
+    NoAncestor(String),
     /// They would permit what the old do not.
     #[error("the new conditions may permit more: {0}")]
     Wider(String),
@@ -35,16 +38,17 @@ impl ReloadError {
         match self {
             Self::Read(_) => "decision-setup",
             Self::Conditions(_) => "conditions",
+            Self::NoAncestor(_) => "no-conditions",
             Self::Wider(_) => "conditions-wider",
         }
     }
 }
 
 impl Judge {
-    /// Puts the conditions in `file` into the place of those that hold. They may permit more only where
-    /// `widen` says so.
-    pub(super) fn reload(&mut self, file: OwnedFd, widen: bool) -> Reloaded {
-        match self.try_reload(&file, widen) {
+    /// Puts the conditions in `file` into the place of those that hold, the partition's own or those of an
+    /// ancestor. They may permit more only where `widen` says so.
+    pub(super) fn reload(&mut self, file: OwnedFd, widen: bool, of: Option<&str>) -> Reloaded {
+        match self.try_reload(&file, widen, of) {
             Ok(widened) => Reloaded::Done { widened },
             Err(error) => Reloaded::Refused {
                 code: error.code().to_owned(),
@@ -54,13 +58,26 @@ impl Judge {
     }
 
     /// Why they permit more, if they do.
-    fn try_reload(&mut self, file: &OwnedFd, widen: bool) -> Result<Option<String>, ReloadError> {
-        let new = Conditions::parse_to_hold(&read(file)?, &World::of(&self.world))?;
-        let widened = told(&widenings(self.family.own(), &new)?);
-        match widened {
+    fn try_reload(
+        &mut self,
+        file: &OwnedFd,
+        widen: bool,
+        of: Option<&str>,
+    ) -> Result<Option<String>, ReloadError> {
+        let nobody = || ReloadError::NoAncestor(of.unwrap_or_default().to_owned());
+        let text = read(file)?;
+        let new = match of {
+            None => Conditions::parse_to_hold(&text, &World::of(&self.world))?,
+            Some(of) => {
+                let world = self.worlds.get(of).ok_or_else(nobody)?;
+                Conditions::parse_inherited(&text, &World::of(world), &self.held())?
+            }
+        };
+        let kin = self.family.of(of).ok_or_else(nobody)?;
+        match told(&widenings(&kin.conditions, &new)?) {
             Some(why) if !widen => Err(ReloadError::Wider(why)),
             widened => {
-                self.family.replace_own(new);
+                kin.conditions = new;
                 Ok(widened)
             }
         }

@@ -34,6 +34,7 @@ fn new(widen: bool) -> NewConditions {
         file: "new.cedar".to_owned(),
         text: NEW.to_owned(),
         widen,
+        of: None,
     }
 }
 
@@ -90,6 +91,51 @@ fn wait_for_records(house: &House, many: usize) {
         assert!(Instant::now() < end, "{:?}", recorded(house));
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn conditions_of_an_ancestor_are_replaced_as_well_and_those_of_nobody_else() {
+    let script = r#"take; reloaded '{"outcome":"done","widened":null}'; exec sleep 1000"#;
+    let mut house = house(script);
+    let held_by = |house: &House| PartitionConditions::clone(&house.conditions["a"]);
+    let inherited = |ancestor: &str| crate::Inherited {
+        ancestor: ancestor.to_owned(),
+        text: OLD.to_owned(),
+        learn: false,
+        world: Vec::new(),
+    };
+    let family = PartitionConditions {
+        inherited: ["boss", "chief"].map(inherited).into(),
+        ..held_by(&house)
+    };
+    house.conditions.insert("a".to_owned(), Arc::new(family));
+    ended_by(&house, |house, signals| {
+        let found = house.root.find("test").unwrap();
+        let of = |ancestor: &str| NewConditions {
+            of: Some(ancestor.to_owned()),
+            ..new(false)
+        };
+        let answer = reload(&found, "a", of("nobody")).unwrap();
+        assert_eq!(refusal(&answer).0, "no-conditions");
+        let answer = reload(&found, "a", of("chief")).unwrap();
+        assert!(matches!(answer, Answer::Reloaded { .. }), "{answer:?}");
+        let held = held(house).conditions;
+        let inherited = held.inherited.iter().map(|inherited| &*inherited.text);
+        assert_eq!(inherited.collect::<Vec<_>>(), [OLD, NEW]);
+        assert_eq!(held.text, OLD);
+        wait_for_records(house, 2);
+        let entries = house.writer.entries();
+        let intent = entries.iter().find(|entry| entry.action == "policy.reload");
+        assert_eq!(intent.unwrap().detail["of"], "chief");
+        signals.write_all(&[15]).unwrap();
+    });
+    assert_eq!(
+        recorded(&house),
+        [
+            "intent allowed old new new.cedar widen=may not",
+            "outcome done old new widened=no",
+        ]
+    );
 }
 
 #[test]
