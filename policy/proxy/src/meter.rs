@@ -14,7 +14,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::quota::{Exhausted, Quotas};
-use crate::records::{Act, Records};
+use crate::records::{Act, GAVE_UP, Records};
 
 /// Counts for one act, and records its outcome when nobody holds it any more.
 pub(crate) struct Meter {
@@ -44,6 +44,14 @@ impl Meter {
     /// It ended so, as far as is known.
     pub(crate) fn ended(&self, verdict: Verdict, reason: String) {
         *self.end.borrow_mut() = (verdict, reason);
+    }
+
+    /// Nobody takes the rest. What was the cause of it may be known better already.
+    fn cut_short(&self) {
+        let mut end = self.end.borrow_mut();
+        if end.0 == Verdict::Done {
+            *end = (Verdict::Failed, GAVE_UP.to_owned());
+        }
     }
 
     fn count(&self, counter: &Cell<u64>, bytes: usize) -> Result<(), Exhausted> {
@@ -84,12 +92,19 @@ pub(crate) struct Counted {
     body: Incoming,
     meter: Rc<Meter>,
     way: Way,
+    /// Its last frame has gone through.
+    is_over: bool,
 }
 
 impl Counted {
     /// Counts `body`.
     pub(crate) fn new(body: Incoming, meter: Rc<Meter>, way: Way) -> Self {
-        Self { body, meter, way }
+        Self {
+            body,
+            meter,
+            way,
+            is_over: false,
+        }
     }
 }
 
@@ -110,6 +125,7 @@ impl Body for Counted {
                 let (Way::Out(change) | Way::In(change)) = &self.way;
                 if let Some(trailers) = frame.trailers_mut() {
                     change(trailers);
+                    self.is_over = true;
                 }
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 let counter = match self.way {
@@ -125,7 +141,10 @@ impl Body for Counted {
                 self.meter.ended(Verdict::Failed, error.to_string());
                 Some(Err(error.into()))
             }
-            None => None,
+            None => {
+                self.is_over = true;
+                None
+            }
         })
     }
 
@@ -135,6 +154,15 @@ impl Body for Counted {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let is_over = self.is_over || self.body.is_end_stream();
+        if matches!(self.way, Way::In(_)) && !is_over {
+            self.meter.cut_short();
+        }
     }
 }
 

@@ -26,7 +26,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use world::{Local, PLACEHOLDER, Setup, VALUE, World, body, converse, narrowed, run, secret};
+use tokio::task::spawn_local;
+use world::{LONG, Local, PLACEHOLDER, Setup, VALUE, World, body, converse, narrowed, run, secret};
 
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
@@ -639,6 +640,63 @@ fn nothing_is_sent_that_is_not_on_record() {
         );
         assert!(outcome.detail["received"].parse::<u64>().unwrap() > 10);
     });
+}
+
+#[test]
+fn an_answer_that_the_guest_cuts_short_is_on_record_as_that() {
+    for (alpn, cut) in [
+        ("http/1.1", true),
+        ("h2", true),
+        ("http/1.1", false),
+        ("h2", false),
+    ] {
+        run(async {
+            let world = World::new(Setup {
+                record: true,
+                ..Setup::default()
+            })
+            .await;
+            let io = TokioIo::new(world.tls("api.example", alpn).await.unwrap());
+            let request = Request::get("https://api.example/v1/long").header("host", "api.example");
+            let request = request.body(body("")).unwrap();
+            let (answer, connection) = match alpn {
+                "h2" => {
+                    let made = hyper::client::conn::http2::handshake(Local, io).await;
+                    let (mut sender, connection) = made.unwrap();
+                    let connection = spawn_local(async move { drop(connection.await) });
+                    (sender.send_request(request).await, connection)
+                }
+                _ => {
+                    let made = hyper::client::conn::http1::handshake(io).await;
+                    let (mut sender, connection) = made.unwrap();
+                    let connection = spawn_local(async move { drop(connection.await) });
+                    (sender.send_request(request).await, connection)
+                }
+            };
+            let mut answer = answer.unwrap().into_body();
+            answer.frame().await.unwrap().unwrap();
+            if cut {
+                drop(answer);
+                connection.abort();
+            } else {
+                answer.collect().await.unwrap();
+            }
+            world.recorded(2).await;
+            let entries = world.ledger.entries.lock().unwrap();
+            let outcome = &entries[1];
+            let received: usize = outcome.detail["received"].parse().unwrap();
+            match cut {
+                true => {
+                    assert_eq!(outcome.verdict, Verdict::Failed, "{alpn}");
+                    assert!(received < LONG, "{alpn}");
+                }
+                false => {
+                    assert_eq!((outcome.verdict, &*outcome.reason), (Verdict::Done, "200"));
+                    assert_eq!(received, LONG, "{alpn}");
+                }
+            }
+        });
+    }
 }
 
 #[test]

@@ -59,6 +59,9 @@ pub fn run(test: impl Future<Output = ()>) {
     });
 }
 
+/// Bytes of the body at /v1/long, more than all buffers on its way.
+pub const LONG: usize = 16 * 1024 * 1024;
+
 /// A ledger in memory that can fail.
 #[derive(Default)]
 pub struct Ledger {
@@ -345,6 +348,11 @@ async fn answer(
     let path = request.uri().path().to_owned();
     seen.borrow_mut().push((request.version(), path.clone()));
     let mut response = Response::new(Full::default().boxed_unsync());
+    if path == "/v1/long" {
+        let body = Full::new(Bytes::from(vec![b'x'; LONG]));
+        *response.body_mut() = body.boxed_unsync();
+        return Ok(response);
+    }
     if path == "/v1/elsewhere" {
         *response.status_mut() = StatusCode::FOUND;
         let place = HeaderValue::from_static("https://evil.example/v1/x");
