@@ -70,7 +70,9 @@ impl<'d> Fields<'d> {
     fn add_table(&mut self, parent: Option<usize>, table: &'d DeTable<'d>) {
         for (key, value) in table.iter() {
             let name = Name::Key(key.get_ref().as_ref());
-            self.add(key.span().start, parent, name, value);
+            // What is said of a table is said of its header, which begins before its key.
+            let start = key.span().start.min(value.span().start);
+            self.add(start, parent, name, value);
         }
     }
 
@@ -114,6 +116,7 @@ name = "five"
 [[secrets]]
 name = "six"
 bound.path = "seven"
+[limits]
 "#;
 
     #[test]
@@ -129,6 +132,8 @@ bound.path = "seven"
             ("five", "secrets[0].name"),
             ("six", "secrets[1].name"),
             ("seven", "secrets[1].bound.path"),
+            ("[identity]", "identity"),
+            ("[limits]", "limits"),
         ] {
             let at = TEXT.find(text).unwrap();
             assert_eq!(fields.at(at).as_deref(), Some(field), "{text}");

@@ -70,7 +70,9 @@ impl Report<'_> {
         };
         let fields = Fields::of(root.get_ref());
         for diagnostic in &mut self.diagnostics {
+            // What is missing in the text as a whole is at no field of it.
             let place = diagnostic.place.as_ref();
+            let place = place.filter(|place| place.span != (0..self.text.len()));
             diagnostic.field = place.and_then(|place| fields.at(place.span.start));
         }
     }

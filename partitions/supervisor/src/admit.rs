@@ -30,7 +30,7 @@ mod children;
 
 pub use bounds::{Bounds, manifest_of};
 pub(crate) use children::check_inherited;
-pub use children::children;
+pub use children::{descendants, lock_lineage};
 
 /// Where what roles may have is described, below the place of what operators configure.
 const ROLES: &str = "roles";
@@ -362,7 +362,6 @@ impl Admissions {
         }
     }
 
-    /// The role of this name, if somebody has described it. Names of roles have no slashes.
     fn record(&self, entry: &Entry) -> Result<(), RecordError> {
         self.recorder.record(entry).map(drop)
     }
@@ -438,7 +437,8 @@ fn refusal(object: &str, reason: String, detail: BTreeMap<String, String>) -> En
     }
 }
 
-/// What a role may have, as described in `roles`, if it is.
+/// What the role of this name may have, if somebody has described it in `roles`. Names of roles have no
+/// slashes.
 fn role(roles: &Place, name: &str) -> Result<Option<Role>, AdmissionError> {
     let Some(directory) = roles.existing()? else {
         return Ok(None);

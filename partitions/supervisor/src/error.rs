@@ -274,13 +274,15 @@ pub enum Error {
         /// Where it leads.
         found: PathBuf,
     },
-    /// A child is held to conditions of its parent that hold no more.
-    #[error("the conditions of parent `{parent}` were replaced while `{partition}` started")]
+    /// A child inherits conditions that hold no more.
+    #[error("`{partition}` inherits conditions of `{ancestor}`, and while it started {what}")]
     ConditionsChanged {
         /// The child.
         partition: String,
-        /// Its parent.
-        parent: String,
+        /// Whose they are.
+        ancestor: String,
+        /// What has become of that one, as a clause.
+        what: &'static str,
     },
     /// A manifest that was admitted does not keep a rule any more.
     #[error("{}", .0.message)]

@@ -45,7 +45,7 @@ mod vmm;
 mod vsock;
 mod web;
 
-pub use admit::{AdmissionError, Admissions, Bounds, children, manifest_of};
+pub use admit::{AdmissionError, Admissions, Bounds, descendants, lock_lineage, manifest_of};
 pub use bulkhead_approval::{Question, Scope};
 pub use bulkhead_conditions::{Inherited, Member};
 pub use bulkhead_machine::Jail;

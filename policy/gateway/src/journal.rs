@@ -24,6 +24,9 @@ const GONE: &str = "the guest is gone";
 /// Most addresses of a name that its record has.
 const MAX_ADDRESSES: usize = 16;
 
+/// How acts end that were on record too late.
+const LATE: &str = "its record came too late";
+
 /// Whose act, and whether it may be done.
 pub(crate) type Heard = (Token, Result<Act, NotDone>);
 
@@ -31,7 +34,8 @@ pub(crate) type Heard = (Token, Result<Act, NotDone>);
 #[derive(Default)]
 pub(crate) struct Journal {
     records: Records,
-    heard: Arc<Mutex<Vec<Heard>>>,
+    /// What nobody has taken yet; none once nobody will.
+    heard: Arc<Mutex<Option<Vec<Heard>>>>,
     /// An eventfd that wakes the event loop.
     wake: Option<Arc<OwnedFd>>,
 }
@@ -41,7 +45,7 @@ impl Journal {
     pub(crate) fn new(records: Records, wake: OwnedFd) -> Self {
         Self {
             records,
-            heard: Arc::default(),
+            heard: Arc::new(Mutex::new(Some(Vec::new()))),
             wake: Some(Arc::new(wake)),
         }
     }
@@ -100,7 +104,7 @@ impl Journal {
             token,
             Intent {
                 action: "net.listen",
-                object: listened(forward),
+                object: listened(forward.guest_port),
                 reason: format!("net.listen:{}={}", forward.address, forward.guest_port),
                 detail: BTreeMap::from([("from".to_owned(), from.to_string())]),
                 question: Question::default(),
@@ -110,9 +114,16 @@ impl Journal {
 
     fn submit(&self, token: Token, intent: Intent) {
         let (heard, wake) = (self.heard.clone(), self.wake.clone());
-        let done = move |act| {
+        let records = self.records.clone();
+        let done = move |act: Result<Act, NotDone>| {
             let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.push((token, act));
+            match (heard.as_mut(), act) {
+                (Some(heard), act) => heard.push((token, act)),
+                (None, Ok(act)) => {
+                    records.outcome(&act, Verdict::Failed, GONE, BTreeMap::new());
+                }
+                (None, Err(_)) => {}
+            }
             drop(heard);
             if let Some(wake) = wake {
                 // It counts; a count that is full has woken the loop already.
@@ -125,7 +136,7 @@ impl Journal {
     /// What was recorded since the last time.
     pub(crate) fn take(&self) -> Vec<Heard> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *heard)
+        heard.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// A flow has ended, after so many bytes out and in.
@@ -150,10 +161,17 @@ impl Journal {
         self.end(act, Some(why), BTreeMap::new());
     }
 
-    /// Nobody waits any more for what was recorded, if it was.
+    /// The guest waits no more for what was recorded, if it was.
     pub(crate) fn given_up(&self, act: Option<Act>) {
         if let Some(act) = act {
             self.failed(&act, GAVE_UP);
+        }
+    }
+
+    /// It was not waited for any longer until it was on record, or must not be done.
+    pub(crate) fn late(&self, act: Result<Act, NotDone>) {
+        if let Ok(act) = act {
+            self.failed(&act, LATE);
         }
     }
 
@@ -176,8 +194,14 @@ impl Journal {
         self.failed(act, GONE);
     }
 
-    /// Waits for what is not on record yet, the proxy's acts among it.
+    /// Waits for what is not on record yet, the proxy's acts among it. Nobody takes anything any more.
     pub(crate) fn finish(&self) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let untaken = heard.take().unwrap_or_default();
+        drop(heard);
+        for act in untaken.into_iter().filter_map(|(_, act)| act.ok()) {
+            self.failed(&act, GONE);
+        }
         self.records.finish(PATIENCE);
     }
 
@@ -188,6 +212,6 @@ impl Journal {
 }
 
 /// The port of the guest that a forward leads to, as an object of records.
-pub(crate) fn listened(forward: &Forward) -> String {
-    format!("tcp {}", forward.guest_port)
+pub(crate) fn listened(guest_port: u16) -> String {
+    format!("tcp {guest_port}")
 }

@@ -229,8 +229,8 @@ impl Host for Sockets {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, from) = acceptfrom_with(listener, flags)?;
         let from = from.and_then(|from| SocketAddr::try_from(from).ok());
-        let from = from.ok_or(io::ErrorKind::ConnectionAborted)?;
-        // A listener of another family than TCP has no such option, and no need of it.
+        // Only what listens to TCP was described.
+        let from = from.ok_or(io::ErrorKind::Unsupported)?;
         let _ = set_tcp_nodelay(&socket, true);
         self.add(&socket, token)?;
         Ok((TcpSocket::new(socket), from))

@@ -243,10 +243,8 @@ impl<H: Host> Udp<H> {
     /// A flow is permitted and its intent on record, or it must not be.
     pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
-            if let Ok(act) = act {
-                core.journal.outcome(&act, Some("it made room"), (0, 0));
-            }
-            return;
+            // It made room for another.
+            return core.journal.late(act);
         };
         let key = flow.key;
         match act {

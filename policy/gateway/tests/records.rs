@@ -17,7 +17,7 @@ use bulkhead_record::{Entry, Kind, Verdict};
 use guest::ledger::writer;
 use guest::resolver::resolver;
 use guest::{DNS, Gateway, Guest, MAC, ROUTER, start, start_with};
-use smoltcp::socket::tcp;
+use smoltcp::socket::{dns, tcp};
 
 /// A gateway that records, the guest at its link, and the ledger.
 fn recording(
@@ -177,6 +177,52 @@ fn a_name_that_is_not_on_record_is_asked_of_nobody() {
 }
 
 #[test]
+fn a_record_that_comes_too_late_lets_no_name_be_asked_for() {
+    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    tcp.set_nonblocking(true).unwrap();
+    udp.set_nonblocking(true).unwrap();
+    let (ledger, theirs) = guest::pair();
+    let mut described = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
+    (described.ledger, described.actor) = (Some(Fd(60)), Some("demo/test".into()));
+    resolving(&mut described, port);
+    let (gateway, mut guest) = start_with(described, Vec::new(), vec![(theirs, 60)]);
+    guest.configure();
+    // Two queries, whose records nobody writes for now.
+    let over_tcp = ask_over_tcp(&mut guest);
+    let (over_udp, query) = guest.ask("a.example");
+    assert_eq!(answer_over_tcp(&mut guest, over_tcp), 5, "it is refused");
+    guest.until("a refusal", |guest| {
+        let socket = guest.get::<dns::Socket<'_>>(over_udp);
+        let answer = socket.get_query_result(query);
+        (answer != Err(dns::GetQueryResultError::Pending)).then_some(())
+    });
+    let entries = writer(ledger, usize::MAX);
+    // Of each that was asked, the repeated ones among them.
+    guest.until("the outcomes", |_| {
+        let entries = entries.lock().unwrap();
+        let count = |kind| entries.iter().filter(|entry| entry.kind == kind).count();
+        let intents = count(Kind::Intent);
+        (intents >= 2 && count(Kind::Outcome) == intents).then_some(())
+    });
+    assert_eq!(
+        udp.recv(&mut [0; 512]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    assert_eq!(tcp.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    // The next one is not taken for one of these.
+    assert!(!guest.get::<tcp::Socket<'_>>(over_tcp).can_recv());
+    gateway.end();
+    let entries = entries.lock().unwrap();
+    let outcomes = entries.iter().filter(|entry| entry.kind == Kind::Outcome);
+    for outcome in outcomes {
+        assert_eq!(outcome.verdict, Verdict::Failed);
+        assert_eq!(outcome.reason, "its record came too late");
+    }
+}
+
+#[test]
 fn names_that_nobody_answers_for_have_an_outcome_on_record() {
     for (over_tcp, gone) in [(false, true), (true, true), (true, false)] {
         // They listen, and say nothing.
@@ -272,13 +318,17 @@ fn a_connection_from_outside_that_is_not_on_record_reaches_nobody() {
     let handle = guest.tcp(4096);
     guest.get::<tcp::Socket<'_>>(handle).listen(22).unwrap();
     let client = TcpStream::connect(address).unwrap();
+    let from = client.local_addr().unwrap();
     let reading = std::thread::spawn(move || (&client).read(&mut [0; 1]).unwrap_err().kind());
     guest.until("a reset", |_| reading.is_finished().then_some(()));
     assert_eq!(reading.join().unwrap(), ErrorKind::ConnectionReset);
     let socket = guest.get::<tcp::Socket<'_>>(handle);
     assert_eq!(socket.state(), tcp::State::Listen, "it heard of nobody");
     let said = gateway.end();
-    assert!(said.contains("refused a connection to 22: "), "{said}");
+    assert!(
+        said.contains(&format!("refused a connection of {from} to 22: ")),
+        "{said}"
+    );
 }
 
 #[test]

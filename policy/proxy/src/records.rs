@@ -239,11 +239,13 @@ impl Records {
         reason: &str,
         detail: BTreeMap<String, String>,
     ) {
+        // What had no intent on record has no outcome there.
+        if !act.is_recorded() {
+            return;
+        }
         let entry = self.entry(Kind::Outcome, act, verdict, reason, detail);
         self.submit(entry, None, Box::new(|_| {}));
-        if let Some(ledger) = &self.0
-            && act.intent.is_some()
-        {
+        if let Some(ledger) = &self.0 {
             let mut left = ledger.work.left();
             left.acts = left.acts.saturating_sub(1);
         }

@@ -84,7 +84,7 @@ fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failu
     let policy = Policy::new(&partition.grants, loaded.conditions.as_ref());
     let mut report = report(&policy, partition.conditions, act, &who);
     // With it the manifest would not be started.
-    report.in_the_way = in_the_way(loaded.manifest.as_ref(), act, &who)?;
+    report.in_the_way = in_the_way(loaded.manifest.as_ref(), act, &who);
     Ok(report)
 }
 
@@ -118,7 +118,7 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     let mut report = report(&policy, Adherence::Enforce, act, &who);
     if policy.decide(act, &who).decision.verdict == Verdict::Denied {
         let manifest = bulkhead_supervisor::manifest_of(&found, &partition)?;
-        report.in_the_way = in_the_way(manifest.as_ref(), act, &who)?;
+        report.in_the_way = in_the_way(manifest.as_ref(), act, &who);
     }
     if held.is_some() && conditions.is_none() && report.verdict != word(Verdict::Denied) {
         report.verdict = word(Verdict::Denied);
@@ -159,15 +159,14 @@ fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstan
 
 /// Who would not let a partition with this manifest be granted what the act takes: a child has no more than
 /// its role, its ancestors and anybody on the host.
-fn in_the_way(
-    manifest: Option<&Manifest>,
-    act: &Act,
-    who: &Circumstances,
-) -> Result<Vec<String>, Failure> {
+fn in_the_way(manifest: Option<&Manifest>, act: &Act, who: &Circumstances) -> Vec<String> {
     let Some(manifest) = manifest else {
-        return Ok(Vec::new());
+        return Vec::new();
     };
-    let bounds = Bounds::of(manifest)?;
+    let bounds = match Bounds::of(manifest) {
+        Ok(bounds) => bounds,
+        Err(error) => return vec![format!("who else has a say cannot be told: {error}")],
+    };
     let mut sentences = Vec::new();
     let mut hold = |whose: String, grants: Option<&Grants>, otherwise: &str| match grants {
         None => sentences.push(format!("{whose} {otherwise}")),
@@ -198,7 +197,7 @@ fn in_the_way(
     if let Some(denied) = wanted.and_then(|wanted| bounds.denied(&wanted).cloned()) {
         sentences.push(format!("`{denied}` is denied to everybody on this host"));
     }
-    Ok(sentences)
+    sentences
 }
 
 impl Report {

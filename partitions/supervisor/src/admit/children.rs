@@ -1,40 +1,75 @@
 //! Partitions that are held to the conditions of ancestors, which others may take the place of while both
 //! run: who they are, and that none begins with conditions that hold no more.
 
-use super::{LiveHost, manifests};
+use super::{LiveHost, document_path, manifests};
 use crate::conditions::PartitionConditions;
 use crate::control::conditions;
 use crate::error::Error;
 use crate::state_dir::{Found, Standing, StateRoot, SystemDir};
-use bulkhead_manifest::System;
+use bulkhead_capability::Adherence;
+use bulkhead_manifest::{Host, Manifest, System, lineage};
+use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
-/// Every partition that names a parent and runs, or is about to, with its system.
+/// Every partition that descends from `ancestor` and runs, or is about to, with its system. One whose
+/// ancestors do not all run may not descend from it: what it is held to tells.
 ///
 /// # Errors
 /// What runs cannot be told.
-pub fn children(root: &StateRoot) -> Result<Vec<(Found, String)>, Error> {
+pub fn descendants(root: &StateRoot, ancestor: &str) -> Result<Vec<(Found, String)>, Error> {
+    let host = LiveHost::look(root, None)?;
+    let runs = |name: &String| host.running().iter().any(|one| one.identity() == name);
+    let may_descend = |manifest: &Manifest| {
+        let lineage = lineage(manifest, &host);
+        lineage.iter().any(|name| name == ancestor)
+            || lineage.last().is_some_and(|last| !runs(last))
+    };
     let mut all = Vec::new();
     for found in root.list()? {
         if found.standing != Standing::Live {
             continue;
         }
-        for manifest in manifests(&found.path)? {
-            if manifest.mandate().parent.is_some() {
-                all.push((found.clone(), manifest.identity().to_owned()));
-            }
+        for manifest in manifests(&found.path)?.into_iter().filter(may_descend) {
+            all.push((found.clone(), manifest.identity().to_owned()));
         }
     }
     Ok(all)
 }
 
-/// Looks once more, when the documents of a system's partitions are written, whether those who are held to
-/// conditions of their ancestors are held to those that hold now: whoever replaces them does that first, and
-/// then tells all who have a document ([`children`]).
+/// Waits until nobody else replaces conditions of a partition with a manifest, and holds others off while the
+/// file is open; nothing where it has no manifest, and so no descendants.
 ///
 /// # Errors
-/// Others hold meanwhile, or who has started it does not say.
+/// The host does not let us.
+pub fn lock_lineage(found: &Found, partition: &str) -> Result<Option<File>, Error> {
+    let path = document_path(&found.path, partition);
+    let failed = |source| Error::StateDir {
+        path: path.clone(),
+        source,
+    };
+    let document = match File::open(&path) {
+        Ok(document) => document,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    loop {
+        match flock(&document, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(Some(document)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+/// Looks once more, when the documents of a system's partitions are written, whether those who are held to
+/// conditions of their ancestors are held to those that hold now: whoever replaces them does that first, and
+/// then tells all who have a document ([`descendants`]).
+///
+/// # Errors
+/// Others hold meanwhile, or whose they are does not say.
 pub(crate) fn check_inherited(
     system: &System,
     held: &BTreeMap<String, Arc<PartitionConditions>>,
@@ -42,25 +77,35 @@ pub(crate) fn check_inherited(
     directory: &SystemDir,
 ) -> Result<(), Error> {
     for partition in &system.partitions {
+        // Only who has a manifest has a parent.
         let mandate = partition.mandate.as_ref();
-        let Some(parent) = mandate.and_then(|mandate| mandate.parent.as_ref()) else {
-            continue;
-        };
-        let within = system.partitions.iter().any(|other| other.name == *parent);
-        let inherits = (held.get(&partition.name)).filter(|held| !held.inherited.is_empty());
-        let Some(own) = inherits.filter(|_| !within) else {
-            continue;
-        };
-        let host = LiveHost::look(root, Some(directory.path()))?;
-        let now = match host.system_of(parent) {
-            Some(found) => conditions(found, parent)?,
-            None => None,
-        };
-        let now = now.map(|now| now.conditions.for_children_of(parent));
-        if now.as_ref() != Some(&own.inherited) {
+        let own = mandate.and_then(|_| held.get(&partition.name));
+        for inherited in own.map_or(&[][..], |own| &own.inherited) {
+            let ancestor = &inherited.ancestor;
+            if system.partitions.iter().any(|one| one.name == *ancestor) {
+                continue;
+            }
+            let host = LiveHost::look(root, Some(directory.path()))?;
+            let now = match host.system_of(ancestor) {
+                Some(found) => conditions(found, ancestor)?,
+                None => None,
+            };
+            let learn = inherited.learn;
+            let what = match now {
+                None => "it has ended",
+                Some(now) if !now.answered => "nothing answers for its conditions any more",
+                Some(now)
+                    if now.conditions.text != inherited.text
+                        || (now.conditions.adherence == Adherence::Learn) != learn =>
+                {
+                    "it has other conditions"
+                }
+                Some(_) => continue,
+            };
             return Err(Error::ConditionsChanged {
                 partition: partition.name.clone(),
-                parent: parent.clone(),
+                ancestor: ancestor.clone(),
+                what,
             });
         }
     }

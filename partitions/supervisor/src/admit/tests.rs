@@ -298,27 +298,38 @@ fn nobody_begins_with_conditions_of_a_parent_that_hold_no_more() {
     let text = MANIFEST.replace("name = \"agent\"", named);
     let child = system("child", scene.judge(&scene.signed(&text), false).0.unwrap());
     let own = scene.root.create("child").unwrap();
-    assert!(children(&scene.root).unwrap().is_empty());
+    let of = |ancestor: &str| descendants(&scene.root, ancestor).unwrap();
+    assert!(of("parent").is_empty());
     write_documents(&child, &scene.root, &own).unwrap();
     // Whoever replaces conditions finds it from here on.
-    let found = children(&scene.root).unwrap();
+    assert!(of("other").is_empty());
+    let found = of("parent");
     let found = found.iter().map(|(found, name)| (&*found.name, &**name));
     assert_eq!(found.collect::<Vec<_>>(), [("child", "child")]);
 
-    let answers = answering(&of_parent, &["old", "new"]);
-    let inherited = conditions("old", Vec::new()).for_children_of("parent");
-    let held = Arc::new(conditions("own", inherited));
-    let held = BTreeMap::from([("child".to_owned(), held)]);
-    let check = || check_inherited(&child, &held, &scene.root, &own);
-    check().unwrap();
-    let late = check().unwrap_err();
-    assert_eq!(late.code(), "conditions-changed");
+    let answers = answering(&of_parent, &["old", "new", "old"]);
+    let of_parent = conditions("old", Vec::new()).for_children_of("parent");
+    let check = |inherited: &[crate::Inherited]| {
+        let held = Arc::new(conditions("own", inherited.to_owned()));
+        let held = BTreeMap::from([("child".to_owned(), held)]);
+        check_inherited(&child, &held, &scene.root, &own).map_err(|error| {
+            let code = error.code();
+            (code, error.to_string())
+        })
+    };
+    assert_eq!(check(&of_parent), Ok(()));
+    let (code, said) = check(&of_parent).unwrap_err();
+    assert_eq!(code, "conditions-changed");
+    assert!(said.ends_with("`parent`, and while it started it has other conditions"));
+    // What its parent has inherited counts by itself: the parent may not have been told yet.
+    let chief = conditions("old", Vec::new()).for_children_of("chief");
+    let (code, said) = check(&[of_parent.clone(), chief].concat()).unwrap_err();
+    assert_eq!(code, "conditions-changed");
+    assert!(said.ends_with("`chief`, and while it started it has ended"));
     answers.join().unwrap();
-    // Nobody says.
-    assert_eq!(check().unwrap_err().code(), "no-answer");
+    assert_eq!(check(&of_parent).unwrap_err().0, "no-answer");
     // Who inherits nothing is held to nothing.
-    let none = BTreeMap::from([("child".to_owned(), Arc::new(conditions("own", Vec::new())))]);
-    check_inherited(&child, &none, &scene.root, &own).unwrap();
+    assert_eq!(check(&[]), Ok(()));
 }
 
 #[test]

@@ -34,6 +34,10 @@ const MAX_TRIES: usize = 3;
 const MAX_ANSWER: usize = 4096;
 /// How a query ends that was sent on in vain.
 const UNANSWERED: &str = "no resolver answers";
+/// Why one is not sent on that has no place.
+const TOO_MANY: &str = "too many names are being resolved";
+/// Why one is not sent on about which neither conditions nor ledger have said anything.
+const UNDECIDED: &str = "nobody has said in time whether it may be";
 
 struct Pending<D> {
     slot: Slot,
@@ -113,14 +117,13 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     }
 }
 
-/// A query must not be sent on, as conditions or the ledger have it; tells that, and why.
-fn refuse<H: Host>(core: &mut Core<H>, query: &Query, error: &NotDone) -> String {
+/// A query must not be sent on, as conditions or the ledger have it: tells that, and why.
+fn refuse<H: Host>(core: &mut Core<H>, query: &Query, why: &str) {
     core.stats.refused += 1;
-    let (name, reason) = (printable(&query.name), error.to_string());
-    let said = format_args!("refused to resolve {name}: {reason}");
+    let name = printable(&query.name);
+    let said = format_args!("refused to resolve {name}: {why}");
     core.chatter.say(core.now, said);
-    core.journal.refusal("dns.resolve", &name, &reason);
-    reason
+    core.journal.refusal("dns.resolve", &name, why);
 }
 
 /// A name without the labels of a service before it (RFC 2782): `_http._tcp.example.org` is about
@@ -220,8 +223,11 @@ impl<H: Host> Dns<H> {
                 }
             }
             Err(pending) => {
+                // The guest asks again.
                 core.full("DNS queries");
-                deny(core, &pending.lookup, "too many names are asked for");
+                if let Asker::Tools(wanted) = &pending.lookup.asker {
+                    core.host.refuse_tools(wanted, TOO_MANY);
+                }
             }
         }
     }
@@ -229,7 +235,7 @@ impl<H: Host> Dns<H> {
     /// Conditions permit a query and it is on record, or it must not be sent.
     pub(crate) fn decided(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(Pending { mut lookup, .. }) = self.remove(core, token) else {
-            return core.journal.given_up(act.ok());
+            return core.journal.late(act);
         };
         match act {
             Ok(act) => {
@@ -237,7 +243,8 @@ impl<H: Host> Dns<H> {
                 self.ask(core, lookup, 0);
             }
             Err(error) => {
-                let why = refuse(core, &lookup.query, &error);
+                let why = error.to_string();
+                refuse(core, &lookup.query, &why);
                 deny(core, &lookup, &why);
             }
         }
@@ -246,13 +253,12 @@ impl<H: Host> Dns<H> {
     /// Sends a query to the resolver whose turn it is.
     fn ask(&mut self, core: &mut Core<H>, lookup: Lookup, tries: usize) {
         let (Some(token), Some(to)) = (self.pending.next(), resolver(core, tries)) else {
-            let why = "too many names are being resolved";
             core.full("DNS queries");
             if let Some(act) = &lookup.act {
-                core.journal.failed(act, why);
+                core.journal.failed(act, TOO_MANY);
             }
             if let Asker::Tools(wanted) = &lookup.asker {
-                core.host.refuse_tools(wanted, why);
+                core.host.refuse_tools(wanted, TOO_MANY);
             }
             return;
         };
@@ -293,8 +299,10 @@ impl<H: Host> Dns<H> {
     pub(crate) fn due(&mut self, core: &mut Core<H>, token: Token) {
         match self.remove(core, token) {
             Some(pending) if pending.socket.is_some() => self.retry(core, pending),
-            // Neither conditions nor ledger have answered.
-            Some(pending) => deny(core, &pending.lookup, "nobody answered whether it may be"),
+            Some(pending) => {
+                refuse(core, &pending.lookup.query, UNDECIDED);
+                deny(core, &pending.lookup, UNDECIDED);
+            }
             None => {}
         }
     }

@@ -8,7 +8,7 @@ use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
 use super::message::{Code, MAX_QUERY, Query};
-use super::{UNANSWERED, Verdict, decide, learn, random_id, refuse, resolver};
+use super::{UNANSWERED, UNDECIDED, Verdict, decide, learn, random_id, refuse, resolver};
 use crate::core::Core;
 use crate::host::{Host, Readiness, Stream};
 use crate::table::Token;
@@ -85,11 +85,11 @@ impl<S: Stream> Session<S> {
         self.stage = match (std::mem::replace(&mut self.stage, Stage::Over), act) {
             (Stage::Deciding(query), Ok(act)) => ask(core, query, Some(act), ready, token),
             (Stage::Deciding(query), Err(error)) => {
-                refuse(core, &query, &error);
+                refuse(core, &query, &error.to_string());
                 answering(&query.response(Code::Refused))
             }
             (other, late) => {
-                core.journal.given_up(late.ok());
+                core.journal.late(late);
                 self.stage = other;
                 return;
             }
@@ -164,6 +164,7 @@ impl<S: Stream> Session<S> {
                     asking.fail(core)
                 }
                 Stage::Deciding(query) => {
+                    refuse(core, query, UNDECIDED);
                     // What is still said of it must not be taken for an answer about another.
                     self.queries = MAX_QUERIES;
                     self.until = core.now + TIMEOUT;

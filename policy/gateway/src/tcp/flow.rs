@@ -3,6 +3,7 @@
 //! resets are handed on as what they are. Used by the table of connections.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use bulkhead_proxy::client_hello::{self, FirstBytes};
 use bulkhead_proxy::records::Act;
@@ -68,6 +69,8 @@ pub(super) struct Connecting<S> {
 pub(super) struct Arrived<S> {
     /// Taken when it is.
     pub(super) stream: Option<S>,
+    /// Whose it is.
+    pub(super) from: SocketAddr,
     pub(super) until: Instant,
 }
 

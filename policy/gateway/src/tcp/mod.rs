@@ -219,7 +219,7 @@ impl<H: Host> Tcp<H> {
             return;
         }
         let Stage::Recording(recording) = &mut flow.stage else {
-            return;
+            return core.journal.late(act);
         };
         let syn = std::mem::take(&mut recording.syn);
         let opened = match act {
@@ -305,13 +305,7 @@ impl<H: Host> Tcp<H> {
     ) {
         if let Err(what) = core.rules.spend(&[], 0) {
             stream.reset();
-            core.stats.refused += 1;
-            let port = forward.guest_port;
-            let said = format_args!("refused a connection of {from} to {port}: {what}");
-            core.chatter.say(core.now, said);
-            let object = journal::listened(forward);
-            core.journal
-                .refusal("net.listen", &object, &what.to_string());
+            refuse_outside(core, forward.guest_port, from, &what.to_string());
             return;
         }
         core.stats.tcp_in += 1;
@@ -321,8 +315,12 @@ impl<H: Host> Tcp<H> {
             return;
         };
         let until = core.now + ACCEPT_TIMEOUT;
-        let stream = Some(stream);
-        self.add(core, key, Stage::Arrived(Arrived { stream, until }), false);
+        let arrived = Arrived {
+            stream: Some(stream),
+            from,
+            until,
+        };
+        self.add(core, key, Stage::Arrived(arrived), false);
         match core.journal.is_kept() {
             true => core.journal.accept(token, from, forward),
             false => self.open(core, token, None),
@@ -334,11 +332,12 @@ impl<H: Host> Tcp<H> {
         match act {
             Ok(act) => self.open(core, token, Some(act)),
             Err(error) => {
-                let flow = self.flows.get_mut(token);
-                let port = flow.map_or(0, |flow| flow.key.guest_port);
-                core.stats.refused += 1;
-                let said = format_args!("refused a connection to {port}: {error}");
-                core.chatter.say(core.now, said);
+                if let Some(flow) = self.flows.get_mut(token)
+                    && let Stage::Arrived(arrived) = &flow.stage
+                {
+                    let port = flow.key.guest_port;
+                    refuse_outside(core, port, arrived.from, &error.to_string());
+                }
                 self.close(core, token, false);
             }
         }
@@ -451,8 +450,15 @@ impl<H: Host> Tcp<H> {
                     .set_deadline(token, &mut flow.slot, Some(until));
                 return;
             }
-            if let Stage::Recording(recording) = &flow.stage {
-                fail(core, &recording.syn, &ErrorKind::TimedOut.into());
+            match &flow.stage {
+                Stage::Recording(recording) => {
+                    fail(core, &recording.syn, &ErrorKind::TimedOut.into());
+                }
+                Stage::Arrived(arrived) => {
+                    let port = flow.key.guest_port;
+                    refuse_outside(core, port, arrived.from, "it is not on record in time");
+                }
+                Stage::Connecting(_) | Stage::Open(_) => {}
             }
             self.close(core, token, false);
             return;
@@ -567,6 +573,15 @@ fn exhausted(key: Key, what: Exhausted) -> Refusal {
         port: key.port,
         what,
     }
+}
+
+/// Tells that a connection of `from` is not handed to the guest, and why.
+fn refuse_outside<H: Host>(core: &mut Core<H>, port: u16, from: SocketAddr, why: &str) {
+    core.stats.refused += 1;
+    let said = format_args!("refused a connection of {from} to {port}: {why}");
+    core.chatter.say(core.now, said);
+    let object = journal::listened(port);
+    core.journal.refusal("net.listen", &object, why);
 }
 
 /// The stream, when the host has connected it; nothing as long as it tries.

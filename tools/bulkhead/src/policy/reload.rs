@@ -6,14 +6,14 @@ use crate::cli::PolicyReloadArgs;
 use crate::failure::Failure;
 use bulkhead_decision::{ConditionsError, MAX_TEXT_BYTES};
 use bulkhead_supervisor::{
-    Answer, Found, HeldConditions, NewConditions, Standing, StateRoot, children, conditions,
-    manifest_of, reload,
+    Answer, Found, NewConditions, Standing, StateRoot, conditions, descendants, lock_lineage,
+    reload,
 };
 use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a child may take until it can be told, which may be starting.
+/// How long one may take until it can be told.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is asked meanwhile.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -24,8 +24,9 @@ pub(super) fn run(args: &PolicyReloadArgs) -> Result<(), Failure> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(refused(&args.file, &ConditionsError::TooLong(text.len())));
     }
-    // Who has no manifest has no children.
-    let is_somebody = manifest_of(&found, &partition)?.is_some();
+    // Two who replace conditions of one partition at once would leave its children with either. Who has no
+    // manifest has no children.
+    let locked = lock_lineage(&found, &partition)?;
     let new = NewConditions {
         file: args.file.display().to_string(),
         text,
@@ -38,9 +39,10 @@ pub(super) fn run(args: &PolicyReloadArgs) -> Result<(), Failure> {
         let line = format!("bulkhead: they may permit more than those before: {why}\n");
         let _ = io::stderr().write_all(line.as_bytes());
     }
-    if is_somebody {
+    if locked.is_some() {
         pass_on(&partition, &new)?;
     }
+    drop(locked);
     crate::print(format!("{digest}\n").as_bytes())
 }
 
@@ -70,13 +72,17 @@ fn replace(
 /// Has all who descend from `ancestor` held to its new conditions too. They hold for itself already, so
 /// that a child which starts now inherits them.
 fn pass_on(ancestor: &str, new: &NewConditions) -> Result<(), Failure> {
+    let untold = format!("they hold for `{ancestor}`, and not for all who descend from it");
+    let descendants = StateRoot::locate().and_then(|root| descendants(&root, ancestor));
+    let descendants = descendants.map_err(|error| Failure::from(error).behind(&untold))?;
     let mut failures = Vec::new();
-    for (found, child) in children(&StateRoot::locate()?)? {
-        let name = format!("{}/{child}", found.name);
-        if let Err(failure) = pass_on_to(&found, &child, ancestor, new) {
-            let sentence = format!("they hold for `{ancestor}`, and not for its child `{name}`");
-            let help = "do the same again, or end the child";
-            failures.push(failure.behind(&sentence).help(help));
+    for (found, name) in descendants {
+        if let Err(failure) = pass_on_to(&found, &name, ancestor, new) {
+            let untold = format!(
+                "they hold for `{ancestor}`, and not for `{}/{name}`, which descends from it",
+                found.name
+            );
+            failures.push(failure.behind(&untold));
         }
     }
     match failures.into_iter().reduce(Failure::and) {
@@ -85,44 +91,38 @@ fn pass_on(ancestor: &str, new: &NewConditions) -> Result<(), Failure> {
     }
 }
 
+/// Waits for one that cannot be told, which may be about to start, to reboot, or to end.
 fn pass_on_to(
     found: &Found,
-    child: &str,
+    name: &str,
     ancestor: &str,
     new: &NewConditions,
 ) -> Result<(), Failure> {
-    let Some(held) = held(found, child)? else {
-        return Ok(());
-    };
-    let mut inherited = held.conditions.inherited.iter();
-    match inherited.find(|inherited| inherited.ancestor == ancestor) {
-        Some(inherited) if inherited.text != new.text => {
-            let of = Some(ancestor.to_owned());
-            let new = NewConditions { of, ..new.clone() };
-            replace(found, child, new).map(|_| ())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What a child is held to, if it is to anything: when somebody answers for that, since it may be about to
-/// start, to reboot, or to end.
-fn held(found: &Found, child: &str) -> Result<Option<HeldConditions>, Failure> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let error: Failure = match conditions(found, child) {
-            Ok(None) => return Ok(None),
-            Ok(Some(held)) if held.answered => return Ok(Some(held)),
-            Ok(Some(_)) => Failure::new("conditions-gone", "nothing answers for its conditions"),
+        let failure = match conditions(found, name) {
+            Ok(held) => {
+                let inherited = held.iter().flat_map(|held| &held.conditions.inherited);
+                let mut own = inherited.filter(|inherited| inherited.ancestor == ancestor);
+                if own.all(|inherited| inherited.text == new.text) {
+                    return Ok(());
+                }
+                if held.is_some_and(|held| held.answered) {
+                    let of = Some(ancestor.to_owned());
+                    let new = NewConditions { of, ..new.clone() };
+                    return replace(found, name, new).map(|_| ());
+                }
+                Failure::new("conditions-gone", "nothing answers for its conditions")
+            }
             Err(error) => error.into(),
         };
         let systems = StateRoot::locate()?.list()?;
         let lives = |system: &Found| system.path == found.path && system.standing == Standing::Live;
         if !systems.iter().any(lives) {
-            return Ok(None);
+            return Ok(());
         }
         if Instant::now() > end {
-            return Err(error);
+            return Err(failure);
         }
         thread::sleep(INTERVAL);
     }
