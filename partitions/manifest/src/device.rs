@@ -104,7 +104,7 @@ pub struct Network {
     /// where requests are looked into.
     pub trust: Vec<PathBuf>,
     /// Sockets of the host that lead to it.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<Inbound>,
     /// Hardware address of the guest's interface.
     pub mac: [u8; 6],
     /// Largest IP packet in bytes.
@@ -131,6 +131,15 @@ pub struct Connect {
 pub struct Resolve {
     /// A name, or all below one.
     pub name: Host,
+    /// Amounts and time.
+    pub constraints: Constraints,
+}
+
+/// A socket of the host that leads to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Where it listens, and to which port it leads.
+    pub listen: Listen,
     /// Amounts and time.
     pub constraints: Constraints,
 }

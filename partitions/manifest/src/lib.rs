@@ -31,7 +31,8 @@ pub use admission::{
     admit_grants, lineage, parse_deny_list, parse_role, reject_spawn,
 };
 pub use device::{
-    Backing, Connect, Denial, Device, DeviceKind, Disk, Network, Owner, Resolve, Share, Tap,
+    Backing, Connect, Denial, Device, DeviceKind, Disk, Inbound, Network, Owner, Resolve, Share,
+    Tap,
 };
 pub use diagnostic::{Code, Diagnostic, Place, Rejected};
 pub use diff::{Change, Difference};

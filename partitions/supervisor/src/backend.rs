@@ -13,7 +13,9 @@ use crate::secrets::{self, PartitionSecret};
 use crate::web::{self, Authority};
 use bulkhead_conditions::control::{self as decision, Reloaded};
 use bulkhead_machine::{Fd, Jail};
-use bulkhead_manifest::{Network, Owner, Partition, SecretBinding, Share, is_reserved_directory};
+use bulkhead_manifest::{
+    Inbound, Network, Owner, Partition, SecretBinding, Share, is_reserved_directory,
+};
 use bulkhead_network::control::{Command, Event, MAX_MESSAGE_BYTES, Stats};
 use bulkhead_network::{Forward, ModelAccess, NetworkDescription, Web};
 use bulkhead_share::{FsDescription, Ownership};
@@ -140,6 +142,19 @@ pub(crate) fn network(
     description.hostname = Some(partition.to_owned());
     description.resolvers = resolvers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
     let age = own.amounts.as_ref().map_or(0, |amounts| amounts.age);
+    for Inbound { listen, .. } in &network.listen {
+        let listener = TcpListener::bind(listen.address).map_err(|source| Error::Listen {
+            address: listen.address,
+            source,
+        })?;
+        description.forwards.push(Forward {
+            listener: descriptors.keep(listener),
+            address: listen.address,
+            guest_port: listen.guest_port,
+            quotas: Vec::new(),
+            lifetime: None,
+        });
+    }
     web::rules(&mut description, network, own.budget, age)?;
     if let Some(amounts) = own.amounts {
         description.used = Some(descriptors.keep(amounts.used));
@@ -192,17 +207,6 @@ pub(crate) fn network(
     description.loopback.clone_from(&network.loopback);
     description.hosts.clone_from(&network.hosts);
     description.max_connections = network.max_connections;
-    for listen in &network.listen {
-        let listener = TcpListener::bind(listen.address).map_err(|source| Error::Listen {
-            address: listen.address,
-            source,
-        })?;
-        description.forwards.push(Forward {
-            listener: descriptors.keep(listener),
-            address: listen.address,
-            guest_port: listen.guest_port,
-        });
-    }
     let description = serde_json::to_vec(&description);
     let ready = Ready {
         device: device.to_owned(),
@@ -438,6 +442,31 @@ mod tests {
         let file = descriptors.find(|descriptor| descriptor.as_raw_fd() == secret.value.0);
         let value = std::io::read_to_string(fs::File::from(file.unwrap())).unwrap();
         assert_eq!(value.as_bytes(), bound[0].value.expose());
+    }
+
+    #[test]
+    fn a_gateway_knows_what_may_come_in_and_how_often() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let grant = format!(
+            "{{ capability = \"net.listen:{address}=22\", calls = \"60/min\", lifetime = \"1h\" }}"
+        );
+        let agent = secrets::tests::agent(&grant, Vec::new());
+        let bulkhead_manifest::DeviceKind::Network(plan) = &agent.devices[0].kind else {
+            panic!("a network")
+        };
+        let (_link, ready) = network("agent", "net0", plan, Own::default(), Jail::Full).unwrap();
+        let description: NetworkDescription = serde_json::from_slice(&ready.description).unwrap();
+        let [forward] = &description.forwards[..] else {
+            panic!("{description:?}")
+        };
+        assert_eq!((forward.address, forward.guest_port), (address, 22));
+        assert_eq!(
+            (&forward.quotas[..], forward.lifetime),
+            (&[0][..], Some(3600))
+        );
+        assert_eq!(description.quotas[0].calls_per_minute, Some(60));
     }
 
     #[test]

@@ -170,6 +170,9 @@ pub(crate) fn rules(
             lifetime,
         });
     }
+    for (forward, inbound) in description.forwards.iter_mut().zip(&network.listen) {
+        (forward.quotas, forward.lifetime) = amounts.of(&inbound.constraints);
+    }
     for denial in &network.deny {
         match denial {
             Denial::Connect(rule) => description.deny.connect.push(rule.clone()),

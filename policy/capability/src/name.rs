@@ -240,7 +240,7 @@ impl CapabilityName {
             ],
             Self::ToolCall => &["below", "expires", "lifetime", "calls", "approval"],
             Self::ModelChat => &["expires", "lifetime", "calls", "approval"],
-            Self::DnsResolve => &["expires", "lifetime", "calls"],
+            Self::DnsResolve | Self::NetListen => &["expires", "lifetime", "calls"],
             Self::Exec => &["expires", "lifetime", "approval"],
             // A device is there or is not. What may be done with a secret is bound by [[secrets]] and by
             // the requests that it is in; whether a child may start, by conditions.

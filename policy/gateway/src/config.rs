@@ -224,7 +224,8 @@ fn check_web(d: &NetworkDescription) -> Result<(), ConfigError> {
     }
     let allow = d.allow.iter().flat_map(|grant| &grant.quotas);
     let resolve = d.resolve.iter().flat_map(|grant| &grant.quotas);
-    let mut used = allow.chain(resolve).chain(&d.budget);
+    let forwards = d.forwards.iter().flat_map(|forward| &forward.quotas);
+    let mut used = allow.chain(resolve).chain(forwards).chain(&d.budget);
     let is_missing = |place: &&usize| {
         let quota = d.quotas.get(**place);
         quota.is_none_or(|quota| quota.calls_per_minute == Some(0))
@@ -373,6 +374,8 @@ mod tests {
             listener: Fd(4),
             address: (Ipv4Addr::LOCALHOST, 1).into(),
             guest_port,
+            quotas: Vec::new(),
+            lifetime: None,
         };
         assert_eq!(
             error(|d| d.forwards.push(forward(0))),

@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use bulkhead_conditions::Ruling;
 use bulkhead_network::{
-    Connect, Deny, Host, Loopback, MODEL_PORT, NetworkDescription, Protocol, Resolve, range,
+    Connect, Deny, Forward, Host, Loopback, MODEL_PORT, NetworkDescription, Protocol, Resolve,
+    range,
 };
 use bulkhead_proxy::conditions::{Connection, Question};
 use bulkhead_proxy::quota::{Exhausted, Quotas};
@@ -522,6 +523,20 @@ impl Rules {
             lifetime: chosen.and_then(|grant| grant.lifetime),
             grant,
         })
+    }
+
+    /// Whether a connection may come in at `now`, which is counted.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn admits(&self, now: Instant, forward: &Forward) -> Result<(), String> {
+        let seconds = u64::try_from(now.secs()).unwrap_or(0);
+        if forward.lifetime.is_some_and(|lifetime| seconds >= lifetime) {
+            return Err("its grant is over".to_owned());
+        }
+        let counted = self.quotas.call(&forward.quotas);
+        let counted = counted.and_then(|()| self.spend(&[], 0));
+        counted.map_err(|what| what.to_string())
     }
 
     /// What lets the guest resolve `name`, in lower case without the final dot, at `now`.

@@ -8,12 +8,12 @@
 mod guest;
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use bulkhead_network::{Fd, Jail, NetworkDescription, Quota};
-use guest::{Gateway, Guest, MAC, ROUTER, start_with};
+use guest::{Gateway, Guest, MAC, ROUTER, start_changed, start_with};
 use smoltcp::socket::{tcp, udp};
 
 /// Most bytes of the partition.
@@ -148,4 +148,56 @@ fn a_guest_that_resets_itself_has_no_more_calls() {
     let (gateway, mut guest) = begin(port, &file);
     assert!(!sends(&gateway, &mut guest));
     assert!(gateway.end().contains("the calls per minute of the name"));
+}
+
+#[test]
+fn connections_from_outside_are_bounded_as_well() {
+    let outside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = outside.local_addr().unwrap();
+    let file = guest::memory_file(&[]);
+    let begin = |lifetime| {
+        let mut described = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
+        described.quotas = vec![Quota {
+            name: "net.listen:8080=22".into(),
+            calls_per_minute: Some(2),
+            bytes: None,
+        }];
+        described.used = Some(Fd(40));
+        let forwards = vec![(outside.try_clone().unwrap(), 22)];
+        let files = vec![(file.try_clone().unwrap().into(), 40)];
+        let (gateway, mut guest) = start_changed(described, forwards, files, |forward| {
+            (forward.quotas, forward.lifetime) = (vec![0], lifetime);
+        });
+        guest.configure();
+        (gateway, guest)
+    };
+    // Whether one is let in: the guest hears of it, or its client of a reset.
+    let comes_in = |guest: &mut Guest| {
+        let handle = guest.tcp(4096);
+        guest.get::<tcp::Socket<'_>>(handle).listen(22).unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        client.set_nonblocking(true).unwrap();
+        guest.until("an end", |guest| {
+            let heard = guest.get::<tcp::Socket<'_>>(handle).may_send();
+            let reset = (&client).read(&mut [0]);
+            let reset = reset.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+            (heard || reset).then_some(heard)
+        })
+    };
+    let (gateway, mut guest) = begin(None);
+    assert!(comes_in(&mut guest));
+    assert!(comes_in(&mut guest));
+    assert!(!comes_in(&mut guest));
+    let said = gateway.end();
+    let reason = "the calls per minute of net.listen:8080=22 are used up";
+    assert!(said.contains(reason), "{said}");
+    // Another gateway goes on counting.
+    let (gateway, mut guest) = begin(None);
+    assert!(!comes_in(&mut guest));
+    drop(gateway);
+    file.set_len(0).unwrap();
+    let (gateway, mut guest) = begin(Some(0));
+    assert!(!comes_in(&mut guest));
+    let said = gateway.end();
+    assert!(said.contains("to 22: its grant is over"), "{said}");
 }

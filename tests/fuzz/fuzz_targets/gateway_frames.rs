@@ -253,6 +253,8 @@ fn description() -> NetworkDescription {
         listener: Fd(4),
         address: (Ipv4Addr::LOCALHOST, 22).into(),
         guest_port: 22,
+        quotas: Vec::new(),
+        lifetime: None,
     }];
     d
 }

@@ -4,7 +4,7 @@
 use super::Sink;
 use super::options::{self, Options};
 use crate::device::{
-    Connect, Denial, Device, DeviceKind, Disk, Network, Resolve, Share, Tap, stable_mac,
+    Connect, Denial, Device, DeviceKind, Disk, Inbound, Network, Resolve, Share, Tap, stable_mac,
 };
 use crate::diagnostic::Code;
 use crate::draft::{At, GrantDraft, NetworkDraft};
@@ -669,7 +669,10 @@ impl Builder<'_, '_> {
                     constraints: constraints(),
                 }),
                 Capability::NetLoopback(loopback) => network.loopback.push(*loopback),
-                Capability::NetListen(listen) => network.listen.push(*listen),
+                Capability::NetListen(listen) => network.listen.push(Inbound {
+                    listen: *listen,
+                    constraints: constraints(),
+                }),
                 _ => {}
             }
         }
@@ -685,7 +688,11 @@ impl Builder<'_, '_> {
                 help,
             );
         }
-        let ports: BTreeSet<_> = network.listen.iter().map(|listen| listen.address).collect();
+        let ports: BTreeSet<_> = network
+            .listen
+            .iter()
+            .map(|own| own.listen.address)
+            .collect();
         if ports.len() != network.listen.len() {
             self.refuse(
                 Code::DuplicateGrant,

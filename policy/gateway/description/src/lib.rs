@@ -277,7 +277,7 @@ impl Default for Addresses {
 }
 
 /// Connections to a socket of the host become connections of the router to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
     /// TCP socket, bound and listening. Who may connect is what it is bound to.
@@ -286,4 +286,10 @@ pub struct Forward {
     pub address: SocketAddr,
     /// Port in the guest.
     pub guest_port: u16,
+    /// As in [`Connect`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quotas: Vec<usize>,
+    /// As in [`Connect`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<u64>,
 }

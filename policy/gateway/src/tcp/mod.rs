@@ -267,7 +267,7 @@ impl<H: Host> Tcp<H> {
 
     /// A forwarded connection came in, or several.
     pub(crate) fn accept(&mut self, core: &mut Core<H>, listener: usize) {
-        let Some(forward) = core.config.forwards.get(listener).copied() else {
+        let Some(forward) = core.config.forwards.get(listener).cloned() else {
             return;
         };
         // Told once, so until there is no other. A refused one is dropped at once.
@@ -303,9 +303,9 @@ impl<H: Host> Tcp<H> {
         from: SocketAddr,
         forward: &Forward,
     ) {
-        if let Err(what) = core.rules.spend(&[], 0) {
+        if let Err(why) = core.rules.admits(core.now, forward) {
             stream.reset();
-            refuse_outside(core, forward.guest_port, from, &what.to_string());
+            refuse_outside(core, forward.guest_port, from, &why);
             return;
         }
         core.stats.tcp_in += 1;

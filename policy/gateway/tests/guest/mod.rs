@@ -53,9 +53,19 @@ pub fn start(
 
 /// The same with a description that is done but for its link, with files under these numbers.
 pub fn start_with(
+    description: NetworkDescription,
+    forwards: Vec<(TcpListener, u16)>,
+    files: Vec<(OwnedFd, i32)>,
+) -> (Gateway, Guest) {
+    start_changed(description, forwards, files, |_| {})
+}
+
+/// The same with forwards that `change` narrows.
+pub fn start_changed(
     mut description: NetworkDescription,
     forwards: Vec<(TcpListener, u16)>,
     files: Vec<(OwnedFd, i32)>,
+    change: impl Fn(&mut Forward),
 ) -> (Gateway, Guest) {
     let (link, guest_link) = pair();
     let (control, our_control) = pair();
@@ -72,11 +82,15 @@ pub fn start_with(
         let listener_fd = Fd(child_fd);
         let address = listener.local_addr().unwrap();
         map(listener.into(), child_fd);
-        description.forwards.push(Forward {
+        let mut forward = Forward {
             listener: listener_fd,
             address,
             guest_port,
-        });
+            quotas: Vec::new(),
+            lifetime: None,
+        };
+        change(&mut forward);
+        description.forwards.push(forward);
     }
     let mtu = description.mtu;
     let json = serde_json::to_vec(&description).unwrap();

@@ -333,6 +333,10 @@ fn each_constraint_of_a_grant_has_its_code() {
             "{ capability = \"partition.spawn:coder=1\", lifetime = \"1h\" }".to_owned(),
             &[KeyNotForGrant],
         ),
+        (
+            "{ capability = \"net.listen:80\", approval = true }".to_owned(),
+            &[KeyNotForGrant],
+        ),
         ("\"ring.send:db/queries\"".to_owned(), &[Grant]),
         ("\"ring.receive:db/queries\"".to_owned(), &[Grant]),
         ("\"device.pci:03:00.0\"".to_owned(), &[Grant]),
@@ -407,6 +411,7 @@ fn what_narrows_a_grant_reaches_the_network() {
     let text = linux(
         r#"{ capability = "net.connect:api.example.org:443", methods = ["POST", "GET"], paths = ["/v1/**", "/v1/x"], calls = "60/min", bytes = "10MiB", expires = "2030-01-01T00:00:00Z", lifetime = "8h", approval = true },
         { capability = "dns.resolve:*.example.org", calls = "10/min" },
+        { capability = "net.listen:8080=80", calls = "30/min", lifetime = "1h" },
         { capability = "tool.call:fs.*", below = ["/srv/repo"] },
         "secret.use:api-key", "model.chat:gpt-*", "partition.spawn:worker=2", "exec:/usr/bin/git""#,
         "deny = [\"net.connect:tcp:10.0.0.0/8:*\", \"tool.call:fs.delete\"]",
@@ -438,7 +443,11 @@ fn what_narrows_a_grant_reaches_the_network() {
         (Some(28_800), true)
     );
     assert_eq!(network.resolve[0].name.to_string(), "*.example.org");
+    let inbound = &network.listen[0];
+    assert_eq!(inbound.listen.to_string(), "127.0.0.1:8080=80");
+    assert_eq!(inbound.constraints.quota().calls_per_minute, Some(30));
+    assert_eq!(inbound.constraints.lifetime, Some(3600));
     assert_eq!(network.deny.len(), 1);
-    assert_eq!(partition.grants.iter().count(), 7);
+    assert_eq!(partition.grants.iter().count(), 8);
     assert_eq!(partition.grants.denied().count(), 2);
 }
