@@ -11,8 +11,10 @@ const MAX_KEY: usize = 64;
 /// Every key and every element of a text.
 pub(crate) struct Fields<'d> {
     fields: Vec<Field<'d>>,
-    /// Indices into `fields`, by where they begin.
-    order: Vec<usize>,
+    /// Where headers of tables begin, and the indices of those into `fields`.
+    headers: Vec<(usize, usize)>,
+    /// Everything that begins somewhere, in order, with its index.
+    order: Vec<(usize, usize)>,
 }
 
 struct Field<'d> {
@@ -33,20 +35,22 @@ impl<'d> Fields<'d> {
     pub(crate) fn of(root: &'d DeTable<'d>) -> Self {
         let mut all = Self {
             fields: Vec::new(),
+            headers: Vec::new(),
             order: Vec::new(),
         };
         all.add_table(None, root);
-        all.order = (0..all.fields.len()).collect();
-        let (fields, order) = (&all.fields, &mut all.order);
-        order.sort_by_key(|index| fields.get(*index).map(|field| field.start));
+        let starts = all.fields.iter().enumerate();
+        let starts = starts.map(|(index, field)| (field.start, index));
+        all.order = starts.chain(all.headers.iter().copied()).collect();
+        all.order.sort_unstable();
         all
     }
 
     /// The field that the byte at `at` belongs to; none before the first.
     pub(crate) fn at(&self, at: usize) -> Option<String> {
-        let begins = |index: &usize| self.fields.get(*index).is_some_and(|f| f.start <= at);
-        let after = self.order.partition_point(begins);
-        let mut index = self.order.get(after.checked_sub(1)?).copied();
+        let after = self.order.partition_point(|(start, _)| *start <= at);
+        let (_, last) = self.order.get(after.checked_sub(1)?)?;
+        let mut index = Some(*last);
         let mut names = Vec::new();
         while let Some(field) = index.and_then(|index| self.fields.get(index)) {
             names.push(field.name);
@@ -70,9 +74,12 @@ impl<'d> Fields<'d> {
     fn add_table(&mut self, parent: Option<usize>, table: &'d DeTable<'d>) {
         for (key, value) in table.iter() {
             let name = Name::Key(key.get_ref().as_ref());
+            let own = self.add(key.span().start, parent, name, value);
             // What is said of a table is said of its header, which begins before its key.
-            let start = key.span().start.min(value.span().start);
-            self.add(start, parent, name, value);
+            let header = value.span().start;
+            if header < key.span().start {
+                self.headers.push((header, own));
+            }
         }
     }
 
@@ -83,23 +90,24 @@ impl<'d> Fields<'d> {
         parent: Option<usize>,
         name: Name<'d>,
         value: &'d Spanned<DeValue<'d>>,
-    ) {
-        let own = Some(self.fields.len());
+    ) -> usize {
+        let own = self.fields.len();
         self.fields.push(Field {
             start,
             parent,
             name,
         });
         match value.get_ref() {
-            DeValue::Table(table) => self.add_table(own, table),
+            DeValue::Table(table) => self.add_table(Some(own), table),
             DeValue::Array(elements) => {
                 for (index, element) in elements.iter().enumerate() {
                     let start = element.span().start;
-                    self.add(start, own, Name::Element(index), element);
+                    self.add(start, Some(own), Name::Element(index), element);
                 }
             }
             _ => {}
         }
+        own
     }
 }
 
@@ -117,6 +125,8 @@ name = "five"
 name = "six"
 bound.path = "seven"
 [limits]
+[first.second]
+third = "eight"
 "#;
 
     #[test]
@@ -134,6 +144,9 @@ bound.path = "seven"
             ("seven", "secrets[1].bound.path"),
             ("[identity]", "identity"),
             ("[limits]", "limits"),
+            ("[first.second]", "first.second"),
+            ("second]", "first.second"),
+            ("eight", "first.second.third"),
         ] {
             let at = TEXT.find(text).unwrap();
             assert_eq!(fields.at(at).as_deref(), Some(field), "{text}");

@@ -275,14 +275,12 @@ pub enum Error {
         found: PathBuf,
     },
     /// A child inherits conditions that hold no more.
-    #[error("`{partition}` inherits conditions of `{ancestor}`, and while it started {what}")]
+    #[error("`{partition}` inherits conditions of `{ancestor}` that hold no more")]
     ConditionsChanged {
         /// The child.
         partition: String,
         /// Whose they are.
         ancestor: String,
-        /// What has become of that one, as a clause.
-        what: &'static str,
     },
     /// A manifest that was admitted does not keep a rule any more.
     #[error("{}", .0.message)]
@@ -496,7 +494,9 @@ impl Error {
             Self::LeadsElsewhere { .. } => {
                 "put the link back, or start the partition anew to have it judged as it is"
             }
-            Self::ConditionsChanged { .. } => "start it again",
+            Self::ConditionsChanged { .. } => {
+                "start it again; if that does not help, its parent was not told of the new ones: reload them once more"
+            }
             Self::Rejected(rejection) => &rejection.help,
             Self::MemoryExceedsHost { .. } => "ask for less",
             Self::CpuTemplate { .. } => "choose another: `cpu = \"host\"` is what this host has",

@@ -24,6 +24,8 @@ const GONE: &str = "the guest is gone";
 /// Most addresses of a name that its record has.
 const MAX_ADDRESSES: usize = 16;
 
+/// Why an act is not done about which neither conditions nor ledger have said anything.
+pub(crate) const UNDECIDED: &str = "nobody has said in time whether it may be";
 /// How acts end that were on record too late.
 const LATE: &str = "its record came too late";
 

@@ -534,8 +534,8 @@ impl Rules {
         if forward.lifetime.is_some_and(|lifetime| seconds >= lifetime) {
             return Err("its grant is over".to_owned());
         }
-        let counted = self.quotas.call(&forward.quotas);
-        let counted = counted.and_then(|()| self.spend(&[], 0));
+        let left = self.spend(&[], 0);
+        let counted = left.and_then(|()| self.quotas.call(&forward.quotas));
         counted.map_err(|what| what.to_string())
     }
 

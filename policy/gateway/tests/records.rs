@@ -293,7 +293,7 @@ fn connections_from_outside_are_on_record() {
     guest.until("the end", |guest| {
         let socket = guest.get::<tcp::Socket<'_>>(handle);
         socket.close();
-        (!socket.is_open()).then_some(())
+        (gateway.stats().tcp_open == 0).then_some(())
     });
     gateway.end();
     let entries = entries.lock().unwrap();

@@ -67,6 +67,13 @@ impl Failure {
         self
     }
 
+    /// Whether this is what has failed.
+    pub(crate) fn is(&self, code: &str) -> bool {
+        self.complaints
+            .iter()
+            .any(|complaint| complaint.code == code)
+    }
+
     /// The same with a sentence before each of its own.
     pub(crate) fn behind(mut self, sentence: &str) -> Self {
         for complaint in &mut self.complaints {

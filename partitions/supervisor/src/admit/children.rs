@@ -7,11 +7,12 @@ use crate::control::conditions;
 use crate::error::Error;
 use crate::state_dir::{Found, Standing, StateRoot, SystemDir};
 use bulkhead_capability::Adherence;
-use bulkhead_manifest::{Host, Manifest, System, lineage};
+use bulkhead_manifest::{Host, Manifest, Partition, System, lineage};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 /// Every partition that descends from `ancestor` and runs, or is about to, with its system. One whose
@@ -55,12 +56,17 @@ pub fn lock_lineage(found: &Found, partition: &str) -> Result<Option<File>, Erro
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    loop {
-        match flock(&document, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(Some(document)),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno.into())),
+    while let Err(errno) = flock(&document, FlockOperation::LockExclusive) {
+        if errno != rustix::io::Errno::INTR {
+            return Err(failed(errno.into()));
         }
+    }
+    // The partition may have ended while we waited, and another may have its name.
+    let locked = document.metadata().map_err(failed)?;
+    let same = std::fs::symlink_metadata(&path).is_ok_and(|now| now.ino() == locked.ino());
+    match same {
+        true => Ok(Some(document)),
+        false => Err(Error::NotRunning(found.name.clone())),
     }
 }
 
@@ -82,7 +88,8 @@ pub(crate) fn check_inherited(
         let own = mandate.and_then(|_| held.get(&partition.name));
         for inherited in own.map_or(&[][..], |own| &own.inherited) {
             let ancestor = &inherited.ancestor;
-            if system.partitions.iter().any(|one| one.name == *ancestor) {
+            let is_it = |one: &Partition| one.mandate.is_some() && one.name == *ancestor;
+            if system.partitions.iter().any(is_it) {
                 continue;
             }
             let host = LiveHost::look(root, Some(directory.path()))?;
@@ -90,23 +97,17 @@ pub(crate) fn check_inherited(
                 Some(found) => conditions(found, ancestor)?,
                 None => None,
             };
-            let learn = inherited.learn;
-            let what = match now {
-                None => "it has ended",
-                Some(now) if !now.answered => "nothing answers for its conditions any more",
-                Some(now)
-                    if now.conditions.text != inherited.text
-                        || (now.conditions.adherence == Adherence::Learn) != learn =>
-                {
-                    "it has other conditions"
-                }
-                Some(_) => continue,
-            };
-            return Err(Error::ConditionsChanged {
-                partition: partition.name.clone(),
-                ancestor: ancestor.clone(),
-                what,
+            // Whether anybody answers for them now is that one's own affair: it may be rebooting.
+            let holds = now.is_some_and(|now| {
+                let learn = now.conditions.adherence == Adherence::Learn;
+                now.conditions.text == inherited.text && learn == inherited.learn
             });
+            if !holds {
+                return Err(Error::ConditionsChanged {
+                    partition: partition.name.clone(),
+                    ancestor: ancestor.clone(),
+                });
+            }
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use smoltcp::time::Duration;
 use crate::chatter::printable;
 use crate::core::Core;
 use crate::host::{Datagrams, Host};
+use crate::journal::UNDECIDED;
 use crate::requests;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
@@ -36,8 +37,6 @@ const MAX_ANSWER: usize = 4096;
 const UNANSWERED: &str = "no resolver answers";
 /// Why one is not sent on that has no place.
 const TOO_MANY: &str = "too many names are being resolved";
-/// Why one is not sent on about which neither conditions nor ledger have said anything.
-const UNDECIDED: &str = "nobody has said in time whether it may be";
 
 struct Pending<D> {
     slot: Slot,

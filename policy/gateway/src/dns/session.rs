@@ -8,9 +8,10 @@ use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
 use super::message::{Code, MAX_QUERY, Query};
-use super::{UNANSWERED, UNDECIDED, Verdict, decide, learn, random_id, refuse, resolver};
+use super::{UNANSWERED, Verdict, decide, learn, random_id, refuse, resolver};
 use crate::core::Core;
 use crate::host::{Host, Readiness, Stream};
+use crate::journal::UNDECIDED;
 use crate::table::Token;
 
 /// How long a session may be silent, and a resolver may take.
@@ -113,6 +114,24 @@ impl<S: Stream> Session<S> {
         ready: &mut Readiness,
         token: Token,
     ) -> bool {
+        if !self.advance(core, socket, ready, token) {
+            return false;
+        }
+        if self.until <= core.now {
+            self.expire(core);
+            return self.advance(core, socket, ready, token);
+        }
+        true
+    }
+
+    /// Takes one step after the other; false when the guest speaks no DNS.
+    fn advance<H: Host<Stream = S>>(
+        &mut self,
+        core: &mut Core<H>,
+        socket: &mut Socket<'_>,
+        ready: &mut Readiness,
+        token: Token,
+    ) -> bool {
         // Each step either waits, or moves bytes that the buffers of the socket bound.
         loop {
             let moved = match &mut self.stage {
@@ -157,23 +176,25 @@ impl<S: Stream> Session<S> {
             }
             self.until = core.now + TIMEOUT;
         }
-        if self.until <= core.now {
-            self.stage = match &mut self.stage {
-                Stage::Asking(asking) => {
-                    self.until = core.now + TIMEOUT;
-                    asking.fail(core)
-                }
-                Stage::Deciding(query) => {
-                    refuse(core, query, UNDECIDED);
-                    // What is still said of it must not be taken for an answer about another.
-                    self.queries = MAX_QUERIES;
-                    self.until = core.now + TIMEOUT;
-                    answering(&query.response(Code::Refused))
-                }
-                _ => Stage::Over,
-            };
-        }
         true
+    }
+
+    /// Nothing has happened for long enough.
+    fn expire<H: Host<Stream = S>>(&mut self, core: &mut Core<H>) {
+        self.stage = match &mut self.stage {
+            Stage::Asking(asking) => {
+                self.until = core.now + TIMEOUT;
+                asking.fail(core)
+            }
+            Stage::Deciding(query) => {
+                refuse(core, query, UNDECIDED);
+                // What is still said of it must not be taken for an answer about another.
+                self.queries = MAX_QUERIES;
+                self.until = core.now + TIMEOUT;
+                answering(&query.response(Code::Refused))
+            }
+            _ => Stage::Over,
+        };
     }
 }
 

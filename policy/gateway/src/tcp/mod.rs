@@ -22,7 +22,7 @@ use crate::core::Core;
 use crate::dns::session::Session;
 use crate::frame::Packet;
 use crate::host::{Host, Readiness, Stream};
-use crate::journal;
+use crate::journal::{self, UNDECIDED};
 use crate::rules::Refusal;
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
@@ -205,7 +205,7 @@ impl<H: Host> Tcp<H> {
     pub(crate) fn recorded(&mut self, core: &mut Core<H>, token: Token, act: Result<Act, NotDone>) {
         let Some(flow) = self.flows.get_mut(token) else {
             // Nothing was done.
-            return core.journal.given_up(act.ok());
+            return core.journal.late(act);
         };
         if let Stage::Arrived(_) = &flow.stage {
             self.announce(core, token, act);
@@ -452,11 +452,17 @@ impl<H: Host> Tcp<H> {
             }
             match &flow.stage {
                 Stage::Recording(recording) => {
+                    let (to, port) = (flow.key.address, flow.key.port);
+                    core.stats.refused += 1;
+                    let said = format_args!("refused tcp to {to}:{port}: {UNDECIDED}");
+                    core.chatter.say(core.now, said);
+                    let object = format!("tcp {to}:{port}");
+                    core.journal.refusal("net.connect", &object, UNDECIDED);
                     fail(core, &recording.syn, &ErrorKind::TimedOut.into());
                 }
                 Stage::Arrived(arrived) => {
                     let port = flow.key.guest_port;
-                    refuse_outside(core, port, arrived.from, "it is not on record in time");
+                    refuse_outside(core, port, arrived.from, UNDECIDED);
                 }
                 Stage::Connecting(_) | Stage::Open(_) => {}
             }

@@ -91,7 +91,8 @@ fn pass_on(ancestor: &str, new: &NewConditions) -> Result<(), Failure> {
     }
 }
 
-/// Waits for one that cannot be told, which may be about to start, to reboot, or to end.
+/// Waits for one that cannot be told, which may be told something else, or be about to start, to reboot, or
+/// to end.
 fn pass_on_to(
     found: &Found,
     name: &str,
@@ -107,12 +108,18 @@ fn pass_on_to(
                 if own.all(|inherited| inherited.text == new.text) {
                     return Ok(());
                 }
-                if held.is_some_and(|held| held.answered) {
-                    let of = Some(ancestor.to_owned());
-                    let new = NewConditions { of, ..new.clone() };
-                    return replace(found, name, new).map(|_| ());
+                match held.is_some_and(|held| held.answered) {
+                    true => {
+                        let of = Some(ancestor.to_owned());
+                        let new = NewConditions { of, ..new.clone() };
+                        match replace(found, name, new) {
+                            // Somebody replaces its own, or those of another ancestor.
+                            Err(failure) if failure.is("conditions-busy") => failure,
+                            done => return done.map(|_| ()),
+                        }
+                    }
+                    false => Failure::new("conditions-gone", "nothing answers for its conditions"),
                 }
-                Failure::new("conditions-gone", "nothing answers for its conditions")
             }
             Err(error) => error.into(),
         };
