@@ -1,5 +1,6 @@
 //! What every part of the gateway works with, and the packets any of them may send.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use bulkhead_network::control::Stats;
@@ -165,10 +166,21 @@ impl<H: Host> Core<H> {
 
     /// Counts a refused flow, and says so, to the ledger as well.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
-        self.stats.refused += 1;
-        self.chatter.say(self.now, format_args!("{refusal}"));
         let (object, reason) = (refusal.object(), refusal.to_string());
-        self.journal.refusal("net.connect", &object, &reason);
+        self.refuse_act("net.connect", &object, format_args!("{reason}"), &reason);
+    }
+
+    /// The same of any act: `said` is for people, `why` for the ledger.
+    pub(crate) fn refuse_act(
+        &mut self,
+        action: &'static str,
+        object: &str,
+        said: fmt::Arguments<'_>,
+        why: &str,
+    ) {
+        self.stats.refused += 1;
+        self.chatter.say(self.now, said);
+        self.journal.refusal(action, object, why);
     }
 
     /// Counts a flow for which there is no room, and says so.

@@ -457,8 +457,9 @@ impl Rules {
 
     /// The grants for this port that are not over.
     fn grants(&self, wanted: Wanted) -> impl Iterator<Item = &Connect> {
-        let seconds = u64::try_from(wanted.now.secs()).unwrap_or(0);
-        let meant = move |grant: &&Connect| wanted.is_meant_by(grant) && !grant.is_over(seconds);
+        let meant = move |grant: &&Connect| {
+            wanted.is_meant_by(grant) && !is_over(grant.lifetime, wanted.now)
+        };
         self.allow.iter().filter(meant)
     }
 
@@ -530,8 +531,7 @@ impl Rules {
     /// # Errors
     /// Why not.
     pub(crate) fn admits(&self, now: Instant, forward: &Forward) -> Result<(), String> {
-        let seconds = u64::try_from(now.secs()).unwrap_or(0);
-        if forward.lifetime.is_some_and(|lifetime| seconds >= lifetime) {
+        if is_over(forward.lifetime, now) {
             return Err("its grant is over".to_owned());
         }
         let left = self.spend(&[], 0);
@@ -544,11 +544,11 @@ impl Rules {
         if self.deny.resolve.iter().any(|host| host.names(name)) {
             return None;
         }
-        let seconds = u64::try_from(now.secs()).unwrap_or(0);
-        let connect = |grant: &Connect| grant.rule.host.names(name) && !grant.is_over(seconds);
+        let connect =
+            |grant: &Connect| grant.rule.host.names(name) && !is_over(grant.lifetime, now);
         let resolve = |grant: &Resolve| {
             grant.name.names(name)
-                && grant.lifetime.is_none_or(|lifetime| seconds < lifetime)
+                && !is_over(grant.lifetime, now)
                 && self.quotas.call(&grant.quotas).is_ok()
         };
         let connects = self.allow.iter().find(|grant| connect(grant));
@@ -567,6 +567,12 @@ impl Rules {
             self.pins.add(now, name, address, ttl);
         }
     }
+}
+
+/// Whether a grant with this `lifetime` is void at `now`.
+pub(crate) fn is_over(lifetime: Option<u64>, now: Instant) -> bool {
+    let seconds = u64::try_from(now.secs()).unwrap_or(u64::MAX);
+    lifetime.is_some_and(|lifetime| lifetime <= seconds)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use smoltcp::wire::{Icmpv4DstUnreachable, IpProtocol};
 
 use crate::core::Core;
 use crate::host::{Datagrams, Host, Readiness};
-use crate::rules::{Refusal, Route};
+use crate::rules::{Refusal, Route, is_over};
 use crate::schedule::{Schedule, Slot};
 use crate::table::{Kind, Table, Token};
 
@@ -222,9 +222,7 @@ impl<H: Host> Udp<H> {
             return;
         };
         flow.heard = core.now;
-        let seconds = u64::try_from(core.now.secs()).unwrap_or(u64::MAX);
-        let is_over = intent.lifetime.is_some_and(|lifetime| lifetime <= seconds);
-        let said = said.and_then(|how| match is_over {
+        let said = said.and_then(|how| match is_over(intent.lifetime, core.now) {
             true => Err(ENDED.to_owned()),
             false => Ok(how),
         });

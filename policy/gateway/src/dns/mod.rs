@@ -97,16 +97,15 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
         return Verdict::Answer(query.local(core.config.router));
     }
     let Some(grant) = core.rules.resolves(core.now, &query.name) else {
-        core.stats.refused += 1;
         // Programs such as apt ask for services of a name before they ask for the name itself, and
         // do without.
         let name = without_service(&query.name);
-        if core.rules.resolves(core.now, name).is_none() {
+        if core.rules.resolves(core.now, name).is_some() {
+            core.stats.refused += 1;
+        } else {
             let name = printable(&query.name);
             let help = format!("a rule such as tcp:{name}:443 would allow it");
-            let said = format_args!("refused to resolve {name}: {help}");
-            core.chatter.say(core.now, said);
-            core.journal.refusal("dns.resolve", &name, &help);
+            refuse(core, &query, &help);
         }
         return Verdict::Answer(query.response(Code::Refused));
     };
@@ -116,13 +115,11 @@ fn decide<H: Host>(core: &mut Core<H>, bytes: &[u8]) -> Verdict {
     }
 }
 
-/// A query must not be sent on, as conditions or the ledger have it: tells that, and why.
+/// A query must not be sent on: tells that, and why.
 fn refuse<H: Host>(core: &mut Core<H>, query: &Query, why: &str) {
-    core.stats.refused += 1;
     let name = printable(&query.name);
     let said = format_args!("refused to resolve {name}: {why}");
-    core.chatter.say(core.now, said);
-    core.journal.refusal("dns.resolve", &name, why);
+    core.refuse_act("dns.resolve", &name, said, why);
 }
 
 /// A name without the labels of a service before it (RFC 2782): `_http._tcp.example.org` is about

@@ -453,11 +453,9 @@ impl<H: Host> Tcp<H> {
             match &flow.stage {
                 Stage::Recording(recording) => {
                     let (to, port) = (flow.key.address, flow.key.port);
-                    core.stats.refused += 1;
                     let said = format_args!("refused tcp to {to}:{port}: {UNDECIDED}");
-                    core.chatter.say(core.now, said);
                     let object = format!("tcp {to}:{port}");
-                    core.journal.refusal("net.connect", &object, UNDECIDED);
+                    core.refuse_act("net.connect", &object, said, UNDECIDED);
                     fail(core, &recording.syn, &ErrorKind::TimedOut.into());
                 }
                 Stage::Arrived(arrived) => {
@@ -583,11 +581,8 @@ fn exhausted(key: Key, what: Exhausted) -> Refusal {
 
 /// Tells that a connection of `from` is not handed to the guest, and why.
 fn refuse_outside<H: Host>(core: &mut Core<H>, port: u16, from: SocketAddr, why: &str) {
-    core.stats.refused += 1;
     let said = format_args!("refused a connection of {from} to {port}: {why}");
-    core.chatter.say(core.now, said);
-    let object = journal::listened(port);
-    core.journal.refusal("net.listen", &object, why);
+    core.refuse_act("net.listen", &journal::listened(port), said, why);
 }
 
 /// The stream, when the host has connected it; nothing as long as it tries.
