@@ -8,14 +8,14 @@
 mod guest;
 
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_network::{Fd, Jail, NetworkDescription};
 use bulkhead_record::{Entry, Kind, Verdict};
 use guest::ledger::writer;
-use guest::resolver::resolver;
+use guest::resolver::{resolver, silent};
 use guest::{DNS, Gateway, Guest, MAC, ROUTER, start, start_with};
 use smoltcp::socket::{dns, tcp};
 
@@ -154,11 +154,7 @@ fn names_are_on_record_with_what_they_stand_for() {
 
 #[test]
 fn a_name_that_is_not_on_record_is_asked_of_nobody() {
-    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = tcp.local_addr().unwrap().port();
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    tcp.set_nonblocking(true).unwrap();
-    udp.set_nonblocking(true).unwrap();
+    let (tcp, udp, port) = silent();
     let (gateway, mut guest, entries) =
         recording_in(0, Vec::new(), |described| resolving(described, port));
     assert!(guest.resolve("a.example").is_err());
@@ -178,11 +174,7 @@ fn a_name_that_is_not_on_record_is_asked_of_nobody() {
 
 #[test]
 fn a_record_that_comes_too_late_lets_no_name_be_asked_for() {
-    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = tcp.local_addr().unwrap().port();
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    tcp.set_nonblocking(true).unwrap();
-    udp.set_nonblocking(true).unwrap();
+    let (tcp, udp, port) = silent();
     let (ledger, theirs) = guest::pair();
     let mut described = NetworkDescription::new("test", Fd(4), MAC, Jail::BestEffort);
     (described.ledger, described.actor) = (Some(Fd(60)), Some("demo/test".into()));
@@ -226,11 +218,7 @@ fn a_record_that_comes_too_late_lets_no_name_be_asked_for() {
 fn names_that_nobody_answers_for_have_an_outcome_on_record() {
     for (over_tcp, gone) in [(false, true), (true, true), (true, false)] {
         // They listen, and say nothing.
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        tcp.set_nonblocking(true).unwrap();
-        udp.set_nonblocking(true).unwrap();
+        let (tcp, udp, port) = silent();
         let (mut gateway, mut guest, entries) = recording(|described| resolving(described, port));
         let mut held = None;
         if over_tcp {

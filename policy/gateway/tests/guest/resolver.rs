@@ -4,17 +4,30 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::thread;
 
-/// A resolver on the host's loopback that knows `a.example` alone, and answers each query over UDP
-/// or TCP once.
-pub fn resolver(queries: usize, over_tcp: bool) -> (u16, thread::JoinHandle<Vec<Vec<u8>>>) {
+/// Sockets of a resolver on the host's loopback, and their port.
+pub fn sockets() -> (TcpListener, UdpSocket, u16) {
     // A port that is free for both; another test may have it for one.
-    let (tcp, udp, port) = loop {
+    loop {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = tcp.local_addr().unwrap().port();
         if let Ok(udp) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
-            break (tcp, udp, port);
+            return (tcp, udp, port);
         }
-    };
+    }
+}
+
+/// The same of one that says nothing, and is not waited for.
+pub fn silent() -> (TcpListener, UdpSocket, u16) {
+    let (tcp, udp, port) = sockets();
+    tcp.set_nonblocking(true).unwrap();
+    udp.set_nonblocking(true).unwrap();
+    (tcp, udp, port)
+}
+
+/// A resolver on the host's loopback that knows `a.example` alone, and answers each query over UDP
+/// or TCP once.
+pub fn resolver(queries: usize, over_tcp: bool) -> (u16, thread::JoinHandle<Vec<Vec<u8>>>) {
+    let (tcp, udp, port) = sockets();
     let answer = |query: &[u8]| {
         let mut answer = query.to_vec();
         answer[2] |= 0x80;
