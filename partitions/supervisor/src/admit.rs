@@ -486,16 +486,19 @@ fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, AdmissionError> {
 fn manifests(directory: &Path) -> Result<Vec<Manifest>, Error> {
     let mut manifests = Vec::new();
     for path in documents(directory)? {
-        let unreadable = |error: AdmissionError| Error::StateDir {
-            path: path.clone(),
-            source: io::Error::other(error),
-        };
-        // It may have ended just now.
-        if let Some(bytes) = read(&path, MAX_ENVELOPE_BYTES).map_err(unreadable)? {
-            manifests.push(own_manifest(&bytes, &path)?);
-        }
+        manifests.extend(manifest_at(&path)?);
     }
     Ok(manifests)
+}
+
+/// The manifest of a running partition from its document; nothing of one that may have ended just now.
+fn manifest_at(path: &Path) -> Result<Option<Manifest>, Error> {
+    let unreadable = |error: AdmissionError| Error::StateDir {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    };
+    let bytes = read(path, MAX_ENVELOPE_BYTES).map_err(unreadable)?;
+    bytes.map(|bytes| own_manifest(&bytes, path)).transpose()
 }
 
 /// Paths of the documents in the directory of a system.

@@ -82,7 +82,7 @@ fn of_manifest(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failu
         bytes: None,
     };
     let policy = Policy::new(&partition.grants, loaded.conditions.as_ref());
-    let mut report = report(&policy, partition.conditions, act, &who);
+    let (mut report, _) = report(&policy, partition.conditions, act, &who);
     // With it the manifest would not be started.
     report.in_the_way = in_the_way(loaded.manifest.as_ref(), act, &who);
     Ok(report)
@@ -115,8 +115,8 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     };
     let grants = all.get(&partition).unwrap_or(&none);
     let policy = Policy::new(grants, conditions.as_ref());
-    let mut report = report(&policy, Adherence::Enforce, act, &who);
-    if policy.decide(act, &who).decision.verdict == Verdict::Denied {
+    let (mut report, granted) = report(&policy, Adherence::Enforce, act, &who);
+    if granted == Verdict::Denied {
         let manifest = bulkhead_supervisor::manifest_of(&found, &partition)?;
         report.in_the_way = in_the_way(manifest.as_ref(), act, &who);
     }
@@ -127,8 +127,14 @@ fn of_running(args: &WhyArgs, act: &Act, now: Duration) -> Result<Report, Failur
     Ok(report)
 }
 
-/// `adherence` is that of conditions that do not know it themselves, as those of a whole system.
-fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstances) -> Report {
+/// With it, what the grants alone say. `adherence` is that of conditions that do not know it themselves, as
+/// those of a whole system.
+fn report(
+    policy: &Policy<'_>,
+    adherence: Adherence,
+    act: &Act,
+    who: &Circumstances,
+) -> (Report, Verdict) {
     let answer = policy.decide(act, who);
     let (mut verdict, mut reason) = (word(answer.verdict), answer.reason());
     let granted = answer.decision.verdict;
@@ -147,14 +153,15 @@ fn report(policy: &Policy<'_>, adherence: Adherence, act: &Act, who: &Circumstan
     }
     let (mut would_allow, conditions) = propose(&who.partition, &[(act, answer)]);
     would_allow.extend(conditions);
-    Report {
+    let report = Report {
         verdict,
         act: act.request().to_string(),
         partition: format!("{}/{}", who.system, who.partition),
         reason,
         would_allow,
         in_the_way: Vec::new(),
-    }
+    };
+    (report, granted)
 }
 
 /// Who would not let a partition with this manifest be granted what the act takes: a child has no more than

@@ -2,16 +2,13 @@
 //! denied to everybody. For whoever explains a decision; judging is [`super::Admissions`]'s.
 
 use super::{
-    AdmissionError, LiveHost, ROLES, deny_list, document_path, own_manifest, read, real_path, role,
+    AdmissionError, LiveHost, ROLES, deny_list, document_path, manifest_at, real_path, role,
 };
 use crate::error::Error;
 use crate::state_dir::{Found, StateRoot};
 use bulkhead_capability::{Capability, Grants};
 use bulkhead_manifest::{DenyList, Host, Manifest, lineage};
 use bulkhead_places::Place;
-use bulkhead_signature::MAX_ENVELOPE_BYTES;
-use std::io;
-use std::path::Path;
 
 /// What a partition cannot be granted more than.
 #[derive(Clone, Debug)]
@@ -65,13 +62,5 @@ impl Bounds {
 /// # Errors
 /// It is there and cannot be read.
 pub fn manifest_of(found: &Found, partition: &str) -> Result<Option<Manifest>, Error> {
-    let path = document_path(&found.path, partition);
-    let unreadable = |error: AdmissionError| Error::StateDir {
-        path: path.clone(),
-        source: io::Error::other(error),
-    };
-    let bytes = read(&path, MAX_ENVELOPE_BYTES).map_err(unreadable)?;
-    bytes
-        .map(|bytes| own_manifest(&bytes, Path::new(partition)))
-        .transpose()
+    manifest_at(&document_path(&found.path, partition))
 }

@@ -1,12 +1,13 @@
 //! Partitions that are held to the conditions of ancestors, which others may take the place of while both
 //! run: who they are, and that none begins with conditions that hold no more.
 
-use super::{LiveHost, document_path, manifests};
+use super::{LiveHost, document_path};
 use crate::conditions::PartitionConditions;
 use crate::control::conditions;
 use crate::error::Error;
-use crate::state_dir::{Found, Standing, StateRoot, SystemDir};
+use crate::state_dir::{Found, StateRoot, SystemDir};
 use bulkhead_capability::Adherence;
+use bulkhead_conditions::Inherited;
 use bulkhead_manifest::{Host, Manifest, Partition, System, lineage};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
@@ -28,16 +29,12 @@ pub fn descendants(root: &StateRoot, ancestor: &str) -> Result<Vec<(Found, Strin
         lineage.iter().any(|name| name == ancestor)
             || lineage.last().is_some_and(|last| !runs(last))
     };
-    let mut all = Vec::new();
-    for found in root.list()? {
-        if found.standing != Standing::Live {
-            continue;
-        }
-        for manifest in manifests(&found.path)?.into_iter().filter(may_descend) {
-            all.push((found.clone(), manifest.identity().to_owned()));
-        }
-    }
-    Ok(all)
+    let descend = host.running().iter().filter(|one| may_descend(one));
+    let all = descend.filter_map(|one| {
+        let found = host.system_of(one.identity())?;
+        Some((found.clone(), one.identity().to_owned()))
+    });
+    Ok(all.collect())
 }
 
 /// Waits until nobody else replaces conditions of a partition with a manifest, and holds others off while the
@@ -82,32 +79,34 @@ pub(crate) fn check_inherited(
     root: &StateRoot,
     directory: &SystemDir,
 ) -> Result<(), Error> {
-    for partition in &system.partitions {
-        // Only who has a manifest has a parent.
-        let mandate = partition.mandate.as_ref();
-        let own = mandate.and_then(|_| held.get(&partition.name));
-        for inherited in own.map_or(&[][..], |own| &own.inherited) {
-            let ancestor = &inherited.ancestor;
-            let is_it = |one: &Partition| one.mandate.is_some() && one.name == *ancestor;
-            if system.partitions.iter().any(is_it) {
-                continue;
-            }
-            let host = LiveHost::look(root, Some(directory.path()))?;
-            let now = match host.system_of(ancestor) {
-                Some(found) => conditions(found, ancestor)?,
-                None => None,
-            };
-            // Whether anybody answers for them now is that one's own affair: it may be rebooting.
-            let holds = now.is_some_and(|now| {
-                let learn = now.conditions.adherence == Adherence::Learn;
-                now.conditions.text == inherited.text && learn == inherited.learn
+    // Only who has a manifest has a parent; and conditions within the system are what it starts with.
+    let with_manifest = || system.partitions.iter().filter(|one| one.mandate.is_some());
+    let own = |name: &String| with_manifest().any(|one| one.name == *name);
+    let heirs: Vec<(&Partition, &Inherited)> = with_manifest()
+        .filter_map(|one| Some((one, held.get(&one.name)?)))
+        .flat_map(|(one, held)| held.inherited.iter().map(move |inherited| (one, inherited)))
+        .filter(|(_, inherited)| !own(&inherited.ancestor))
+        .collect();
+    if heirs.is_empty() {
+        return Ok(());
+    }
+    let host = LiveHost::look(root, Some(directory.path()))?;
+    for (partition, inherited) in heirs {
+        let ancestor = &inherited.ancestor;
+        let now = match host.system_of(ancestor) {
+            Some(found) => conditions(found, ancestor)?,
+            None => None,
+        };
+        // Whether anybody answers for them now is that one's own affair: it may be rebooting.
+        let holds = now.is_some_and(|now| {
+            let learn = now.conditions.adherence == Adherence::Learn;
+            now.conditions.text == inherited.text && learn == inherited.learn
+        });
+        if !holds {
+            return Err(Error::ConditionsChanged {
+                partition: partition.name.clone(),
+                ancestor: ancestor.clone(),
             });
-            if !holds {
-                return Err(Error::ConditionsChanged {
-                    partition: partition.name.clone(),
-                    ancestor: ancestor.clone(),
-                });
-            }
         }
     }
     Ok(())
